@@ -1,0 +1,167 @@
+"""Which encoders there are, by name: what a collection keeps, and how a name becomes an encoder."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from indexer.encoders.encoder import Encoder, HashingEncoder
+from indexer.errors import EncoderUnavailableError
+
+COMPACT_FOLDER = Path(__file__).parent / "compact"
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+\Z")
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogEntry:
+    """A named encoder: where it comes from, what it is for. ``hub_id`` is ``None`` for what needs no download."""
+
+    name: str
+    hub_id: str | None
+    revision: str | None
+    pooling: str | None
+    languages: str
+    parameters_m: int | None
+    max_length: int
+    licence: str
+    about: str
+
+
+def _backbone(
+    name: str, hub_id: str, languages: str, parameters_m: int, licence: str, about: str, max_length: int = 512
+) -> CatalogEntry:
+    return CatalogEntry(name, hub_id, None, "mean", languages, parameters_m, max_length, licence, about)
+
+
+_ENTRIES = (
+    CatalogEntry(
+        "compact", None, None, None, "en zh es ja ru nl ro fr de pt it", 60, 512, "MIT", "the shipped retriever"
+    ),
+    CatalogEntry("hashing", None, None, None, "any", None, 512, "MIT", "character n-grams: oracle and cold start"),
+    CatalogEntry(
+        "multiclinicalbert",
+        "YLab-Open/MultiClinicalBERT",
+        "1dd4a44",
+        "mean",
+        "en zh es ja ru",
+        308,
+        512,
+        "MIT",
+        "masked language model on clinical notes: tune it before retrieval",
+    ),
+    _backbone("mbert", "google-bert/bert-base-multilingual-cased", "104 languages", 178, "Apache-2.0", "general"),
+    _backbone("bio-clinicalbert", "emilyalsentzer/Bio_ClinicalBERT", "en", 108, "MIT", "MIMIC-III notes"),
+    _backbone(
+        "bio-discharge-bert", "emilyalsentzer/Bio_Discharge_Summary_BERT", "en", 108, "MIT", "MIMIC-III discharge notes"
+    ),
+    _backbone("biobert", "dmis-lab/biobert-base-cased-v1.2", "en", 108, "see its card", "PubMed"),
+    _backbone(
+        "bioclinical-modernbert",
+        "thomas-sounack/BioClinical-ModernBERT-base",
+        "en",
+        150,
+        "MIT",
+        "biomedical and clinical, long",
+        8192,
+    ),
+    _backbone(
+        "clinical-modernbert", "Simonlee711/Clinical_ModernBERT", "en", 137, "see its card", "PubMed and MIMIC-IV", 8192
+    ),
+    _backbone(
+        "roberta-es-clinical",
+        "PlanTL-GOB-ES/roberta-base-biomedical-clinical-es",
+        "es",
+        126,
+        "Apache-2.0",
+        "Spanish biomedical-clinical",
+    ),
+    _backbone("drbert", "Dr-BERT/DrBERT-7GB", "fr", 111, "Apache-2.0", "French biomedical"),
+    _backbone("gbert-clinical", "GerMedBERT/medbert-512", "de", 109, "Apache-2.0", "German medical"),
+    _backbone(
+        "clinical-longformer-fr", "abazoge/DrLongformer", "fr", 149, "Apache-2.0", "French clinical Longformer", 4096
+    ),
+    _backbone("mbert-galen-es", "IIC/mbert-galen", "es", 178, "see its card", "Spanish clinical mBERT"),
+)
+CATALOG: Mapping[str, CatalogEntry] = {entry.name: entry for entry in _ENTRIES}
+
+
+def default_encoder_name() -> str:
+    """Return ``compact`` where its weights are in the package, else ``hashing``."""
+    return "compact" if (COMPACT_FOLDER / "model.safetensors").is_file() else "hashing"
+
+
+def load_encoder(name: str) -> Encoder:
+    """Return the encoder of a catalog name, a local folder or a hub id that is in the local cache.
+
+    Raises:
+        EncoderUnavailableError: unknown, or not on this machine; the message says how to get it.
+    """
+    if name == "hashing":
+        return HashingEncoder()
+    if name == "compact":
+        return _compact()
+    entry = CATALOG.get(name)
+    if entry is not None and entry.hub_id is not None:
+        return _cached(entry.hub_id, entry.revision, entry.pooling)
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return _from_folder(folder, folder.resolve().name, None)
+    if _HUB_ID.match(name) and not name.startswith((".", "/")):
+        return _cached(name, None, None)
+    raise EncoderUnavailableError(
+        f"no encoder '{name}': give one of {', '.join(CATALOG)}, the path of a model folder, or a hub id"
+    )
+
+
+def fetch(name: str) -> Path:
+    """Download a catalog encoder or hub id into the local cache and return its folder: the one call that goes out.
+
+    Raises:
+        EncoderUnavailableError: the name is no hub model, or the hub does not answer.
+    """
+    entry = CATALOG.get(name)
+    if entry is not None and entry.hub_id is None:
+        raise EncoderUnavailableError(f"'{name}' comes with the package; there is nothing to fetch")
+    hub_id, revision = (entry.hub_id, entry.revision) if entry is not None else (name, None)
+    if hub_id is None or not _HUB_ID.match(hub_id):
+        raise EncoderUnavailableError(f"'{name}' is neither a catalog name nor a hub id such as owner/model")
+    return _snapshot(hub_id, revision, local_only=False)
+
+
+def _compact() -> Encoder:
+    if not (COMPACT_FOLDER / "model.safetensors").is_file():
+        raise EncoderUnavailableError("the shipped retriever's weights are not in this install; use --encoder hashing")
+    from indexer.encoders.packed import PackedEncoder
+
+    return PackedEncoder(COMPACT_FOLDER)
+
+
+def _cached(hub_id: str, revision: str | None, pooling: str | None) -> Encoder:
+    return _from_folder(_snapshot(hub_id, revision, local_only=True), hub_id, pooling)
+
+
+def _from_folder(folder: Path, model_id: str, pooling: str | None) -> Encoder:
+    from indexer.encoders.sentence import SentenceEncoder
+
+    return SentenceEncoder(folder, model_id=model_id, pooling=pooling)
+
+
+def _snapshot(hub_id: str, revision: str | None, *, local_only: bool) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    patterns = ["*.safetensors", "*.json", "*.txt", "*.model", "*/config.json", "README.md"]
+    try:
+        found = snapshot_download(hub_id, revision=revision, local_files_only=local_only, allow_patterns=patterns)
+    except LocalEntryNotFoundError as error:
+        mend = (
+            "check the network"
+            if not local_only
+            else f'run "clinrag encoders fetch {hub_id}" on a machine with network'
+        )
+        raise EncoderUnavailableError(f"{hub_id} is not in the local cache; {mend}") from error
+    except (HfHubHTTPError, OSError) as error:
+        raise EncoderUnavailableError(f"{hub_id} cannot be fetched: {type(error).__name__}") from error
+    return Path(found)

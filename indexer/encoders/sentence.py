@@ -1,0 +1,224 @@
+"""Any sentence-transformers model, by local path or hub id, behind the encoder port.
+
+Nothing is assumed of the architecture: length, pooling, special tokens, prompts and token type ids come from the
+model's own configuration. Hub ids load from the local cache only; `catalog.fetch` is what downloads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from indexer.errors import ArgumentError, EncoderUnavailableError
+from indexer.records import EncoderSpec
+
+if TYPE_CHECKING:
+    import torch
+    from sentence_transformers import SentenceTransformer
+
+_LONGEST_PASSAGE = 8192
+
+
+class SentenceEncoder:
+    """A sentence-transformers directory (or a bare transformers checkpoint, then mean pooling) as an encoder."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        model_id: str | None = None,
+        pooling: str | None = None,
+        device: str | None = None,
+        batch_size: int = 32,
+    ) -> None:
+        """Load from a local folder.
+
+        Args:
+            folder: holds ``modules.json`` (sentence-transformers) or ``config.json`` (transformers).
+            model_id: the name kept in the fingerprint; the folder's name where none is given.
+            pooling: how a bare checkpoint is pooled: ``mean`` (default) or ``cls``. A sentence-transformers folder
+                says it itself.
+            device: a torch device; CUDA where there is one, else the CPU.
+            batch_size: texts in one forward pass.
+
+        Raises:
+            EncoderUnavailableError: the folder holds no model that can be loaded.
+        """
+        self._batch_size = batch_size
+        self._model = _load(folder, pooling or "mean", device)
+        self._tokenizer = _fast_tokenizer(self._model, folder)
+        prompts = {name: text for name, text in (self._model.prompts or {}).items() if text}
+        self._query_prompt = prompts.get("query", "")
+        self._passage_prompt = prompts.get("passage", prompts.get("document", ""))
+        width = self._model.get_embedding_dimension()
+        if width is None:
+            raise EncoderUnavailableError(f"the model in {folder.name} does not say how wide its vectors are")
+        self._max_length = _max_length(self._model)
+        self._spec = EncoderSpec(
+            model_id=model_id or folder.name,
+            weights_sha256=weights_sha256(folder),
+            pooling=_pooling(self._model),
+            query_prompt=self._query_prompt,
+            passage_prompt=self._passage_prompt,
+            dim=int(width),
+            normalize=True,
+            max_length=self._max_length,
+        )
+        overhead = len(self._tokenizer(self._passage_prompt)["input_ids"])
+        self._max_tokens = self._max_length - max(overhead, len(self._tokenizer(self._query_prompt)["input_ids"])) - 2
+
+    @property
+    def spec(self) -> EncoderSpec:
+        """What makes these vectors comparable with others."""
+        return self._spec
+
+    @property
+    def max_tokens(self) -> int:
+        """Tokens of a caller's text that fit into one passage; two are kept back for how joints tokenise."""
+        return self._max_tokens
+
+    @property
+    def device(self) -> str:
+        """Where the model runs, with its dtype: recorded, no part of the fingerprint."""
+        return f"{self._model.device} {next(self._model.parameters()).dtype}"
+
+    def encode_queries(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Return one row a query, ``(n, dim)``."""
+        return self._encode(texts, self._query_prompt)
+
+    def encode_passages(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Return one row a passage, ``(n, dim)``."""
+        return self._encode(texts, self._passage_prompt)
+
+    def token_spans(self, texts: Sequence[str]) -> list[NDArray[np.int64]]:
+        """Return the tokenizer's own spans, ``(n_tokens, 2)`` in code points, without prompt or specials."""
+        if not texts:
+            return []
+        encoded = self._tokenizer(
+            list(texts), add_special_tokens=False, return_offsets_mapping=True, truncation=False, verbose=False
+        )
+        return [np.array(spans, dtype=np.int64).reshape(-1, 2) for spans in encoded["offset_mapping"]]
+
+    def _encode(self, texts: Sequence[str], prompt: str) -> NDArray[np.float32]:
+        rows = np.zeros((len(texts), self._spec.dim), dtype=np.float32)
+        filled = [index for index, text in enumerate(texts) if text.strip()]
+        if not filled:
+            return rows
+        lengths = [len(spans) for spans in self.token_spans([texts[index] for index in filled])]
+        for index, length in zip(filled, lengths, strict=True):
+            if length > self._max_tokens:
+                raise ArgumentError(
+                    f"texts[{index}]", f"has {length} tokens, the encoder takes {self._max_tokens}; cut it into chunks"
+                )
+        vectors = self._model.encode(
+            [texts[index] for index in filled],
+            prompt=prompt or None,
+            batch_size=self._batch_size,
+            show_progress_bar=False,
+            convert_to_numpy=True,
+            normalize_embeddings=False,
+        ).astype(np.float32)
+        norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+        rows[filled] = vectors / np.where(norms > 0, norms, 1.0)
+        return rows
+
+
+def weights_sha256(folder: Path) -> str:
+    """Return one hash over the folder's weight files (names and bytes) and its tokenizer, in hexadecimal.
+
+    Raises:
+        EncoderUnavailableError: the folder holds no safetensors weights (pickled ones are not loaded).
+    """
+    weights = sorted(folder.rglob("*.safetensors"))
+    if not weights:
+        raise EncoderUnavailableError(
+            f"{folder.name} holds no .safetensors weights; pickled ones are not loaded: convert the model first"
+        )
+    total = hashlib.sha256()
+    for path in [*weights, *sorted(folder.glob("tokenizer.json")), *sorted(folder.glob("vocab.txt"))]:
+        total.update(path.relative_to(folder).as_posix().encode())
+        with path.open("rb") as stream:
+            total.update(hashlib.file_digest(stream, "sha256").digest())
+    return total.hexdigest()
+
+
+def _load(folder: Path, pooling: str, device: str | None) -> SentenceTransformer:
+    try:
+        from sentence_transformers import SentenceTransformer
+        from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+        from transformers.utils import logging as transformers_logging
+    except ImportError as error:  # the package is in the core install: this is a broken environment
+        raise EncoderUnavailableError("sentence-transformers cannot be imported; install clinrag again") from error
+    cast(Any, transformers_logging).disable_progress_bar()
+    chosen = device or best_device()
+    options: dict[str, Any] = {"dtype": best_dtype(chosen)}
+    try:
+        if (folder / "modules.json").is_file():
+            model = SentenceTransformer(
+                str(folder), device=chosen, local_files_only=True, trust_remote_code=False, model_kwargs=options
+            )
+        elif (folder / "config.json").is_file():
+            body = Transformer(str(folder), model_kwargs={**options, "local_files_only": True})
+            model = SentenceTransformer(
+                modules=[body, Pooling(body.get_embedding_dimension(), pooling_mode=pooling)], device=chosen
+            )
+        else:
+            raise EncoderUnavailableError(f"{folder.name} holds neither modules.json nor config.json: no model")
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        if isinstance(error, EncoderUnavailableError):
+            raise
+        raise EncoderUnavailableError(f"the model in {folder.name} cannot be loaded: {type(error).__name__}") from error
+    return model.eval()
+
+
+def best_device() -> str:
+    """Return ``cuda`` where there is a device, else ``cpu``."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def best_dtype(device: str) -> torch.dtype:
+    """Return bfloat16 where the hardware multiplies it faster than float32, else float32."""
+    import torch
+
+    if device.startswith("cuda"):
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="ignore") if Path("/proc/cpuinfo").exists() else ""
+    return torch.bfloat16 if "amx_bf16" in flags or "avx512_bf16" in flags else torch.float32
+
+
+def _fast_tokenizer(model: SentenceTransformer, folder: Path) -> Any:
+    tokenizer = model.tokenizer
+    if not getattr(tokenizer, "is_fast", False):
+        raise EncoderUnavailableError(f"{folder.name} has no fast tokenizer (tokenizer.json), which exact spans need")
+    return tokenizer
+
+
+def _max_length(model: SentenceTransformer) -> int:
+    """Return the longest input in tokens: the model's own figure, else its positions, at most 8,192."""
+    stated = model.max_seq_length
+    config = getattr(getattr(model[0], "auto_model", None), "config", None)
+    positions = getattr(config, "max_position_embeddings", None)
+    known = [int(value) for value in (stated, positions) if value]
+    # RoBERTa counts positions from padding_idx + 1, so two of them cannot be used
+    if (
+        config is not None
+        and getattr(config, "model_type", "") in {"roberta", "xlm-roberta", "camembert"}
+        and positions
+    ):
+        known.append(int(positions) - 2)
+    return min([*known, _LONGEST_PASSAGE])
+
+
+def _pooling(model: SentenceTransformer) -> str:
+    for module in model.children():
+        if type(module).__name__ == "Pooling":
+            return str(cast(Any, module).pooling_mode)
+    return json.dumps([type(module).__name__ for module in model.children()])

@@ -1,0 +1,148 @@
+"""The encoder port's suite: every implementation runs it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from indexer.encoders.encoder import Encoder, HashingEncoder
+from indexer.errors import ArgumentError
+
+TEXTS = ["the patient has fever", "sin dolor", "患者発熱無", "жар 38.5", "a", "PAIN! no pain; 2.5 mg"]
+
+
+class EncoderContract:
+    """Subclass it with an `encoder` fixture."""
+
+    def test_rows_are_float32_unit_vectors_in_the_order_of_the_texts(self, encoder: Encoder):
+        rows = encoder.encode_passages(TEXTS)
+        assert rows.shape == (len(TEXTS), encoder.spec.dim)
+        assert rows.dtype == np.float32
+        np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1.0, atol=1e-5)
+        np.testing.assert_allclose(encoder.encode_passages(TEXTS[::-1])[::-1], rows, atol=2e-2)
+
+    def test_no_texts_give_no_rows_of_full_width(self, encoder: Encoder):
+        for rows in (encoder.encode_passages([]), encoder.encode_queries([])):
+            assert rows.shape == (0, encoder.spec.dim)
+            assert rows.dtype == np.float32
+        assert encoder.token_spans([]) == []
+
+    def test_blank_text_is_a_zero_row_and_leaves_the_others_alone(self, encoder: Encoder):
+        rows = encoder.encode_queries(["", "the patient", " \n\u3000"])
+        assert not rows[0].any()
+        assert not rows[2].any()
+        np.testing.assert_allclose(np.linalg.norm(rows[1]), 1.0, atol=1e-5)
+
+    def test_equal_texts_give_equal_rows(self, encoder: Encoder):
+        first, second = encoder.encode_passages(["sin fiebre", "sin fiebre"])
+        np.testing.assert_allclose(first, second, atol=1e-6)
+
+    def test_an_overlong_text_is_refused_by_its_index_and_the_longest_is_taken(self, encoder: Encoder):
+        fits = " ".join(["pain"] * encoder.max_tokens)
+        assert len(encoder.token_spans([fits])[0]) == encoder.max_tokens
+        assert encoder.encode_passages([fits]).shape == (1, encoder.spec.dim)
+        with pytest.raises(ArgumentError, match=r"texts\[1\]"):
+            encoder.encode_passages(["ok", fits + " pain pain"])
+
+    @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(text=st.text(max_size=60))
+    def test_token_spans_ascend_inside_the_text(self, encoder: Encoder, text: str):
+        spans = encoder.token_spans([text])[0]
+        assert spans.dtype == np.int64
+        assert spans.shape[1] == 2
+        assert (spans[:, 0] <= spans[:, 1]).all()
+        assert (np.diff(spans[:, 0]) >= 0).all()
+        assert not len(spans) or (spans[0, 0] >= 0 and spans[-1, 1] <= len(text))
+
+    def test_the_fingerprint_is_stable_and_hexadecimal(self, encoder: Encoder):
+        assert encoder.spec.fingerprint == encoder.spec.fingerprint
+        assert len(encoder.spec.fingerprint) == 64
+
+
+class TestHashing(EncoderContract):
+    @pytest.fixture
+    def encoder(self) -> Encoder:
+        return HashingEncoder()
+
+    def test_a_row_by_hand(self):
+        rows = HashingEncoder(dim=64).encode_passages(["ab"])
+        import zlib
+
+        expected = np.zeros(64)
+        for feature in (" ab ", " ab", "ab "):
+            code = zlib.crc32(feature.encode())
+            expected[code % 64] += 1.0 if (code // 64) % 2 == 0 else -1.0
+        np.testing.assert_allclose(rows[0], expected / np.linalg.norm(expected), atol=1e-6)
+
+    def test_shared_words_are_nearer_than_none(self, encoder: Encoder):
+        apixaban, same, other = encoder.encode_passages(["apixaban 5 mg", "toma apixaban", "glucose normal"])
+        assert apixaban @ same > apixaban @ other
+
+
+@pytest.fixture(scope="session")
+def tiny_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    from tests import tiny_models
+
+    root = tmp_path_factory.mktemp("models")
+    folders = {}
+    for name in ("bert", "modernbert", "roberta"):
+        folder = root / name
+        folder.mkdir()
+        folders[name] = getattr(tiny_models, name)(folder)
+    return folders
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+class TestSentence(EncoderContract):
+    @pytest.fixture(scope="class", params=["bert", "modernbert", "roberta"])
+    def encoder(self, request: pytest.FixtureRequest, tiny_folders: dict[str, Path]) -> Encoder:
+        from indexer.encoders.catalog import load_encoder
+
+        return load_encoder(str(tiny_folders[request.param]))
+
+    def test_mean_pooling_and_length_come_from_the_config(self, tiny_folders: dict[str, Path]):
+        from indexer.encoders.sentence import SentenceEncoder
+
+        long = SentenceEncoder(tiny_folders["modernbert"])
+        short = SentenceEncoder(tiny_folders["bert"])
+        assert long.spec.pooling == short.spec.pooling == "mean"
+        assert (long.spec.max_length, short.spec.max_length) == (1024, 64)
+        assert long.spec.fingerprint != short.spec.fingerprint
+
+    def test_mean_pooling_equals_the_mean_of_the_last_layer(self, tiny_folders: dict[str, Path]):
+        import torch
+        import transformers
+
+        from indexer.encoders.sentence import SentenceEncoder
+
+        folder = tiny_folders["bert"]
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+        body = transformers.AutoModel.from_pretrained(folder).eval()
+        with torch.no_grad():
+            states = body(**tokenizer(["the patient has fever"], return_tensors="pt")).last_hidden_state[0]
+        mean = states.mean(dim=0).numpy()
+        row = SentenceEncoder(folder).encode_passages(["the patient has fever"])[0]
+        assert float(row @ mean / np.linalg.norm(mean)) > 0.999
+
+
+def test_names_that_are_nothing_are_refused_with_the_mend():
+    from indexer.encoders.catalog import load_encoder
+    from indexer.errors import EncoderUnavailableError
+
+    with pytest.raises(EncoderUnavailableError, match="no encoder 'compacct'"):
+        load_encoder("compacct")
+    with pytest.raises(EncoderUnavailableError, match="encoders fetch"):
+        load_encoder("multiclinicalbert")
+
+
+def test_a_folder_without_safetensors_is_refused(tmp_path: Path):
+    from indexer.encoders.catalog import load_encoder
+    from indexer.errors import EncoderUnavailableError
+
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(EncoderUnavailableError):
+        load_encoder(str(tmp_path))
