@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from indexer.errors import ArgumentError
+
+Ids = NDArray[np.int64]
+Scores = NDArray[np.float32]
+
+K1 = 1.2
+B = 0.75
 
 
 class LexicalIndex(Protocol):
@@ -14,28 +24,27 @@ class LexicalIndex(Protocol):
 
     Statistics (how many chunks, their mean length, how many hold a term) are those of ``population``: the chunks that
     a reader could see at all, so that a deleted or later chunk shapes no score. Results are ordered by score
-    descending, then id ascending, and hold only ids that contain a query term. Thread safety as for vectors.
+    descending, then id ascending, and hold only ids that contain a query term. Ids of ``allowed`` and ``population``
+    that are unknown or removed are passed over. Scores are float32. Weights are positive. Searching is safe from many
+    threads at once, also while one thread adds or removes: a search sees the index as it was at one moment. Adding and
+    removing happen under the collection's writer (one thread at a time) and are visible to the next search.
     """
 
     def __len__(self) -> int:
         """Return how many chunks are indexed."""
         ...
 
-    def add(self, ids: NDArray[np.int64], documents: Sequence[Sequence[str]]) -> None:
+    def add(self, ids: Ids, documents: Sequence[Sequence[str]]) -> None:
         """Add the terms (in order, with repeats) of new ids, ascending and above every id added before."""
         ...
 
-    def remove(self, ids: NDArray[np.int64]) -> None:
+    def remove(self, ids: Ids) -> None:
         """Remove chunks; an id that is not there is no error."""
         ...
 
     def search(
-        self,
-        terms: Mapping[str, float],
-        k: int,
-        allowed: NDArray[np.int64] | None = None,
-        population: NDArray[np.int64] | None = None,
-    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        self, terms: Mapping[str, float], k: int, allowed: Ids | None = None, population: Ids | None = None
+    ) -> tuple[Ids, Scores]:
         """Return the k best ``(ids, scores)`` for weighted query terms.
 
         ``allowed`` (sorted ids) bounds what may be returned; ``population`` (sorted ids) what statistics are taken
@@ -46,3 +55,75 @@ class LexicalIndex(Protocol):
     def terms(self) -> list[str]:
         """Return every term that some indexed chunk holds, sorted."""
         ...
+
+
+def checked_ids(ids: Ids, n_documents: int, last_id: int) -> Ids:
+    """Return new ids as they are stored.
+
+    Raises:
+        ArgumentError: another number of documents, or ids that do not ascend from above ``last_id``.
+    """
+    new_ids = np.ascontiguousarray(ids, dtype=np.int64)
+    if new_ids.shape != (n_documents,):
+        raise ArgumentError("ids", f"have shape {new_ids.shape} for {n_documents} documents")
+    if len(new_ids) and (new_ids[0] <= last_id or np.any(np.diff(new_ids) <= 0)):
+        raise ArgumentError("ids", f"must ascend and lie above {last_id}")
+    return new_ids
+
+
+def idf(n_chunks: int, n_holding: int) -> float:
+    """Return the weight of a term that ``n_holding`` of ``n_chunks`` chunks hold. Always above zero."""
+    return math.log1p((n_chunks - n_holding + 0.5) / (n_holding + 0.5))
+
+
+class Bm25Oracle:
+    """The oracle: the formula over dicts, all chunks scored every time, statistics counted anew for each search."""
+
+    def __init__(self) -> None:
+        """Start empty."""
+        self._documents: dict[int, Counter[str]] = {}
+        self._last_id = -1
+
+    def __len__(self) -> int:
+        """Return how many chunks are indexed."""
+        return len(self._documents)
+
+    def add(self, ids: Ids, documents: Sequence[Sequence[str]]) -> None:
+        """Add the terms of new ids."""
+        for new_id, document in zip(checked_ids(ids, len(documents), self._last_id).tolist(), documents, strict=True):
+            self._documents[new_id] = Counter(document)
+            self._last_id = new_id
+
+    def remove(self, ids: Ids) -> None:
+        """Remove chunks; an id that is not there is no error."""
+        for gone in ids.tolist():
+            self._documents.pop(gone, None)
+
+    def search(
+        self, terms: Mapping[str, float], k: int, allowed: Ids | None = None, population: Ids | None = None
+    ) -> tuple[Ids, Scores]:
+        """Return the k best ids and scores."""
+        if k < 1:
+            raise ArgumentError("k", "must be at least 1")
+        seen = {n: self._documents[n] for n in self._documents if population is None or n in set(population.tolist())}
+        mean_length = sum(document.total() for document in seen.values()) / len(seen) if seen else 0.0
+        held = {term: sum(term in document for document in seen.values()) for term in terms}
+        found: list[tuple[float, int]] = []
+        for n, document in self._documents.items():
+            if (allowed is not None and n not in set(allowed.tolist())) or not any(term in document for term in terms):
+                continue
+            relative_length = document.total() / mean_length if mean_length else 1.0
+            total = 0.0
+            for term, weight in terms.items():
+                tf = document[term]
+                total += weight * idf(len(seen), held[term]) * tf * (K1 + 1) / (tf + K1 * (1 - B + B * relative_length))
+            found.append((float(np.float32(total)), n))
+        found.sort(key=lambda hit: (-hit[0], hit[1]))
+        return (
+            np.array([n for _, n in found[:k]], dtype=np.int64),
+            np.array([score for score, _ in found[:k]], dtype=np.float32),
+        )
+
+    def terms(self) -> list[str]:
+        """Return every term that some indexed chunk holds, sorted."""
+        return sorted({term for document in self._documents.values() for term in document})
