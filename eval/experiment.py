@@ -1,0 +1,208 @@
+"""One evaluation: systems over the sets of a suite, kept as files that can be recomputed and compared.
+
+A run's folder holds ``results.json`` (every mean with its interval, and what is needed to compute it again), and for
+each system and set ``<system>/<set>.run`` (TREC run), ``<set>.qrels`` (TREC qrels) and ``<set>.tsv`` (values a query).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from eval.judged import JudgedSet, Run
+from eval.metrics import MEASURES, evaluate, language_shares, ranked
+from eval.statistics import Interval, bootstrap, paired_bootstrap
+from eval.systems import System
+from eval.tasks.declaration import Task, load_tasks
+from eval.tasks.readers import check_task, data_sha256, load_sets
+from indexer.errors import ArgumentError, SourceError
+from indexer.times import iso, now_us
+
+DEPTH = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One system on one set. ``values`` are means by measure, ``interval`` is that of the main measure."""
+
+    task: str
+    set_name: str
+    system: str
+    queries: int
+    corpus: int
+    main_metric: str
+    interval: Interval
+    values: dict[str, float]
+
+
+def run_suite(
+    suite: str,
+    systems: Sequence[System],
+    *,
+    out: Path,
+    data: Path | None,
+    command: str,
+    commit: str | None = None,
+    on_row: Callable[[Row], None] | None = None,
+) -> list[Row]:
+    """Return the rows of a suite, and leave its files in ``out``.
+
+    Raises:
+        ArgumentError: no such suite, or two systems of one name.
+        SourceError: data that a task needs are absent.
+    """
+    if len({system.name for system in systems}) < len(systems):
+        raise ArgumentError("systems", "hold one name twice")
+    tasks = load_tasks(suite)
+    rows: list[Row] = []
+    for task in tasks:
+        check_task(task)
+        for judged in load_sets(task, data):
+            if not judged.queries:
+                continue
+            write_qrels(out / f"{_file(judged.name)}.qrels", judged)
+            for system in systems:
+                row = _score(task, judged, system, out)
+                rows.append(row)
+                if on_row is not None:
+                    on_row(row)
+    record = {
+        "suite": suite,
+        "command": command,
+        "commit": commit or commit_id(),
+        "made_at": iso(now_us()),
+        "hardware": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
+        "data_sha256": {task.name: data_sha256(task, data) for task in tasks},
+        "systems": {system.name: dict(system.description) for system in systems},
+        "rows": [asdict(row) for row in rows],
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "results.json").write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return rows
+
+
+def _score(task: Task, judged: JudgedSet, system: System, out: Path) -> Row:
+    run = system.rank(judged, DEPTH)
+    measures = tuple(dict.fromkeys([judged.main_metric, *MEASURES]))
+    scores = evaluate(judged.qrels, run, measures)
+    values = {name: one.mean for name, one in scores.items()}
+    if len({passage.language for passage in judged.corpus}) > 1:
+        values |= language_shares(judged, run)
+    main = scores[judged.main_metric]
+    folder = out / system.name
+    folder.mkdir(parents=True, exist_ok=True)
+    write_run(folder / f"{_file(judged.name)}.run", run, system.name)
+    lines = [f"{query}\t{value:.6f}" for query, value in zip(main.query_ids, main.per_query, strict=True)]
+    header = f"query\t{judged.main_metric}"
+    (folder / f"{_file(judged.name)}.tsv").write_text("\n".join([header, *lines]) + "\n", encoding="utf-8")
+    return Row(
+        task.name,
+        judged.name,
+        system.name,
+        len(judged.queries),
+        len(judged.corpus),
+        judged.main_metric,
+        bootstrap(main.per_query, samples=2_000),
+        values,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One set under two systems: the paired difference ``first - second`` of the main measure."""
+
+    set_name: str
+    main_metric: str
+    first: float
+    second: float
+    difference: Interval
+
+
+def compare(folder: Path, first: str, second: str, *, other_folder: Path | None = None) -> list[Comparison]:
+    """Return the paired comparison of two systems over every set that both ran.
+
+    Raises:
+        SourceError: a folder holds no values of that system.
+    """
+    sides = [_values(folder, first), _values(other_folder or folder, second)]
+    shared = [name for name in sides[0] if name in sides[1]]
+    if not shared:
+        raise SourceError(f"{first} and {second} share no set: run both on one suite first")
+    found = []
+    for name in shared:
+        (metric, left), (_, right) = sides[0][name], sides[1][name]
+        queries = sorted(set(left) & set(right))
+        a, b = [left[query] for query in queries], [right[query] for query in queries]
+        found.append(Comparison(name, metric, sum(a) / len(a), sum(b) / len(b), paired_bootstrap(a, b)))
+    return found
+
+
+def _values(folder: Path, system: str) -> dict[str, tuple[str, dict[str, float]]]:
+    files = sorted((folder / system).glob("*.tsv"))
+    if not files:
+        raise SourceError(f"{folder.name} holds no values of a system '{system}'")
+    found = {}
+    for file in files:
+        header, *lines = file.read_text(encoding="utf-8").splitlines()
+        pairs = (line.rsplit("\t", 1) for line in lines)
+        found[file.stem] = (header.split("\t")[1], {query: float(value) for query, value in pairs})
+    return found
+
+
+def write_run(path: Path, run: Run, tag: str) -> None:
+    """Write a TREC run: ``query Q0 passage rank score tag``. Blanks in ids become underscores."""
+    lines = []
+    for query in sorted(run):
+        for rank, passage in enumerate(ranked(run[query]), 1):
+            lines.append(f"{_id(query)} Q0 {_id(passage)} {rank} {run[query][passage]:.6f} {tag}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def read_run(path: Path) -> Run:
+    """Return a TREC run, from this package or another.
+
+    Raises:
+        SourceError: a line does not have six fields.
+    """
+    run: Run = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        fields = line.split()
+        if not fields:
+            continue
+        if len(fields) != 6:
+            raise SourceError(f"{path.name}, line {number}: a TREC run has six fields, this line {len(fields)}")
+        run.setdefault(fields[0], {})[fields[2]] = float(fields[4])
+    return run
+
+
+def write_qrels(path: Path, judged: JudgedSet) -> None:
+    """Write TREC qrels: ``query 0 passage grade``."""
+    lines = [f"{_id(q)} 0 {_id(p)} {g}" for q in sorted(judged.qrels) for p, g in sorted(judged.qrels[q].items())]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def commit_id() -> str | None:
+    """Return the commit of the working directory, with ``+changes`` where it is not clean; ``None`` outside git."""
+    try:
+        head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        dirty = subprocess.run(
+            ["git", "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True
+        ).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head + ("+changes" if dirty.strip() else "")
+
+
+def _id(text: str) -> str:
+    return "_".join(text.split())
+
+
+def _file(name: str) -> str:
+    return name.replace("/", ".")

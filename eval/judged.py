@@ -1,0 +1,43 @@
+"""A judged set: queries, a corpus and which passages answer which query. What every retrieval task becomes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+Qrels = Mapping[str, Mapping[str, int]]
+"""Query id to passage id to grade; grades over 0 are relevant."""
+
+Run = dict[str, dict[str, float]]
+"""Query id to passage id to score, higher is better."""
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """One query or passage: its id, its text, its language (ISO 639-1)."""
+
+    text_id: str
+    text: str
+    language: str
+
+
+@dataclass(frozen=True, slots=True)
+class JudgedSet:
+    """One direction of one task, such as ``hpo/zh-en``. ``symmetric``: both sides are of a kind (terms, sentences)."""
+
+    name: str
+    queries: tuple[Text, ...]
+    corpus: tuple[Text, ...]
+    qrels: Qrels
+    main_metric: str
+    symmetric: bool = False
+
+    @property
+    def query_languages(self) -> str:
+        """The languages of the queries, joined by ``+``."""
+        return "+".join(sorted({query.language for query in self.queries}))
+
+    @property
+    def corpus_languages(self) -> str:
+        """The languages of the corpus, joined by ``+``."""
+        return "+".join(sorted({passage.language for passage in self.corpus}))

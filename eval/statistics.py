@@ -1,0 +1,85 @@
+"""How sure a difference is: paired bootstrap over queries, Welch's t-test over seeds, Holm's correction."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from indexer.errors import ArgumentError
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A mean (or a difference of means) with its 95 % interval over ``n`` queries."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+    @property
+    def excludes_zero(self) -> bool:
+        """Whether 0 lies outside the interval."""
+        return self.low > 0.0 or self.high < 0.0
+
+
+def bootstrap(values: Sequence[float], *, samples: int = 10_000, seed: int = 0) -> Interval:
+    """Return the mean with its percentile bootstrap interval (Efron & Tibshirani 1993).
+
+    Raises:
+        ArgumentError: no values.
+    """
+    if not len(values):
+        raise ArgumentError("values", "are empty; there is nothing to estimate")
+    data = np.asarray(values, dtype=np.float64)
+    generator = np.random.default_rng(seed)
+    means = np.empty(samples)
+    step = max(1, 4_000_000 // len(data))  # at most 32 MB of indices at a time
+    for at in range(0, samples, step):
+        rows = generator.integers(0, len(data), size=(min(step, samples - at), len(data)))
+        means[at : at + len(rows)] = data[rows].mean(axis=1)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return Interval(float(data.mean()), float(low), float(high), len(data))
+
+
+def paired_bootstrap(
+    system: Sequence[float], baseline: Sequence[float], *, samples: int = 10_000, seed: int = 0
+) -> Interval:
+    """Return the mean of the per-query differences ``system - baseline`` with its interval.
+
+    Raises:
+        ArgumentError: the two are not of one length, or empty.
+    """
+    if len(system) != len(baseline):
+        raise ArgumentError("values", f"are not paired: {len(system)} against {len(baseline)}")
+    return bootstrap(np.asarray(system) - np.asarray(baseline), samples=samples, seed=seed)
+
+
+def welch(first: Sequence[float], second: Sequence[float]) -> tuple[float, float]:
+    """Return ``(t, p)`` of Welch's unequal-variance t-test (Welch 1947), two-sided.
+
+    Raises:
+        ArgumentError: a side has fewer than two values.
+    """
+    if min(len(first), len(second)) < 2:
+        raise ArgumentError("values", "are fewer than two on a side; run more seeds")
+    from scipy import stats
+
+    outcome = stats.ttest_ind(first, second, equal_var=False)
+    return float(outcome.statistic), float(outcome.pvalue)
+
+
+def holm(p_values: Mapping[str, float]) -> dict[str, float]:
+    """Return p-values adjusted for their number (Holm 1979), under the same names.
+
+    >>> holm({"a": 0.01, "b": 0.04})
+    {'a': 0.02, 'b': 0.04}
+    """
+    adjusted: dict[str, float] = {}
+    worst = 0.0
+    for rank, name in enumerate(sorted(p_values, key=lambda key: p_values[key])):
+        worst = max(worst, min(1.0, p_values[name] * (len(p_values) - rank)))
+        adjusted[name] = worst
+    return {name: adjusted[name] for name in p_values}

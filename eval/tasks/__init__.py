@@ -1,0 +1,1 @@
+"""Evaluation tasks: one declaration a task, one reader a kind of source."""

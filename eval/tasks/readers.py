@@ -1,0 +1,237 @@
+"""From a task's files to judged sets: one reader a kind of source. Data are read by path and never copied."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import random
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from eval import bundled
+from eval.judged import JudgedSet, Text
+from eval.tasks.declaration import SetDeclaration, Task
+from indexer.errors import ArgumentError, SourceError
+
+HELD_OUT_PART = 5
+"""A concept is held out of training when the sha1 of its id, as a number, is divisible by this."""
+
+
+def held_out(concept: str) -> bool:
+    """Return whether a concept is never trained on.
+
+    >>> [concept for concept in ("HP:0000003", "HP:0000008", "HP:0000002") if held_out(concept)]
+    ['HP:0000003']
+    """
+    return int(hashlib.sha1(concept.encode(), usedforsecurity=False).hexdigest(), 16) % HELD_OUT_PART == 0
+
+
+def load_sets(task: Task, data: Path | None) -> list[JudgedSet]:
+    """Return a task's judged sets, one a declared direction.
+
+    Raises:
+        SourceError: the data folder is not given, or a file of the task is absent or not what was declared.
+    """
+    if task.paths and data is None:
+        raise SourceError(f"task {task.name} reads public data: give its folder with --data DIR or CLINRAG_DATA")
+    files = [data / path for path in task.paths] if data is not None else []
+    for file in files:
+        if not file.exists():
+            raise SourceError(
+                f"task {task.name}: {file.name} is not in the data folder; see docs/evaluation.md for sources"
+            )
+    return _READERS[task.kind](task, files)
+
+
+def data_sha256(task: Task, data: Path | None) -> str:
+    """Return one hash over the files that a task reads."""
+    total = hashlib.sha256()
+    files = [data / path for path in task.paths] if data is not None else []
+    if task.kind == "bundled":
+        files = [bundled.notes_path(), bundled.questions_path()]
+    for file in files:
+        for part in sorted(file.iterdir()) if file.is_dir() else [file]:
+            total.update(part.name.encode())
+            total.update(hashlib.sha256(part.read_bytes()).digest())
+    return total.hexdigest()
+
+
+def _rows(path: Path) -> Iterator[dict[str, object]]:
+    with gzip.open(path, "rt", encoding="utf-8", newline="\n") as stream:
+        for number, line in enumerate(stream, 1):
+            try:
+                yield json.loads(line)
+            except ValueError as error:
+                raise SourceError(f"{path.name}, line {number}: not JSON; fetch the file again") from error
+
+
+def _expect(task: Task, **counts: int) -> None:
+    for name, count in counts.items():
+        if name in task.sizes and task.sizes[name] != count:
+            raise SourceError(f"task {task.name} declares {task.sizes[name]} {name}, the files hold {count}")
+
+
+def _beir(task: Task, files: Sequence[Path]) -> list[JudgedSet]:
+    folder = files[0]
+    corpus = [
+        Text(str(r["_id"]), " ".join(filter(None, (str(r.get("title") or ""), str(r["text"])))), str(r["language"]))
+        for r in _rows(folder / "corpus.jsonl.gz")
+    ]
+    queries = [Text(str(r["_id"]), str(r["text"]), str(r["language"])) for r in _rows(folder / "queries.jsonl.gz")]
+    qrels: dict[str, dict[str, int]] = defaultdict(dict)
+    with gzip.open(folder / "qrels.tsv.gz", "rt", encoding="utf-8") as stream:
+        next(stream)
+        for line in stream:
+            query, passage, grade = line.rstrip("\n").split("\t")
+            qrels[query][passage] = int(grade)
+    _expect(task, corpus=len(corpus), queries=len(queries), qrels=sum(map(len, qrels.values())))
+    return [_restrict(task, one, queries, corpus, qrels) for one in task.sets]
+
+
+def _restrict(
+    task: Task,
+    direction: SetDeclaration,
+    queries: Sequence[Text],
+    corpus: Sequence[Text],
+    qrels: Mapping[str, Mapping[str, int]],
+) -> JudgedSet:
+    passages = tuple(passage for passage in corpus if passage.language in direction.corpus)
+    ids = {passage.text_id for passage in passages}
+    asked = []
+    kept: dict[str, dict[str, int]] = {}
+    for query in queries:
+        if query.language not in direction.queries:
+            continue
+        grades = {passage: grade for passage, grade in qrels.get(query.text_id, {}).items() if passage in ids}
+        if grades:
+            asked.append(query)
+            kept[query.text_id] = grades
+    symmetric = bool(task.options.get("symmetric", False))
+    return JudgedSet(f"{task.name}/{direction.name}", tuple(asked), passages, kept, task.main_metric, symmetric)
+
+
+def _aligned(task: Task, files: Sequence[Path]) -> list[JudgedSet]:
+    """Parallel segments: a segment's translations are relevant to it. ``prefixes`` keeps whole documents apart."""
+    prefixes = tuple(str(task.options.get("prefixes", "")).split()) or ("",)
+    rows = [row for file in files for row in _rows(file) if str(row["id"]).startswith(prefixes)]
+    _expect(task, rows=len(rows))
+    mixed = bool(task.options.get("mixed", False))
+    sets = []
+    for direction in task.sets:
+        full = [
+            row for row in rows if all(str(row.get(c, "")).strip() for c in (*direction.queries, *direction.corpus))
+        ]
+        queries = [Text(f"{row['id']}#{c}", str(row[c]), c) for row in full for c in direction.queries]
+        passages: dict[tuple[str, str], Text] = {}
+        owners: dict[tuple[str, str], set[str]] = defaultdict(set)
+        for row in full:
+            for code in direction.corpus:
+                text = str(row[code])
+                passages.setdefault((code, text), Text(f"{row['id']}#{code}", text, code))
+                owners[(code, text)].add(str(row["id"]))
+        relevant: dict[str, dict[str, int]] = defaultdict(dict)
+        for (code, _), passage in zip(passages, passages.values(), strict=True):
+            for owner in owners[(code, passage.text)]:
+                for query_code in direction.queries:
+                    if not (mixed and query_code == code):  # its own text is no translation
+                        relevant[f"{owner}#{query_code}"][passage.text_id] = 1
+        corpus = tuple(passages.values())
+        sets.append(
+            JudgedSet(f"{task.name}/{direction.name}", tuple(queries), corpus, relevant, task.main_metric, True)
+        )
+    return sets
+
+
+def _aligned_notes(task: Task, files: Sequence[Path]) -> list[JudgedSet]:
+    """Whole documents that stand in several files under one id; the file's rows say their language."""
+    prefixes = tuple(str(task.options.get("prefixes", "")).split()) or ("",)
+    texts: dict[str, dict[str, str]] = defaultdict(dict)
+    for file in files:
+        for row in _rows(file):
+            if str(row["id"]).startswith(prefixes):
+                texts[str(row["language"])][str(row["id"])] = str(row["text"])
+    _expect(task, documents=sum(map(len, texts.values())))
+    sets = []
+    for direction in task.sets:
+        (language,), (target,) = direction.queries, direction.corpus
+        shared = sorted(set(texts[language]) & set(texts[target]))
+        queries = tuple(Text(f"{note}#{language}", texts[language][note], language) for note in shared)
+        corpus = tuple(Text(f"{note}#{target}", texts[target][note], target) for note in shared)
+        qrels = {f"{note}#{language}": {f"{note}#{target}": 1} for note in shared}
+        sets.append(JudgedSet(f"{task.name}/{direction.name}", queries, corpus, qrels, task.main_metric, True))
+    return sets
+
+
+def _terms(task: Task, files: Sequence[Path]) -> list[JudgedSet]:
+    """Labels of concepts: a foreign label's English label is relevant, and every concept of the same English text."""
+    rows = [row for file in files for row in _rows(file) if row.get("kind") == "label"]
+    pool_size = int(task.options.get("pool", 0))
+    statuses = set(str(task.options.get("statuses", "")).split())
+    only_held_out = bool(task.options.get("held_out", False))
+    labels: dict[str, dict[str, str]] = defaultdict(dict)
+    for row in rows:
+        concept, language = str(row["concept"]), str(row["language"])
+        if only_held_out and not held_out(concept):
+            continue
+        if statuses and row.get("status") and str(row["status"]) not in statuses:
+            continue
+        labels[language].setdefault(concept, str(row["term"]).strip())
+    sets = []
+    for direction in task.sets:
+        (language,), (target,) = direction.queries, direction.corpus
+        shared = sorted(set(labels[language]) & set(labels[target]))
+        pool = sorted(labels[target])
+        if pool_size and len(pool) > pool_size:
+            chosen = random.Random(0).sample(shared, min(pool_size, len(shared)))  # noqa: S311 - a fixed sample
+            rest = sorted(set(pool) - set(chosen))
+            filler = random.Random(1).sample(rest, max(0, pool_size - len(chosen)))  # noqa: S311
+            pool, shared = sorted([*chosen, *filler]), sorted(chosen)
+        by_text: dict[str, str] = {}
+        for concept in pool:
+            by_text.setdefault(labels[target][concept].casefold(), concept)
+        corpus = tuple(Text(by_text[text], labels[target][by_text[text]], target) for text in by_text)
+        queries = tuple(Text(f"{concept}#{language}", labels[language][concept], language) for concept in shared)
+        qrels = {f"{concept}#{language}": {by_text[labels[target][concept].casefold()]: 1} for concept in shared}
+        sets.append(JudgedSet(f"{task.name}/{direction.name}", queries, corpus, qrels, task.main_metric, True))
+    _expect(task, labels=sum(map(len, labels.values())))
+    return sets
+
+
+def _bundled(task: Task, files: Sequence[Path]) -> list[JudgedSet]:
+    """The bundled questions against the bundled notes, whole: a note that holds a relevant span answers."""
+    notes = [json.loads(line) for line in bundled.notes_path().read_text(encoding="utf-8").splitlines() if line]
+    hidden = {target for note in notes for target in note.get("replaces", ())}
+    visible = [n for n in notes if n.get("status") != "entered-in-error" and n["id"] not in hidden]
+    corpus = [Text(note["id"], note["text"], note["language"]) for note in visible]
+    ids = {passage.text_id for passage in corpus}
+    queries, qrels = [], {}
+    for question in bundled.load_questions():
+        grades = {span.note_id: 1 for span in question.relevant if span.note_id in ids}
+        if question.answerable and grades:
+            queries.append(Text(question.question_id, question.question, question.language))
+            qrels[question.question_id] = grades
+    _expect(task, corpus=len(corpus), queries=len(queries))
+    return [_restrict(task, one, queries, corpus, qrels) for one in task.sets]
+
+
+_READERS: Mapping[str, Callable[[Task, Sequence[Path]], list[JudgedSet]]] = {
+    "beir": _beir,
+    "aligned": _aligned,
+    "aligned_notes": _aligned_notes,
+    "terms": _terms,
+    "bundled": _bundled,
+}
+
+
+def check_task(task: Task) -> None:
+    """Refuse a declaration that no reader can read.
+
+    Raises:
+        ArgumentError: the kind is unknown or a term set has several languages on a side.
+    """
+    if task.kind not in _READERS:
+        raise ArgumentError("kind", f"'{task.kind}' of task {task.name} is none of {', '.join(_READERS)}")
+    if task.kind == "terms" and any(len(one.queries) != 1 or len(one.corpus) != 1 for one in task.sets):
+        raise ArgumentError("sets", f"of term task {task.name} must have one language on each side")
