@@ -1,0 +1,223 @@
+"""Measures, intervals, readers and a whole run, on fixtures small enough to check by hand."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from eval.experiment import compare, read_run, run_suite, write_run
+from eval.judged import JudgedSet, Text
+from eval.metrics import evaluate, language_shares
+from eval.report import load_results, table, write_report
+from eval.statistics import bootstrap, holm, paired_bootstrap, welch
+from eval.systems import DenseSystem, FusedSystem, LexicalSystem
+from eval.tasks.declaration import FOLDER, SetDeclaration, Task, load_tasks
+from eval.tasks.readers import check_task, held_out, load_sets
+from indexer.encoders.encoder import HashingEncoder
+from indexer.errors import ArgumentError, SourceError
+from indexer.store.lexical import Bm25Oracle
+
+
+def judged_by_hand() -> JudgedSet:
+    corpus = (Text("d1", "apixaban 5 mg", "en"), Text("d2", "fiebre alta", "es"), Text("d3", "normal", "en"))
+    queries = (Text("q1", "apixaban", "es"), Text("q2", "fiebre", "en"))
+    return JudgedSet("hand/es-en", queries, corpus, {"q1": {"d1": 1}, "q2": {"d2": 1}}, "nDCG@10")
+
+
+def test_measures_by_hand_and_an_unanswered_query_counts_as_zero():
+    qrels = {"q1": {"a": 1, "b": 1}, "q2": {"c": 1}}
+    scores = evaluate(qrels, {"q1": {"x": 3.0, "a": 2.0, "b": 1.0}}, ["nDCG@10", "RR@10", "R@1", "Success@1"])
+    ideal = 1 + 1 / math.log2(3)
+    assert scores["nDCG@10"].per_query == pytest.approx(((1 / math.log2(3) + 1 / 2) / ideal, 0.0))
+    assert scores["RR@10"].mean == pytest.approx(0.25)
+    assert scores["R@1"].mean == scores["Success@1"].mean == 0.0
+
+
+def test_an_unknown_measure_is_refused():
+    with pytest.raises(ArgumentError, match="nDCGG@10"):
+        evaluate({"q": {"d": 1}}, {"q": {"d": 1.0}}, ["nDCGG@10"])
+
+
+def test_language_shares_by_hand():
+    judged = judged_by_hand()
+    run = {"q1": {"d2": 2.0, "d1": 1.0}, "q2": {"d1": 3.0, "d3": 2.0, "d2": 1.0}}
+    shares = language_shares(judged, run, k=2)
+    assert shares["Max@R"] == pytest.approx((1 + 0) / 2)
+    assert shares["same_language_unrelated"] == pytest.approx((1 / 2 + 2 / 2) / 2)
+
+
+def test_the_bootstrap_covers_the_mean_and_a_clear_difference_excludes_zero():
+    generator = np.random.default_rng(3)
+    values = generator.normal(0.6, 0.1, 400)
+    interval = bootstrap(values)
+    assert interval.low < 0.6 < interval.high
+    assert paired_bootstrap(values + 0.05, values).excludes_zero
+    assert not paired_bootstrap(values, values).excludes_zero
+    assert bootstrap(values) == bootstrap(values)
+    with pytest.raises(ArgumentError, match="paired"):
+        paired_bootstrap([1.0], [1.0, 2.0])
+    with pytest.raises(ArgumentError, match="empty"):
+        bootstrap([])
+
+
+def test_the_interval_has_its_coverage_on_a_null_difference():
+    generator = np.random.default_rng(11)
+    hits = sum(
+        not paired_bootstrap(generator.normal(size=60), generator.normal(size=60), samples=400).excludes_zero
+        for _ in range(200)
+    )
+    assert 0.88 <= hits / 200 <= 0.99
+
+
+def test_welch_equals_the_formula():
+    first, second = [0.61, 0.63, 0.62], [0.55, 0.58, 0.51]
+    a, b = np.array(first), np.array(second)
+    t = (a.mean() - b.mean()) / math.sqrt(a.var(ddof=1) / 3 + b.var(ddof=1) / 3)
+    assert welch(first, second)[0] == pytest.approx(t)
+    with pytest.raises(ArgumentError, match="seeds"):
+        welch([1.0], second)
+
+
+@given(st.dictionaries(st.text(min_size=1, max_size=3), st.floats(0, 1), min_size=1, max_size=8))
+def test_holm_never_lowers_a_p_value_and_keeps_the_order(p_values: dict[str, float]):
+    adjusted = holm(p_values)
+    assert list(adjusted) == list(p_values)
+    for name, value in p_values.items():
+        assert value <= adjusted[name] <= 1.0
+    order = sorted(p_values, key=lambda name: p_values[name])
+    assert [adjusted[name] for name in order] == sorted(adjusted.values())
+
+
+def systems() -> list:
+    def analyze(text: str, language: str | None) -> list[str]:
+        return text.split()
+
+    def analyze_query(text: str, languages) -> dict[str, float]:
+        return dict.fromkeys(text.split(), 1.0)
+
+    lexical = LexicalSystem("bm25", Bm25Oracle, analyze, analyze_query)
+    dense = DenseSystem("hashing", HashingEncoder())
+    return [dense, lexical, FusedSystem("hybrid", [dense, lexical])]
+
+
+def test_systems_rank_the_right_passage_first():
+    judged = judged_by_hand()
+    for system in systems():
+        run = system.rank(judged, 10)
+        scores = evaluate(judged.qrels, run, ["RR@10"])
+        assert scores["RR@10"].mean == 1.0, system.name
+
+
+@pytest.mark.parametrize("correction", ["mean", "whiten"])
+def test_corrected_vectors_still_rank(correction: str):
+    judged = judged_by_hand()
+    run = DenseSystem("corrected", HashingEncoder(), correction=correction).rank(judged, 2)
+    assert all(len(scores) == 2 for scores in run.values())
+    assert all(np.isfinite(list(scores.values())).all() for scores in run.values())
+
+
+def test_a_run_survives_its_file(tmp_path: Path):
+    run = {"q1": {"d1": 2.5, "d2": 1.0}, "q2": {"d3": 0.25}}
+    write_run(tmp_path / "a.run", run, "tag")
+    assert read_run(tmp_path / "a.run") == run
+    (tmp_path / "bad.run").write_text("q1 Q0 d1 1\n")
+    with pytest.raises(SourceError, match=r"bad\.run, line 1"):
+        read_run(tmp_path / "bad.run")
+
+
+def gz(path: Path, rows: list[dict]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with gzip.open(path, "wt", encoding="utf-8") as stream:
+        stream.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def declared(kind: str, paths: tuple[str, ...], sets, options=None, sizes=None) -> Task:
+    directions = tuple(SetDeclaration(tuple(q), tuple(c)) for q, c in sets)
+    return Task("t", kind, "here", "MIT", "any", "Success@1", paths, sizes or {}, options or {}, directions, ("s",))
+
+
+def test_aligned_segments_answer_their_translations_and_equal_texts_share(tmp_path: Path):
+    rows = [
+        {"id": "doc1:1", "en": "fever", "es": "fiebre", "zh": "发热"},
+        {"id": "doc1:2", "en": "fever", "es": "calentura", "zh": "发烧"},
+        {"id": "doc2:1", "en": "cough", "es": "tos", "zh": "咳嗽"},
+    ]
+    gz(tmp_path / "p.jsonl.gz", rows)
+    one = declared("aligned", ("p.jsonl.gz",), [(["es"], ["en"]), (["en"], ["en", "es", "zh"])], {"mixed": True})
+    to_english, mixed = load_sets(one, tmp_path)
+    assert [passage.text for passage in to_english.corpus] == ["fever", "cough"]
+    assert to_english.qrels["doc1:2#es"] == {"doc1:1#en": 1}
+    assert set(mixed.qrels["doc2:1#en"]) == {"doc2:1#es", "doc2:1#zh"}
+    only = declared("aligned", ("p.jsonl.gz",), [(["es"], ["en"])], {"prefixes": "doc2"})
+    assert len(load_sets(only, tmp_path)[0].queries) == 1
+
+
+def test_terms_keep_only_held_out_concepts(tmp_path: Path):
+    concepts = [f"HP:{number:07d}" for number in range(1, 60)]
+    rows = [{"concept": c, "language": "en", "term": f"term {c}", "kind": "label"} for c in concepts]
+    rows += [{"concept": c, "language": "zh", "term": f"词 {c}", "kind": "label"} for c in concepts]
+    gz(tmp_path / "hpo.jsonl.gz", rows)
+    (found,) = load_sets(declared("terms", ("hpo.jsonl.gz",), [(["zh"], ["en"])], {"held_out": True}), tmp_path)
+    assert {query.text_id.split("#")[0] for query in found.queries} == {c for c in concepts if held_out(c)}
+    assert 0 < len(found.queries) < len(concepts) / 2
+
+
+def test_beir_sets_are_restricted_to_a_direction_and_counted(tmp_path: Path):
+    folder = tmp_path / "set"
+    gz(
+        folder / "corpus.jsonl.gz",
+        [{"_id": "a-en", "text": "x", "language": "en"}, {"_id": "a-es", "text": "y", "language": "es"}],
+    )
+    gz(folder / "queries.jsonl.gz", [{"_id": "q-es", "text": "q", "language": "es"}])
+    with gzip.open(folder / "qrels.tsv.gz", "wt") as stream:
+        stream.write("query-id\tcorpus-id\tscore\nq-es\ta-en\t1\nq-es\ta-es\t1\n")
+    (found,) = load_sets(declared("beir", ("set",), [(["es"], ["en"])], sizes={"corpus": 2}), tmp_path)
+    assert found.qrels == {"q-es": {"a-en": 1}}
+    assert found.corpus_languages == "en"
+    with pytest.raises(SourceError, match="declares 3 corpus, the files hold 2"):
+        load_sets(declared("beir", ("set",), [(["es"], ["en"])], sizes={"corpus": 3}), tmp_path)
+
+
+def test_every_declaration_can_be_read_and_says_where_its_data_come_from():
+    names = [path.stem for path in FOLDER.glob("*.toml")]
+    assert names
+    for name in names:
+        (task,) = [task for task in load_tasks(name) if task.name == name]
+        check_task(task)
+        assert task.licence
+        assert task.sets
+    with pytest.raises(ArgumentError, match="none of"):
+        load_tasks("nothing")
+
+
+def test_a_task_without_its_data_says_how_to_give_them(tmp_path: Path):
+    (task,) = load_tasks("xlinghealth_liveqa")
+    with pytest.raises(SourceError, match="--data DIR"):
+        load_sets(task, None)
+    with pytest.raises(SourceError, match="xlinghealth_liveqa is not in the data folder"):
+        load_sets(task, tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_the_smoke_suite_runs_reports_and_compares(tmp_path: Path):
+    rows = run_suite("smoke", systems(), out=tmp_path, data=None, command="test")
+    assert {row.system for row in rows} == {"hashing", "bm25", "hybrid"}
+    results = load_results(tmp_path)
+    assert results["command"] == "test"
+    assert len(results["data_sha256"]["bundled"]) == 64
+    text = table(results["rows"])
+    assert "hybrid" in text.splitlines()[0]
+    found = compare(tmp_path, "hybrid", "hashing")
+    assert {one.set_name for one in found} == {row.set_name.replace("/", ".") for row in rows}
+    page = write_report(tmp_path).read_text(encoding="utf-8")
+    assert "data:image/png;base64," in page
+    assert "http" not in page.split("</style>")[1]
+    with pytest.raises(SourceError, match="no values of a system 'nothing'"):
+        compare(tmp_path, "nothing", "hashing")
