@@ -1,0 +1,104 @@
+"""How does a question become a cited answer? Search, context, generator, gate."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from indexer.records import Coverage, Scope
+from indexer.text.language import identify
+from rag.cite import Citation, Cited, Similarity, cite
+from rag.context import CountTokens, build_context, characters
+from rag.generate import Generator, Prompt
+from rag.phrases import phrases, spoken
+from rag.search import Hit, LanguagePolicy, SearchRequest, check_text, checked, matching, search_view
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from indexer.collection import Collection
+
+    from indexer.encoders.encoder import Encoder
+
+
+class AnswerStatus(StrEnum):
+    """Whether the notes support an answer."""
+
+    ANSWERED = "answered"
+    INSUFFICIENT_EVIDENCE = "insufficient_evidence"
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerRequest:
+    """What to ask, of which notes; ``k`` hits are read."""
+
+    question: str
+    scope: Scope = Scope()  # noqa: RUF009 - frozen
+    k: int = 10
+    language_policy: LanguagePolicy = "balanced"
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An answer whose marks ``[1]`` to ``[n]`` are its ``citations``, or the not-found sentence without any."""
+
+    question: str
+    status: AnswerStatus
+    answer: str
+    language: str
+    citations: tuple[Citation, ...]
+    coverage: Coverage
+    degraded: tuple[str, ...]
+    hits: tuple[Hit, ...]
+
+
+def answer(collection: Collection, encoder: Encoder | None, request: AnswerRequest, generator: Generator) -> Answer:
+    """Return what the notes in scope say to a question, sentence by sentence with the place where they say it.
+
+    Raises:
+        ArgumentError, TooLargeError: as `rag.search.search`, for ``question``.
+        GeneratorError: the generator failed.
+    """
+    check_text("question", request.question)
+    wanted = checked(SearchRequest(request.question, request.scope, request.k, "hybrid", request.language_policy))
+    usable = matching(collection, encoder)
+    view = collection.view(wanted.scope)
+    found = search_view(view, collection.name, usable, wanted)
+    language = spoken(identify(request.question))
+    context = build_context(view, found.passages, count_tokens=_counter(usable))
+    statements = generator.generate(Prompt(request.question, language, context)) if context else ()
+    cited = cite(statements, context, view.note_text, _similarity(usable))
+    if not cited.citations:
+        cited = Cited(phrases(language).not_found(found.result.coverage), ())
+    return Answer(
+        question=request.question,
+        status=AnswerStatus.ANSWERED if cited.citations else AnswerStatus.INSUFFICIENT_EVIDENCE,
+        answer=cited.text,
+        language=language,
+        citations=cited.citations,
+        coverage=found.result.coverage,
+        degraded=found.result.degraded,
+        hits=found.result.hits,
+    )
+
+
+def _counter(encoder: Encoder | None) -> CountTokens:
+    """Return what counts tokens: the encoder's own tokenizer, which needs no network, or characters."""
+    if encoder is None:
+        return characters
+    return lambda text: len(encoder.token_spans([text])[0])
+
+
+def _similarity(encoder: Encoder | None) -> Similarity | None:
+    """Return what compares a statement with sentences across languages."""
+    if encoder is None:
+        return None
+
+    def compare(statement: str, sentences: Sequence[str]) -> NDArray[np.float32]:
+        return np.asarray(encoder.encode_passages(sentences) @ encoder.encode_passages([statement])[0])
+
+    return compare

@@ -1,0 +1,150 @@
+"""Where exactly does it say so? Statements become answers only through quotes that stand in a stored note."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from indexer.errors import DamagedError
+from indexer.records import Span
+from rag.context import ContextPassage
+
+NoteText = Callable[[str, int], str]
+Similarity = Callable[[str, Sequence[str]], NDArray[np.float32]]
+"""How near each of some sentences is to a statement, ``(n,)``: an encoder's, across languages."""
+
+_MARKS = re.compile(r"\[\s*\d+(?:\s*[,;，、]\s*\d+)*\s*\]")
+_NUMBER = re.compile(r"\d+")
+_WIDE = str.maketrans("［］【】〔〕", "[][][]")
+_MARKS_AFTER_STOP = re.compile(r"([.!?。！？…]+[\"'”’»」』）)]*)((?:\s*" + _MARKS.pattern + r")+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """A sentence of a draft and the numbers of the passages that it says it rests on."""
+
+    text: str
+    passages: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Citation:
+    """Mark ``[n]`` of an answer: ``quote`` is the note version's text from ``start`` to ``end``, exactly."""
+
+    n: int
+    note_id: str
+    version: int
+    chunk_id: str
+    start: int
+    end: int
+    quote: str
+
+
+@dataclass(frozen=True, slots=True)
+class Cited:
+    """What passed the gate: the text with its marks, and one citation a mark, numbered from 1 without gaps."""
+
+    text: str
+    citations: tuple[Citation, ...]
+
+
+def read_marks(text: str) -> tuple[str, tuple[int, ...]]:
+    """Return a sentence without its marks, and the passage numbers they name, in order, each once.
+
+    >>> read_marks("INR was 2.4 [2][1, 2].")
+    ('INR was 2.4.', (2, 1))
+    """
+    numbers = [int(number) for marks in _MARKS.findall(text) for number in _NUMBER.findall(marks)]
+    bare = re.sub(r"\s+(?=[.!?,;:。！？，；：]|$)", "", _MARKS.sub("", text)).strip()
+    return bare, tuple(dict.fromkeys(numbers))
+
+
+def marks_inside(text: str) -> str:
+    """Return a written text with each mark inside the sentence it belongs to: before the full stop, in ``[n]`` form.
+
+    >>> marks_inside("Warfarin was stopped. [1] INR was high。【2】")
+    'Warfarin was stopped [1]. INR was high [2]。'
+    """
+    return _MARKS_AFTER_STOP.sub(lambda match: f" {match.group(2).strip()}{match.group(1)}", text.translate(_WIDE))
+
+
+def cite(
+    statements: Sequence[Statement],
+    passages: Sequence[ContextPassage],
+    note_text: NoteText,
+    similarity: Similarity | None = None,
+) -> Cited:
+    """Return the statements that rest on a passage, each with marks to the sentences that say so.
+
+    A statement without a valid mark is dropped. A quote is the statement itself where the passage holds it verbatim,
+    else the passage's sentence that is most like it.
+
+    Raises:
+        DamagedError: a passage is not what its note says at that place.
+    """
+    known = {passage.n: passage for passage in passages}
+    numbers: dict[tuple[str, int, int, int], int] = {}
+    citations: list[Citation] = []
+    lines: list[str] = []
+    for statement in statements:
+        named = [known[n] for n in statement.passages if n in known]
+        text = plain(statement.text)
+        if not named or not text:
+            continue
+        marks = []
+        for passage in named:
+            span = find_quote(statement.text, passage, similarity)
+            key = (passage.note_id, passage.version, span.start, span.end)
+            if key not in numbers:
+                numbers[key] = len(citations) + 1
+                citations.append(_citation(numbers[key], passage, span, note_text))
+            marks.append(numbers[key])
+        lines.append(f"{text} " + "".join(f"[{n}]" for n in dict.fromkeys(marks)))
+    return Cited("\n".join(lines), tuple(citations))
+
+
+def plain(text: str) -> str:
+    r"""Return a text on one line, in which nothing looks like a mark of ours.
+
+    >>> plain("see [3],\n page 2")
+    'see (3), page 2'
+    """
+    return _MARKS.sub(lambda match: f"({match.group()[1:-1]})", " ".join(text.split()))
+
+
+def find_quote(statement: str, passage: ContextPassage, similarity: Similarity | None = None) -> Span:
+    """Return the span of the passage's note that a statement rests on."""
+    at = passage.text.find(statement)
+    if statement and at >= 0:
+        return Span(passage.start + at, passage.start + at + len(statement))
+    sentences = passage.sentences()
+    texts = [passage.quote(span) for span in sentences]
+    scores = np.array([_overlap(statement, text) for text in texts], dtype=np.float32)
+    if similarity is not None:
+        near = similarity(statement, texts)
+        scores = scores + (near - near.min()) / max(float(near.max() - near.min()), 1e-6)
+    return sentences[int(np.argmax(scores))]
+
+
+def _citation(n: int, passage: ContextPassage, span: Span, note_text: NoteText) -> Citation:
+    quote = passage.quote(span)
+    if not quote or note_text(passage.note_id, passage.version)[span.start : span.end] != quote:
+        raise DamagedError(f"a quote is not in note {passage.note_id} version {passage.version} where it should be")
+    return Citation(n, passage.note_id, passage.version, passage.chunk_at(span.start), span.start, span.end, quote)
+
+
+def _overlap(one: str, other: str) -> float:
+    """Return the share of character trigrams (bigrams of short texts) that two texts have in common: Dice's measure."""
+    left, right = _grams(one), _grams(other)
+    return 2 * len(left & right) / (len(left) + len(right)) if left and right else 0.0
+
+
+def _grams(text: str) -> set[str]:
+    folded = "".join(character for character in text.casefold() if character.isalnum())
+    return {folded[at : at + 3] for at in range(len(folded) - 2)} | {
+        folded[at : at + 2] for at in range(len(folded) - 1)
+    }

@@ -1,0 +1,159 @@
+"""What does a generator get to read? Numbered passages of stored notes, under a token budget."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from indexer.records import Span
+from indexer.text.sentences import split_sentences
+
+if TYPE_CHECKING:
+    from indexer.collection import Passage, View
+
+TOKEN_BUDGET = 3000
+"""Tokens of note text that a generator is given."""
+
+WINDOW_CHARS = 400
+"""A passage shorter than this is widened by its neighbours in the note, as far as they fit."""
+
+CountTokens = Callable[[str], int]
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkSpan:
+    """Where a chunk lies in its note."""
+
+    chunk_id: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class ContextPassage:
+    """Passage ``n`` of a context: a run of neighbouring chunks of one note version around one hit or more.
+
+    ``text`` is the note's text from ``start`` to ``end``; ``chunks`` are those it is made of, in order.
+    """
+
+    n: int
+    note_id: str
+    version: int
+    language: str | None
+    note_type: str | None
+    authored_at: str | None
+    section_title: str | None
+    start: int
+    end: int
+    text: str
+    chunks: tuple[ChunkSpan, ...]
+
+    def sentences(self) -> list[Span]:
+        """Return the passage's sentences as spans of the note, none crossing a chunk."""
+        spans = []
+        for chunk in self.chunks:
+            text = self.text[chunk.start - self.start : chunk.end - self.start]
+            spans += [
+                Span(chunk.start + span.start, chunk.start + span.end) for span in split_sentences(text, self.language)
+            ]
+        return spans
+
+    def quote(self, span: Span) -> str:
+        """Return the note's text under a span of this passage."""
+        return self.text[span.start - self.start : span.end - self.start]
+
+    def chunk_at(self, start: int) -> str:
+        """Return the id of the chunk that holds the character at ``start``, or the nearest one before it."""
+        return max((chunk for chunk in self.chunks if chunk.start <= start), key=lambda chunk: chunk.start).chunk_id
+
+
+def characters(text: str) -> int:
+    """Return a cautious count of tokens without a tokenizer: three bytes of UTF-8 a token.
+
+    >>> characters("warfarin")
+    3
+    """
+    return -(-len(text.encode()) // 3)
+
+
+def build_context(
+    view: View, hits: Sequence[Passage], *, budget: int = TOKEN_BUDGET, count_tokens: CountTokens = characters
+) -> tuple[ContextPassage, ...]:
+    """Return numbered passages in the order of the hits, until the budget is used up; the first is always there.
+
+    Hits that touch each other in a note become one passage, at the place of the better one, so no text comes twice.
+    """
+    runs: list[list[Passage]] = []
+    taken: dict[int, list[Passage]] = {}
+    for hit in hits:
+        if hit.row in taken:
+            continue
+        run = _window(view, hit, taken)
+        touching = [taken[row] for row in (run[0].row - 1, run[-1].row + 1) if row in taken]
+        home = next((other for other in touching if _same_note(other[0], hit)), None)
+        if home is None:
+            runs.append(run)
+            home = run
+        else:
+            home.extend(run)
+            home.sort(key=lambda passage: passage.start)
+        taken.update({passage.row: home for passage in run})
+    return _numbered(view, runs, budget, count_tokens)
+
+
+def _window(view: View, hit: Passage, taken: dict[int, list[Passage]]) -> list[Passage]:
+    """Return the hit with neighbouring chunks of its note that are in scope, while the window stays small."""
+    run = [hit]
+    for step in (-1, 1):
+        while run[-1].end - run[0].start < WINDOW_CHARS:
+            row = (run[0] if step < 0 else run[-1]).row + step
+            if row in taken or not _visible(view, row):
+                break
+            neighbour = view.passages([row])[0]
+            longest = max(neighbour.end, run[-1].end) - min(neighbour.start, run[0].start)
+            if not _same_note(neighbour, hit) or longest > 2 * WINDOW_CHARS:
+                break
+            run.insert(0 if step < 0 else len(run), neighbour)
+    return run
+
+
+def _visible(view: View, row: int) -> bool:
+    at = int(np.searchsorted(view.rows, row))
+    return at < len(view.rows) and int(view.rows[at]) == row
+
+
+def _same_note(one: Passage, other: Passage) -> bool:
+    return (one.note_id, one.version) == (other.note_id, other.version)
+
+
+def _numbered(
+    view: View, runs: Sequence[Sequence[Passage]], budget: int, count_tokens: CountTokens
+) -> tuple[ContextPassage, ...]:
+    numbered: list[ContextPassage] = []
+    used = 0
+    for run in runs:
+        first, start, end = run[0], run[0].start, run[-1].end
+        text = view.note_text(first.note_id, first.version)[start:end]
+        cost = count_tokens(text)
+        if numbered and used + cost > budget:
+            continue
+        used += cost
+        numbered.append(
+            ContextPassage(
+                n=len(numbered) + 1,
+                note_id=first.note_id,
+                version=first.version,
+                language=first.language,
+                note_type=first.note_type,
+                authored_at=first.authored_at,
+                section_title=first.section_title,
+                start=start,
+                end=end,
+                text=text,
+                chunks=tuple(ChunkSpan(chunk.chunk_id, chunk.start, chunk.end) for chunk in run),
+            )
+        )
+    return tuple(numbered)
