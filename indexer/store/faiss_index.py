@@ -1,74 +1,284 @@
-"""The vector index on FAISS."""
+"""The vector index on FAISS: exact scans of float16 rows, and two approximate structures over them.
+
+Kinds, measured at 384 dimensions (see ``FaissVectorIndex``):
+
+- ``flat``: every search scans float16 rows where they lie; nothing is built, copied or trained;
+- ``pq``: an exhaustive 4-bit product-quantised scan proposes candidates, which are rescored exactly;
+- ``ivf``: the same within the nearest cells only, for millions of rows.
+
+FAISS's own thread pool makes a single query two to three times slower, so each searching thread sets it to one.
+"""
 
 from __future__ import annotations
 
 import threading
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
-from indexer.store.row_matrix import RowState
-from indexer.store.vectors import Ids, Rows, Scores, best, checked_query, positions, row_scores
+from indexer.errors import DamagedError, MissingExtraError
+from indexer.store.row_matrix import Positions, RowMatrix, RowState, is_run
+from indexer.store.vectors import Ids, Rows, Scores, best, checked_query, row_scores
+
+if TYPE_CHECKING:
+    import faiss
+else:
+    try:
+        import faiss
+    except ImportError as error:
+        raise MissingExtraError("the FAISS index", "cpu") from error
+
+_untyped: Any = faiss  # Its Python layer widens signatures at import, which its stubs do not know.
 
 Kind = Literal["flat", "pq", "ivf"]
+Plan = Literal["exact", "approximate"]
+
+EXACT_SCOPE = 200_000
+"""A scope of up to so many rows is always scanned exactly."""
+
+_SMALL = 192  # Up to so many rows, widening and scoring them in numpy is quicker than one FAISS call.
+_GATHER = 1024  # Rows gathered at once; they stay in the second-level cache.
+_SPARE = 24  # Candidates asked for beyond k, so that rounding cannot cost a place.
+_MOST = 2048  # Where more candidates than this would be needed to settle a tie, all rows are scored.
+_TRAINING_ROWS = 16 * 256
+_ENCODED_AT_ONCE = 16_384
+
+
+class _Scanner(threading.local):
+    """This thread's view on rows that FAISS scans in place, and its buffer for gathered rows."""
+
+    def __init__(self, dim: int) -> None:
+        faiss.omp_set_num_threads(1)
+        self._dim = dim
+        self._buffer = np.empty((_GATHER, dim), np.float16)
+        self._index = faiss.IndexScalarQuantizer(dim, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT)
+
+    def scan(
+        self, rows: Rows, query: Scores, fetch: int, allowed: NDArray[np.bool_] | None = None
+    ) -> tuple[Positions, Scores]:
+        """Return the ``fetch`` best ``(positions, FAISS's scores)`` of contiguous rows, best first."""
+        codes: Any = self._index.codes
+        address = faiss.swig_ptr(rows.view(np.uint8).reshape(-1))
+        # The index reads the caller's memory: nothing is copied, and it forgets the rows with the next scan.
+        codes.is_owned = False
+        codes.view_data = codes.c_ptr = address
+        codes.view_size = codes.c_size = rows.nbytes
+        self._index.ntotal = len(rows)
+        parameters = None
+        if allowed is not None:
+            bitmap = np.packbits(allowed, bitorder="little")
+            selector = _untyped.IDSelectorBitmap(bitmap)
+            parameters = _untyped.SearchParameters(sel=selector)
+        scores, found = self._index.search(query[None], min(fetch, len(rows)), params=parameters)
+        filled = found[0] >= 0
+        return found[0][filled], scores[0][filled]
+
+    def scan_gathered(self, rows: Rows, at: Positions, query: Scores, fetch: int) -> tuple[Positions, Scores]:
+        """Return the best of some rows, block by block; up to ``fetch`` of each block."""
+        found, scores = [], []
+        for start in range(0, len(at), _GATHER):
+            block = at[start : start + _GATHER]
+            buffer = self._buffer[: len(block)]
+            np.take(rows, block, axis=0, out=buffer, mode="clip")
+            places, values = self.scan(buffer, query, fetch)
+            found.append(block[places])
+            scores.append(values)
+        return np.concatenate(found), np.concatenate(scores)
 
 
 class FaissVectorIndex:
-    """Vectors searched by FAISS: ``flat`` scans float16 rows, ``pq`` and ``ivf`` rescore candidates exactly from them."""
+    """Vectors searched by FAISS. Searches need no lock; every answer is ranked by exact scores.
 
-    def __init__(self, dim: int, kind: Kind = "flat") -> None:
-        """Start empty."""
-        self._dim = dim
-        self._kind = kind
-        self._write = threading.Lock()
-        self._state = RowState.over(np.empty(0, np.int64), np.empty((0, dim), np.float16))
+    A search is exact where ``plan`` says so: always for ``flat``, and for the other kinds under a scope of up to
+    ``EXACT_SCOPE`` rows or while there are fewer than ``exact_below`` rows. Where a structure proposes too few
+    candidates inside the scope, the scope is scanned: an answer is never short.
+    """
+
+    def __init__(self, dim: int, kind: Kind = "flat", *, exact_below: int = 20_000) -> None:
+        """Start empty. Rows added later are scanned exactly; ``from_matrix`` and ``rebuilt`` build structures."""
+        self._kind: Kind = kind
+        self._exact_below = exact_below
+        self._structure: faiss.Index | None = None
+        self._matrix = RowMatrix(np.empty(0, np.int64), np.empty((0, dim), np.float16))
+        self._scanner = _Scanner(dim)
 
     @classmethod
-    def from_matrix(cls, ids: Ids, rows: Rows, *, kind: Kind = "flat", structure: bytes = b"") -> FaissVectorIndex:
-        """Return an index over a whole float16 matrix (which may be memory-mapped; it is kept, not copied).
+    def from_matrix(
+        cls, ids: Ids, rows: Rows, *, kind: Kind = "flat", structure: bytes = b"", exact_below: int = 20_000
+    ) -> FaissVectorIndex:
+        """Return an index over a whole C-contiguous float16 matrix (which may be memory-mapped; it is not copied).
 
-        ``structure`` is what ``structure()`` of an index over the same matrix gave; without it, it is built.
+        ``structure`` is what ``structure()`` of an index of this kind over the same matrix gave; without it, it is
+        built. The matrix must not change afterwards.
+
+        Raises:
+            DamagedError: ``structure`` belongs to another matrix.
         """
-        index = cls(rows.shape[1], kind)
-        index._state = RowState.over(np.ascontiguousarray(ids, np.int64), rows)
+        index = cls(rows.shape[1], kind, exact_below=exact_below)
+        index._matrix = RowMatrix(np.ascontiguousarray(ids, np.int64), np.ascontiguousarray(rows))
+        if structure:
+            index._structure = faiss.deserialize_index(np.frombuffer(structure, np.uint8))
+            if index._structure.ntotal != len(rows) or index._structure.d != rows.shape[1]:
+                raise DamagedError("the FAISS structure belongs to another matrix: rebuild the collection")
+        elif kind != "flat" and len(rows) >= exact_below:
+            index._structure = _built(rows, kind)
         return index
 
+    def rebuilt(self) -> FaissVectorIndex:
+        """Return an index of the same kind whose base holds every row that is there now."""
+        state = self._matrix.state
+        at = state.wanted(None)
+        rows = state.rows_at(at)
+        return FaissVectorIndex.from_matrix(state.ids[at], rows, kind=self._kind, exact_below=self._exact_below)
+
     def structure(self) -> bytes:
-        """Return what FAISS built over the base matrix, to be kept beside it; empty where nothing need be kept."""
-        return b""
+        """Return what was built over the base matrix, to be kept beside it; empty where there is nothing to keep."""
+        return b"" if self._structure is None else faiss.serialize_index(self._structure).tobytes()
 
     @property
     def dim(self) -> int:
         """Width of a vector."""
-        return self._dim
+        return int(self._matrix.state.base.shape[1])
 
     def __len__(self) -> int:
         """Return how many vectors a search can return."""
-        return self._state.n_alive
+        return self._matrix.state.n_alive
 
     def add(self, ids: Ids, vectors: Rows) -> None:
         """Add rows under new ids."""
-        with self._write:
-            self._state = self._state.added(ids, vectors)
+        self._matrix.add(ids, vectors)
 
     def remove(self, ids: Ids) -> None:
         """Remove rows; an id that is not there is no error."""
-        with self._write:
-            self._state = self._state.removed(ids)
+        self._matrix.remove(ids)
+
+    def plan(self, n_allowed: int | None) -> Plan:
+        """Return how a search among so many allowed rows (``None``: no scope) is answered."""
+        if self._structure is None or (n_allowed is not None and n_allowed <= EXACT_SCOPE):
+            return "exact"
+        return "approximate"
 
     def search(self, query: Scores, k: int, allowed: Ids | None = None) -> tuple[Ids, Scores]:
         """Return the k best ids and scores."""
-        vector = checked_query(query, k, self._dim)
-        state = self._state
-        at = state.wanted(state.ids if allowed is None else allowed)
-        return best(state.ids[at], row_scores(state.rows_at(at), vector), k)
+        vector = checked_query(query, k, self.dim)
+        state = self._matrix.state
+        at = None if allowed is None and not state.n_dead else state.wanted(allowed)
+        if self.plan(None if allowed is None else len(allowed)) == "approximate":
+            places = self._proposed(state, vector, k, at)
+            if places is not None:
+                return best(state.ids[places], row_scores(state.rows_at(places), vector), k)
+        return self._scanned(state, vector, k, at)
 
     def scores(self, query: Scores, ids: Ids) -> Scores:
         """Return the exact score of each id. Raises ``KeyError`` for an id that is not there."""
-        vector = checked_query(query, 1, self._dim)
-        state = self._state
-        at = state.wanted(np.asarray(ids, np.int64))
-        if len(at) != len(ids):
-            known = set(state.ids[at].tolist())
-            raise KeyError(next(int(wanted) for wanted in ids if int(wanted) not in known))
-        return row_scores(state.rows_at(at), vector)
+        vector = checked_query(query, 1, self.dim)
+        state = self._matrix.state
+        return row_scores(state.rows_at(state.located(ids)), vector)
+
+    def _scanned(self, state: RowState, query: Scores, k: int, at: Positions | None) -> tuple[Ids, Scores]:
+        """Return the k best, exactly: FAISS narrows the rows down, exact scores rank them."""
+        n = len(state.ids) if at is None else len(at)
+        fetch = k + _SPARE
+        while n > _SMALL and 2 * fetch < n and fetch <= _MOST:
+            places, values, bound = self._narrowed(state, query, fetch, at)
+            ids, scores = best(state.ids[places], row_scores(state.rows_at(places), query), k)
+            # FAISS sums in another order. Rows that it left out may reach the k-th place only by that rounding, or
+            # by being equal to what is there: then more have to be looked at.
+            slack = np.float32(4e-6) * np.abs(values).max(initial=1e-6) + np.float32(1e-7) * np.linalg.norm(query)
+            if bound < scores[-1] - slack:
+                return ids, scores
+            fetch *= 8
+        places = np.arange(n) if at is None else at
+        return best(state.ids[places], row_scores(state.rows_at(places), query), k)
+
+    def _narrowed(
+        self, state: RowState, query: Scores, fetch: int, at: Positions | None
+    ) -> tuple[Positions, Scores, np.float32]:
+        """Return candidates, FAISS's scores of them, and a bound that no other row's score exceeds."""
+        n_base = len(state.base)
+        places, values = [], []
+        bound = np.float32(-np.inf)
+        cut = 0 if at is None else int(np.searchsorted(at, n_base))
+        for rows, offset, part in (
+            (state.base, 0, None if at is None else at[:cut]),
+            (state.fresh, n_base, None if at is None else at[cut:] - n_base),
+        ):
+            if len(rows) == 0 or (part is not None and len(part) == 0):
+                continue
+            found, scores = self._part(rows, part, query, fetch)
+            if len(found) > fetch:
+                kept = np.argpartition(-scores, fetch - 1)[:fetch]
+                found, scores = found[kept], scores[kept]
+            if len(found) < (len(rows) if part is None else len(part)):
+                bound = max(bound, scores.min())
+            places.append(found + offset)
+            values.append(scores)
+        return np.concatenate(places), np.concatenate(values), bound
+
+    def _part(self, rows: Rows, at: Positions | None, query: Scores, fetch: int) -> tuple[Positions, Scores]:
+        """Return the best of the base or of the fresh rows, by the cheapest way to read just the wanted ones."""
+        if at is None:
+            return self._scanner.scan(rows, query, fetch)
+        if is_run(at):
+            found, scores = self._scanner.scan(rows[at[0] : at[-1] + 1], query, fetch)
+            return found + at[0], scores
+        if 4 * len(at) < len(rows):
+            return self._scanner.scan_gathered(rows, at, query, fetch)
+        allowed = np.zeros(len(rows), np.bool_)
+        allowed[at] = True
+        return self._scanner.scan(rows, query, fetch, allowed)
+
+    def _proposed(self, state: RowState, query: Scores, k: int, at: Positions | None) -> Positions | None:
+        """Return candidates of the structure and all fresh rows in scope, or ``None`` where they are too few."""
+        n_base = len(state.base)
+        wanted = max(160, 8 * k)
+        in_base = None
+        n_allowed = n_base
+        fresh = np.arange(n_base, len(state.ids))
+        if at is not None:
+            cut = int(np.searchsorted(at, n_base))
+            fresh, n_allowed = at[cut:], cut
+            in_base = np.zeros(n_base, np.bool_)
+            in_base[at[:cut]] = True
+        fetch = min(n_base, wanted * n_base // max(n_allowed, 1) + 1)
+        for _ in range(2):
+            found = self._propose(query, fetch)
+            if in_base is not None:
+                found = found[in_base[found]]
+            if len(found) >= min(wanted, n_allowed):
+                return np.concatenate([found[:wanted], self._best_fresh(state, fresh, query, k)])
+            fetch = min(n_base, 4 * fetch)
+        return None
+
+    def _propose(self, query: Scores, fetch: int) -> Positions:
+        """Return positions in the base, best first by the structure's own scores."""
+        assert self._structure is not None
+        _, found = self._structure.search(query[None], fetch)
+        places: Positions = found[0][found[0] >= 0]
+        return places
+
+    def _best_fresh(self, state: RowState, fresh: Positions, query: Scores, k: int) -> Positions:
+        """Return the positions of the k best fresh rows in scope."""
+        if len(fresh) <= k:
+            return fresh
+        ids, _ = self._scanned(state, query, k, fresh)
+        return np.searchsorted(state.ids, ids)
+
+
+def _built(rows: Rows, kind: Kind) -> faiss.Index:
+    """Return a trained and filled structure over float16 rows."""
+    n, dim = rows.shape
+    quantizer = f"PQ{dim // 2 if dim % 2 == 0 else dim}x4fs"
+    n_cells = int(4 * n**0.5)
+    structure: Any = faiss.index_factory(
+        dim, quantizer if kind == "pq" else f"IVF{n_cells},{quantizer}", faiss.METRIC_INNER_PRODUCT
+    )
+    n_training = min(n, _TRAINING_ROWS if kind == "pq" else 40 * n_cells)
+    structure.train(rows[np.linspace(0, n - 1, n_training).astype(np.intp)].astype(np.float32))
+    for start in range(0, n, _ENCODED_AT_ONCE):
+        structure.add(rows[start : start + _ENCODED_AT_ONCE].astype(np.float32))
+    if kind == "ivf":
+        structure.nprobe = max(8, n_cells // 16)
+    built: faiss.Index = structure
+    return built

@@ -1,12 +1,14 @@
 """Float16 rows under ids: a base that may be mapped from a file, rows added since, and which of them are removed.
 
-A ``RowState`` is one moment of it. Writers replace the state and never change what an older state can see, so a search
-that took a state works on it undisturbed while rows come and go.
+A ``RowState`` is one moment of it. The writer replaces the state and never changes what an older state can see, so a
+search that took a state works on it undisturbed while rows come and go.
 """
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,69 +16,117 @@ from numpy.typing import NDArray
 from indexer.store.vectors import Ids, Rows, checked_rows, positions
 
 Positions = NDArray[np.intp]
+Entry = TypeVar("Entry", bound=np.generic)
 
 
 @dataclass(frozen=True, slots=True)
 class RowState:
     """One moment: position ``p`` is row ``p`` of the base, then row ``p - len(base)`` of the fresh rows.
 
-    ``alive`` is ``None`` while nothing was removed. ``last_id`` stays when the row of that id goes.
+    ``alive`` says which positions were not removed; positions beyond its end were not.
     """
 
     ids: Ids
     base: Rows
     fresh: Rows
-    alive: NDArray[np.bool_] | None
-    n_alive: int
-    last_id: int
+    alive: NDArray[np.bool_]
+    n_dead: int
 
-    @classmethod
-    def over(cls, ids: Ids, rows: Rows) -> RowState:
-        """Return the state of a whole matrix, which is kept and not copied."""
-        last_id = int(ids[-1]) if len(ids) else -1
-        fresh = np.empty((0, rows.shape[1]), np.float16)
-        return cls(ids, rows, fresh, None, len(ids), last_id)
+    @property
+    def n_alive(self) -> int:
+        """How many rows a search can return."""
+        return len(self.ids) - self.n_dead
 
-    def wanted(self, ids: Ids) -> Positions:
-        """Return the positions of the ids that are there and not removed."""
-        at = positions(self.ids, ids)
-        return at if self.alive is None else at[self.alive[at]]
+    def living(self, at: Positions) -> Positions:
+        """Return the positions that were not removed."""
+        if not self.n_dead:
+            return at
+        known = at < len(self.alive)
+        kept = np.ones(len(at), np.bool_)
+        kept[known] = self.alive[at[known]]
+        return at[kept]
+
+    def wanted(self, ids: Ids | None) -> Positions:
+        """Return the positions of the ids (``None``: all) that are there and not removed."""
+        return self.living(np.arange(len(self.ids)) if ids is None else positions(self.ids, ids))
+
+    def located(self, ids: Ids) -> Positions:
+        """Return the position of each id, in the order asked. Raises ``KeyError`` for an id that is not there."""
+        at = self.wanted(np.asarray(ids, np.int64))
+        if len(at) != len(ids):
+            known = set(self.ids[at].tolist())
+            raise KeyError(next(int(wanted) for wanted in ids if int(wanted) not in known))
+        return at
 
     def rows_at(self, at: Positions) -> Rows:
-        """Return the rows at positions, copied; a run of neighbours in the base is a slice of it."""
+        """Return the rows at positions; a run of neighbours is a slice, everything else a copy."""
         n_base = len(self.base)
-        if len(at) and at[-1] < n_base and at[-1] - at[0] == len(at) - 1 and bool((np.diff(at) == 1).all()):
-            return self.base[at[0] : at[-1] + 1]
+        if is_run(at):
+            if at[-1] < n_base:
+                return self.base[at[0] : at[-1] + 1]
+            if at[0] >= n_base:
+                return self.fresh[at[0] - n_base : at[-1] - n_base + 1]
         if not len(self.fresh):
             return self.base.take(at, axis=0)
-        if not n_base:
-            return self.fresh.take(at, axis=0)
         rows = np.empty((len(at), self.base.shape[1]), np.float16)
         in_base = at < n_base
         rows[in_base] = self.base[at[in_base]]
         rows[~in_base] = self.fresh[at[~in_base] - n_base]
         return rows
 
-    def added(self, ids: Ids, vectors: Rows) -> RowState:
-        """Return the state with more rows."""
-        new_ids, rows = checked_rows(ids, vectors, self.base.shape[1], self.last_id)
-        if not len(new_ids):
-            return self
-        alive = self.alive
-        return replace(
-            self,
-            ids=np.concatenate([self.ids, new_ids]),
-            fresh=np.concatenate([self.fresh, rows]),
-            alive=None if alive is None else np.concatenate([alive, np.ones(len(new_ids), np.bool_)]),
-            n_alive=self.n_alive + len(new_ids),
-            last_id=int(new_ids[-1]),
-        )
 
-    def removed(self, ids: Ids) -> RowState:
-        """Return the state without some rows; they keep their positions."""
-        gone = np.unique(self.wanted(np.unique(ids)))
-        if not len(gone):
-            return self
-        alive = np.ones(len(self.ids), np.bool_) if self.alive is None else self.alive.copy()
-        alive[gone] = False
-        return replace(self, alive=alive, n_alive=self.n_alive - len(gone))
+def is_run(at: Positions) -> bool:
+    """Return whether positions are neighbours in ascending order (and at least one)."""
+    return bool(len(at)) and at[-1] - at[0] == len(at) - 1 and bool((np.diff(at) == 1).all())
+
+
+class RowMatrix:
+    """The writer's side: takes rows in and out and publishes one state after the other."""
+
+    def __init__(self, ids: Ids, rows: Rows) -> None:
+        """Start from a whole matrix, which is kept and not copied."""
+        self._write = threading.Lock()
+        self._last_id = int(ids[-1]) if len(ids) else -1
+        self._id_buffer = ids
+        self._row_buffer = np.empty((0, rows.shape[1]), np.float16)
+        self.state = RowState(ids, rows, self._row_buffer, np.empty(0, np.bool_), 0)
+
+    def add(self, ids: Ids, vectors: Rows) -> None:
+        """Add rows under new ids."""
+        with self._write:
+            state = self.state
+            new_ids, rows = checked_rows(ids, vectors, state.base.shape[1], self._last_id)
+            if not len(new_ids):
+                return
+            n_ids, n_fresh = len(state.ids), len(state.fresh)
+            # What lies behind the end of the published arrays belongs to the writer: readers hold shorter views.
+            self._id_buffer = with_room(self._id_buffer, n_ids, len(new_ids))
+            self._row_buffer = with_room(self._row_buffer, n_fresh, len(rows))
+            self._id_buffer[n_ids : n_ids + len(new_ids)] = new_ids
+            self._row_buffer[n_fresh : n_fresh + len(rows)] = rows
+            self._last_id = int(new_ids[-1])
+            self.state = replace(
+                state,
+                ids=self._id_buffer[: n_ids + len(new_ids)],
+                fresh=self._row_buffer[: n_fresh + len(rows)],
+            )
+
+    def remove(self, ids: Ids) -> None:
+        """Remove rows; an id that is not there is no error."""
+        with self._write:
+            state = self.state
+            gone = state.wanted(np.unique(np.asarray(ids, np.int64)))
+            if len(gone):
+                alive = np.ones(len(state.ids), np.bool_)
+                alive[: len(state.alive)] = state.alive
+                alive[gone] = False
+                self.state = replace(state, alive=alive, n_dead=state.n_dead + len(gone))
+
+
+def with_room(buffer: NDArray[Entry], used: int, more: int) -> NDArray[Entry]:
+    """Return a buffer that has room for ``more`` behind its first ``used`` entries, which it holds."""
+    if used + more <= len(buffer):
+        return buffer
+    grown = np.empty((max(2 * used, used + more, 256), *buffer.shape[1:]), buffer.dtype)
+    grown[:used] = buffer[:used]
+    return grown

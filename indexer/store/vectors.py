@@ -58,13 +58,34 @@ class VectorIndex(Protocol):
         ...
 
 
+def widened(rows: Rows) -> Scores:
+    """Return finite float16 rows as float32, the same values.
+
+    By shifting the bits: numpy converts halves one by one, six times slower than these four passes, and widening is
+    most of the cost of an exact scan.
+    """
+    bits: NDArray[np.int32] = np.ascontiguousarray(rows).view(np.int16).astype(np.int32)
+    np.left_shift(bits, 13, out=bits)
+    np.bitwise_and(bits, _SIGN_EXPONENT_MANTISSA, out=bits)
+    values: Scores = bits.view(np.float32)
+    return np.multiply(values, _EXPONENT_SHIFT, out=values)
+
+
+_SIGN_EXPONENT_MANTISSA = np.array(0x8FFFE000, np.uint32).view(np.int32)
+_EXPONENT_SHIFT = np.float32(2.0**112)  # Exponents are biased by 127 in float32 and by 15 in float16.
+_BLOCK = 512  # Rows that are widened at once: their float32 copy stays in the second-level cache.
+
+
 def row_scores(rows: Rows, query: Scores) -> Scores:
     """Return the score of each row, ``(n,)``: the one definition of a score.
 
     One dot product a row: a matrix product may sum the last rows of a block in another order, and equal rows would
     then differ in the last bit.
     """
-    return np.vecdot(rows.astype(np.float32), query)
+    scores = np.empty(len(rows), np.float32)
+    for start in range(0, len(rows), _BLOCK):
+        np.vecdot(widened(rows[start : start + _BLOCK]), query, out=scores[start : start + _BLOCK])
+    return scores
 
 
 def best(ids: Ids, scores: Scores, k: int) -> tuple[Ids, Scores]:
@@ -106,6 +127,8 @@ def checked_rows(ids: Ids, vectors: Rows, dim: int, last_id: int) -> tuple[Ids, 
         raise ArgumentError("vectors", f"must be float16, not {rows.dtype}")
     if new_ids.ndim != 1 or rows.shape != (len(new_ids), dim):
         raise ArgumentError("vectors", f"have shape {rows.shape} for {new_ids.shape} ids of width {dim}")
+    if np.any((np.ascontiguousarray(rows).view(np.uint16) & 0x7C00) == 0x7C00):
+        raise ArgumentError("vectors", "hold a value that is not finite")
     if len(new_ids) and (new_ids[0] <= last_id or np.any(np.diff(new_ids) <= 0)):
         raise ArgumentError("ids", f"must ascend and lie above {last_id}")
     return new_ids, rows
@@ -118,9 +141,9 @@ def positions(ids: Ids, wanted: Ids) -> NDArray[np.intp]:
     if ids[-1] - ids[0] == len(ids) - 1:  # Without gaps, as row numbers mostly are: no search is needed.
         offsets = wanted - ids[0]
         inside = (offsets >= 0) & (offsets < len(ids))
-        return (offsets if inside.all() else offsets[inside]).astype(np.intp, copy=False)
+        return np.asarray(offsets if inside.all() else offsets[inside], dtype=np.intp)
     found = np.minimum(np.searchsorted(ids, wanted), len(ids) - 1)
-    return found[ids[found] == wanted]
+    return np.asarray(found[ids[found] == wanted], dtype=np.intp)
 
 
 class ExactVectorIndex:
@@ -165,7 +188,7 @@ class ExactVectorIndex:
         if allowed is not None:
             kept = np.isin(ids, allowed)
             ids, rows = ids[kept], rows[kept]
-        return best(ids, row_scores(rows, vector), k)
+        return best(ids, np.vecdot(rows.astype(np.float32), vector), k)
 
     def scores(self, query: Scores, ids: Ids) -> Scores:
         """Return the exact score of each id. Raises ``KeyError`` for an id that is not there."""
@@ -173,4 +196,4 @@ class ExactVectorIndex:
         own, rows = self._state
         place = {int(own_id): n for n, own_id in enumerate(own)}
         at = np.array([place[int(wanted)] for wanted in ids], dtype=np.intp)
-        return row_scores(rows[at], vector)
+        return np.asarray(np.vecdot(rows[at].astype(np.float32), vector))
