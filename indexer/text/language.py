@@ -1,0 +1,190 @@
+"""Which language a text is in: offline, ``None`` where it cannot be known.
+
+The script decides where it can (kana, Hangul, Greek ...); Latin script goes to lingua's trigram models, loaded on first
+use, together with a count of function words for short texts.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from functools import cache
+from typing import TYPE_CHECKING
+
+from indexer.text.rules import SUPPORTED, function_words
+
+if TYPE_CHECKING:
+    from lingua import LanguageDetector
+
+__all__ = ["SUPPORTED", "identify", "identify_chunk"]
+
+_SAMPLE_CHARS = 480
+_MIN_LETTERS = 10
+_LONG_LETTERS = 120  # from here on lingua is trusted alone: it reads trigrams only
+_SURE = 0.8
+_CHUNK_MIN_LETTERS = 60
+_CHUNK_MIN_WORDS = 5
+_CJK_WEIGHT = 3  # a Han character says about as much as three letters
+
+_LETTERS = re.compile(r"[^\W\d_]")
+_LATIN = re.compile(r"[A-Za-z\u00aa\u00ba\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u024f\u1e00-\u1eff]")
+_CYRILLIC = re.compile(r"[\u0400-\u052f]")
+_KANA = re.compile(r"[\u3041-\u3096\u30a1-\u30fa\uff66-\uff6f\uff71-\uff9d]")
+_HAN = re.compile(r"[\u3005\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af]")
+_WORD = re.compile(r"[^\W\d_]+")
+
+_ONE_LANGUAGE_SCRIPTS = (
+    ("ko", re.compile(r"[\u1100-\u11ff\u3131-\u318e\uac00-\ud7a3]")),
+    ("el", re.compile(r"[\u0386-\u03ff\u1f00-\u1fff]")),
+    ("he", re.compile(r"[\u05d0-\u05ea]")),
+    ("hy", re.compile(r"[\u0531-\u0587]")),
+    ("ka", re.compile(r"[\u10a0-\u10ff]")),
+    ("th", re.compile(r"[\u0e01-\u0e4e]")),
+)
+# Characters in a form that only one of the two writes: Japanese without kana ("70歳男性", a table of drugs) is not Chinese.
+_JAPANESE_FORMS = frozenset(
+    "歳検薬発圧図対応経広拡験険関続帰覚観読実売総鉄縁継緑録遅転軽痩頚児様毎剤脳臓髄齢摂塩浄済焼帯効労悪変気歯徳単従両処満黒県"
+)
+_CHINESE_FORMS = frozenset("们这说时为个对发现经检药应压图实气头颈岁脏肿诊疗见侧给术复无热结双边质节间")
+_RUSSIAN_LETTERS = re.compile(r"[ыэёЫЭЁ]")
+
+# Languages that share the Latin script with the supported ones: known, so that they are not taken for one of them.
+_LATIN_LANGUAGES = ("en", "es", "fr", "de", "it", "nl", "pt", "ro", "ca", "eu", "sv", "nb", "da", "pl", "cs")
+_CYRILLIC_LANGUAGES = ("ru", "uk", "bg")
+_NORWEGIAN = {"nb": "no"}
+
+
+def identify(text: str) -> str | None:
+    """Return the ISO 639-1 code of the text's language, or ``None`` when it has too few letters or is not sure.
+
+    Reads a bounded sample (beginning, middle, end) of long texts.
+
+    >>> identify("BP 120/80 HR 72") is None
+    True
+    """
+    sample = _sample(text)
+    script = _script(sample)
+    if script is None:
+        return None
+    if script == "latin":
+        return _identify_latin(sample)
+    if script == "cyrillic":
+        return _identify_cyrillic(sample)
+    if script == "cjk":
+        return _identify_cjk(sample)
+    return script
+
+
+def identify_chunk(text: str, inherited: str | None) -> str | None:
+    """Return the inherited language of a passage unless the passage is surely in another one.
+
+    A list of drugs or values proves nothing; a change within one script takes function words of the other language.
+    """
+    if inherited is None:
+        return identify(text)
+    sample = _sample(text)
+    script = _script(sample)
+    if script is None or len(_LETTERS.findall(sample)) * (_CJK_WEIGHT if script == "cjk" else 1) < _CHUNK_MIN_LETTERS:
+        return inherited
+    if script == "latin":
+        return _identify_latin_chunk(sample, inherited)
+    if script == "cjk":
+        found = _identify_cjk(sample)
+        # Han alone does not make a passage of a Japanese note Chinese, unless it is written in simplified forms.
+        return inherited if inherited == "ja" and _CHINESE_FORMS.isdisjoint(sample) else found
+    if script == "cyrillic":
+        return inherited if inherited in _CYRILLIC_LANGUAGES else _identify_cyrillic(sample)
+    return script
+
+
+def _sample(text: str) -> str:
+    if len(text) <= _SAMPLE_CHARS:
+        return text
+    size = _SAMPLE_CHARS // 3
+    middle = (len(text) - size) // 2
+    late = max(middle + size, (len(text) * 4) // 5)
+    return " ".join((text[:size], text[middle : middle + size], text[late : late + size]))
+
+
+def _script(sample: str) -> str | None:
+    """Return "latin", "cyrillic", "cjk", a language code for a script of one language, or ``None``."""
+    latin = len(_LATIN.findall(sample))
+    weights = {"latin": latin}
+    if len(sample) > latin and not sample.isascii():
+        weights["cyrillic"] = len(_CYRILLIC.findall(sample))
+        weights["cjk"] = _CJK_WEIGHT * (len(_HAN.findall(sample)) + len(_KANA.findall(sample)))
+        for language, letters in _ONE_LANGUAGE_SCRIPTS:
+            weights[language] = len(letters.findall(sample)) * (_CJK_WEIGHT if language == "ko" else 1)
+    best = max(weights, key=lambda name: weights[name])
+    if weights[best] < _MIN_LETTERS or weights[best] * 2 < len(_LETTERS.findall(sample)):
+        return None
+    return best
+
+
+def _identify_latin(sample: str) -> str | None:
+    scores = _latin_scores(sample)
+    if len(_LATIN.findall(sample)) < _LONG_LETTERS:
+        # Few trigrams: let each function word weigh as much as a factor e.
+        hits = _function_word_hits(sample)
+        scores = {language: score * math.exp(hits.get(language, 0)) for language, score in scores.items()}
+    total = sum(scores.values())
+    best = max(scores, key=lambda language: scores[language])
+    if total <= 0 or scores[best] / total < _SURE:
+        return None
+    return _NORWEGIAN.get(best, best)
+
+
+def _identify_latin_chunk(sample: str, inherited: str) -> str:
+    hits = _function_word_hits(sample)
+    best = max(hits, key=lambda language: hits[language])
+    own = hits.get("nb" if inherited == "no" else inherited, 0)
+    if hits[best] < _CHUNK_MIN_WORDS or hits[best] < 2 * own:
+        return inherited
+    found = _identify_latin(sample)
+    return inherited if found is None else found
+
+
+def _function_word_hits(sample: str) -> dict[str, int]:
+    words = [word.lower() for word in _WORD.findall(sample)]
+    return {language: sum(word in known for word in words) for language, known in function_words().items()}
+
+
+def _identify_cyrillic(sample: str) -> str | None:
+    if _RUSSIAN_LETTERS.search(sample):
+        return "ru"
+    confidences = {
+        value.language.iso_code_639_1.name.lower(): value.value
+        for value in _detector(_CYRILLIC_LANGUAGES).compute_language_confidence_values(sample)
+    }
+    best = max(confidences, key=lambda language: confidences[language])
+    # Short Russian diagnoses look Bulgarian to trigrams; the neighbours must win clearly and on enough text.
+    if best != "ru" and (confidences[best] < _SURE or len(_CYRILLIC.findall(sample)) < _CHUNK_MIN_LETTERS):
+        return "ru" if not re.search("[іїєґІЇЄҐ]", sample) else None
+    return best
+
+
+def _identify_cjk(sample: str) -> str | None:
+    kana, han = len(_KANA.findall(sample)), len(_HAN.findall(sample))
+    if kana >= 2 and kana * 12 >= han:
+        return "ja"
+    japanese = sum(char in _JAPANESE_FORMS for char in sample)
+    chinese = sum(char in _CHINESE_FORMS for char in sample)
+    return "ja" if japanese > chinese else "zh"
+
+
+def _latin_scores(sample: str) -> dict[str, float]:
+    values = _detector(_LATIN_LANGUAGES).compute_language_confidence_values(sample)
+    return {value.language.iso_code_639_1.name.lower(): value.value for value in values}
+
+
+@cache
+def _detector(languages: tuple[str, ...]) -> LanguageDetector:
+    """Return a detector that loads its models on first use.
+
+    Trigram models only: on 120 letters and more they decide alone in either mode, and the full set takes 400 MB
+    and seconds to load.
+    """
+    from lingua import IsoCode639_1, LanguageDetectorBuilder
+
+    codes = [getattr(IsoCode639_1, language.upper()) for language in languages]
+    return LanguageDetectorBuilder.from_iso_codes_639_1(*codes).with_low_accuracy_mode().build()
