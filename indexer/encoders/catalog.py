@@ -130,6 +130,17 @@ def fetch(name: str) -> Path:
     return _snapshot(hub_id, revision, local_only=False)
 
 
+def is_here(entry: CatalogEntry) -> bool:
+    """Return whether an encoder can be loaded without a download."""
+    if entry.hub_id is None:
+        return entry.name != "compact" or default_encoder_name() == "compact"
+    try:
+        _snapshot(entry.hub_id, entry.revision, local_only=True)
+    except EncoderUnavailableError:
+        return False
+    return True
+
+
 def _compact() -> Encoder:
     if not (COMPACT_FOLDER / "model.safetensors").is_file():
         raise EncoderUnavailableError("the shipped retriever's weights are not in this install; use --encoder hashing")

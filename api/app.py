@@ -1,0 +1,86 @@
+"""The HTTP application: `create_app(settings)`. Nothing is built at import."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib import metadata
+
+from fastapi import FastAPI
+
+from api import problems
+from api.auth import Gate
+from api.jobs import JobRunner
+from api.logs import SERVER
+from api.metrics import Metrics
+from api.middleware import Edge
+from api.routes import collections, docs, health, jobs, notes, search
+from api.settings import Settings
+from api.state import State
+from api.wiring import build_served
+from indexer.errors import ClinragError
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """Return the application over the home folder of these settings.
+
+    Raises:
+        ArgumentError: the address is reachable from other machines and there is no key.
+    """
+    gate = Gate(settings)
+    gate.check_start()
+    state = _build(settings, gate)
+    # FastAPI's own telemetry would record messages of exceptions and can be switched on from the environment: all off.
+    silent = {"tracing": False, "metrics": False, "logs": False, "operation_spans": False, "auto_configure": False}
+    app = FastAPI(
+        title="clinrag",
+        summary="Search and ask clinical notes in many languages; every answer points to characters of a note.",
+        version=metadata.version("clinrag"),
+        lifespan=_lifespan,
+        docs_url=None,
+        redoc_url=None,
+        telemetry=silent,  # type: ignore[arg-type]
+    )
+    app.state.clinrag = state
+    for resource in (collections, notes, jobs, search, health, docs):
+        app.include_router(resource.router)
+    problems.install(app)
+    app.add_middleware(Edge, settings=settings, gate=gate, metrics=state.metrics)
+    return app
+
+
+def _build(settings: Settings, gate: Gate) -> State:
+    service, workers = build_served(settings)
+    metrics = Metrics()
+    runner = JobRunner(settings.home, service.index_posted, settings.max_queued_jobs)
+    metrics.watch(lambda: runner.waiting, lambda: sum(worker.waiting for worker in workers))
+    posts = threading.BoundedSemaphore(settings.max_concurrent_posts)
+    return State(settings, service, workers, gate, metrics, runner, posts)
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    state: State = app.state.clinrag
+    resumed = state.jobs.start()
+    SERVER.info("started", extra={"fields": {"jobs_resumed": resumed, "loopback": state.settings.loopback}})
+    threading.Thread(target=_warm, args=(state,), name="clinrag-warm", daemon=True).start()
+    try:
+        yield
+    finally:
+        # Requests are answered by now. The running batch is finished; jobs behind it wait on disk for the next start.
+        state.jobs.stop()
+        for worker in state.workers:
+            worker.close()
+        state.service.close()
+        SERVER.info("stopped")
+
+
+def _warm(state: State) -> None:
+    """Open the collections and load their encoders, so that the first query does not pay for it."""
+    for name in state.service.library.names():
+        try:
+            state.service.encoder(state.service.collection(name).encoder_name)
+        except ClinragError as error:
+            SERVER.warning("collection not ready", extra={"fields": {"error": type(error).__name__}})
+    state.warm.set()

@@ -1,0 +1,1 @@
+"""The `clinrag` command: the same calls as the routes."""

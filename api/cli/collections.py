@@ -1,0 +1,125 @@
+"""`clinrag collections`."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from api.cli.context import CliContext, pass_context
+from api.cli.options import json_option
+
+
+@click.group()
+def collections() -> None:
+    """Make, list, check and remove collections."""
+
+
+@collections.command()
+@click.argument("name")
+@click.option("--encoder", metavar="NAME", help="hashing, compact, multiclinicalbert, a folder or a hub id.")
+@json_option
+@pass_context
+def create(context: CliContext, name: str, encoder: str | None, as_json: bool) -> None:
+    """Make an empty collection."""
+    made = context.service.create(name, encoder or context.service.default_encoder())
+    if as_json:
+        click.echo(context.service.describe(name).json_text())
+    else:
+        click.echo(f"made collection {name} (encoder {made.encoder_name}, {made.spec.dim} dimensions)")
+
+
+@collections.command(name="list")
+@json_option
+@pass_context
+def list_(context: CliContext, as_json: bool) -> None:
+    """List the collections."""
+    from indexer.errors import DamagedError
+
+    rows, damaged = [], []
+    for name in context.service.library.names():
+        try:
+            rows.append(context.service.describe(name))
+        except DamagedError as error:
+            damaged.append((name, str(error)))
+    if as_json:
+        listed = [row.model_dump() for row in rows]
+        click.echo(json.dumps({"collections": listed, "damaged": [name for name, _ in damaged]}, ensure_ascii=False))
+        return
+    if not rows and not damaged:
+        click.echo('no collections yet; "clinrag index FILE --collection NAME" makes one')
+        return
+    width = max([len("NAME"), *(len(row.name) for row in rows)])
+    click.echo(f"{'NAME':<{width}}  {'NOTES':>9}  {'PASSAGES':>9}  {'MB':>8}  ENCODER")
+    for row in rows:
+        click.echo(f"{row.name:<{width}}  {row.notes:>9,}  {row.chunks:>9,}  {row.bytes / 1e6:>8,.1f}  {row.encoder}")
+    for name, message in damaged:
+        click.echo(f"{name}: {message}", err=True)
+
+
+@collections.command()
+@click.argument("name")
+@json_option
+@pass_context
+def info(context: CliContext, name: str, as_json: bool) -> None:
+    """Say what a collection holds."""
+    found = context.service.describe(name)
+    if as_json:
+        click.echo(found.json_text())
+        return
+    languages = ", ".join(f"{code or 'unknown'} {count:,}" for code, count in found.languages.items())
+    rows = {
+        "collection": found.name,
+        "encoder": f"{found.encoder} ({found.dim} dimensions, fingerprint {found.fingerprint[:12]})",
+        "notes": f"{found.notes:,} ({found.versions:,} versions)",
+        "passages": f"{found.chunks:,}",
+        "languages": languages or "none",
+        "authored": "undated" if found.first is None else f"{found.first} to {found.last}",
+        "size": f"{found.bytes / 1e6:,.1f} MB",
+        "made": found.created_at or "unknown",
+        "changes": f"{found.seq:,}",
+        "format": str(found.format_version),
+    }
+    for key, value in rows.items():
+        click.echo(f"{key + ':':<12}{value}")
+
+
+@collections.command()
+@click.argument("name")
+@json_option
+@pass_context
+def verify(context: CliContext, name: str, as_json: bool) -> None:
+    """Check every stored byte against its checksum; exit 1 when something is wrong."""
+    findings = context.service.collection(name).verify()
+    if as_json:
+        rows = [{"where": found.where, "what": found.what, "mend": found.mend} for found in findings]
+        click.echo(json.dumps({"collection": name, "findings": rows}, ensure_ascii=False))
+    else:
+        for found in findings:
+            click.echo(f"{found.where}: {found.what}; {found.mend}")
+        click.echo(f"{name}: {len(findings)} findings" if findings else f"{name}: all good")
+    if findings:
+        raise click.exceptions.Exit(1)
+
+
+@collections.command()
+@click.argument("name")
+@pass_context
+def rebuild(context: CliContext, name: str) -> None:
+    """Make the derived files (vector and lexical index) anew from the stored notes."""
+    context.if_interrupted = "nothing lost; run the same command again"
+    context.service.collection(name).rebuild()
+    click.echo(f"{name}: derived files are rebuilt")
+
+
+@collections.command()
+@click.argument("name")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@pass_context
+def delete(context: CliContext, name: str, yes: bool) -> None:
+    """Remove a collection with everything in it."""
+    found = context.service.collection(name)
+    if not yes:
+        click.confirm(f"delete collection {name} with {found.info().notes:,} notes?", abort=True)
+    context.service.delete_collection(name)
+    click.echo(f"deleted collection {name}")

@@ -1,0 +1,45 @@
+"""What every command gets: the settings, and a service made when it is first asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from api.settings import Settings
+
+if TYPE_CHECKING:
+    from api.service import Service
+
+
+@dataclass
+class CliContext:
+    """``if_interrupted`` is what a command says after Ctrl-C, when there is something to say."""
+
+    settings: Settings
+    if_interrupted: str | None = None
+    _service: Service | None = None
+
+    @classmethod
+    def of(cls, settings: Settings, home: Path | None) -> CliContext:
+        """Return the context for these settings and the home folder of the command line, if any."""
+        return cls(settings if home is None else replace(settings, home=home.expanduser()))
+
+    @property
+    def service(self) -> Service:
+        """The service; making it imports what the command line's help does not need."""
+        if self._service is None:
+            from api.wiring import build_service
+
+            self._service = build_service(self.settings)
+        return self._service
+
+    def close(self) -> None:
+        """Close what was opened."""
+        if self._service is not None:
+            self._service.close()
+
+
+pass_context = click.make_pass_decorator(CliContext)

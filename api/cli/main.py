@@ -1,0 +1,118 @@
+"""`clinrag`: the group, and how an error becomes a message and an exit code.
+
+Nothing heavy is imported here or by the modules of the commands: `clinrag --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import errno
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import click
+
+from api.cli import collections, demo, encoders, notes, search, serve, store
+from api.cli.context import CliContext
+from api.codes import INTERRUPTED_EXIT, code_of, message_of
+from api.settings import from_environment
+from indexer.errors import ClinragError
+
+
+class Failure(click.ClickException):
+    """A message for the user; exit code 1."""
+
+
+class Mistake(Failure):
+    """A message about something that the user can mend; exit code 2."""
+
+    exit_code = 2
+
+
+class Interrupted(Failure):
+    """Ctrl-C; exit code 130."""
+
+    exit_code = INTERRUPTED_EXIT
+
+
+def _failure(message: str, error: BaseException) -> Failure:
+    return (Mistake if code_of(error).exit_code == Mistake.exit_code else Failure)(message)
+
+
+class Commands(click.Group):
+    """A group whose commands end with a message and a code, never with a traceback (but for CLINRAG_DEBUG=1)."""
+
+    def invoke(self, ctx: click.Context) -> object:
+        """Run the command.
+
+        Raises:
+            Failure: whatever went wrong, as a user reads it.
+        """
+        try:
+            return super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except KeyboardInterrupt:
+            going_on = ctx.obj.if_interrupted if isinstance(ctx.obj, CliContext) else None
+            raise Interrupted(f"interrupted; {going_on}" if going_on else "interrupted") from None
+        except ClinragError as error:
+            if _debug(ctx):
+                raise
+            raise _failure(message_of(error), error) from None
+        except OSError as error:
+            if error.errno == errno.EPIPE or _debug(ctx):
+                raise
+            raise _failure(_os_message(error), error) from None
+        except Exception as error:
+            if _debug(ctx):
+                raise
+            raise Failure(f"{message_of(error)}; CLINRAG_DEBUG=1 shows where it came from") from None
+
+
+def _debug(ctx: click.Context) -> bool:
+    return isinstance(ctx.obj, CliContext) and ctx.obj.settings.debug
+
+
+def _os_message(error: OSError) -> str:
+    if code_of(error).status == 507 or error.strerror is None:
+        return message_of(error)
+    where = f": {error.filename}" if isinstance(error.filename, str) else ""
+    return f"{error.strerror}{where}"
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(version=metadata.version("clinrag"), prog_name="clinrag")
+@click.option("--home", type=click.Path(file_okay=False, path_type=Path), help="Where collections live [CLINRAG_HOME].")
+@click.pass_context
+def cli(ctx: click.Context, home: Path | None) -> None:
+    """Index clinical notes in many languages, search them across languages, ask them with cited answers."""
+    ctx.obj = CliContext.of(from_environment(), home)
+    ctx.call_on_close(ctx.obj.close)
+
+
+for command in (
+    store.index,
+    search.search,
+    search.ask,
+    collections.collections,
+    notes.notes,
+    encoders.embed,
+    encoders.encoders,
+    serve.serve,
+    serve.keys,
+    demo.demo,
+):
+    cli.add_command(command)
+
+
+def main() -> None:
+    """Run the command line of this process."""
+    for stream in (sys.stdout, sys.stderr):
+        # Notes hold any script; a terminal that cannot show a character gets a mark instead of a traceback.
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+    cli(prog_name="clinrag")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""`clinrag notes`."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import click
+
+from api.cli.context import CliContext, pass_context
+from api.cli.options import collection_option, json_option
+
+
+@click.group()
+def notes() -> None:
+    """Show and delete single notes."""
+
+
+@notes.command()
+@click.argument("note_id", metavar="ID")
+@collection_option
+@click.option("--version", type=click.IntRange(1), help="An older version; absent: the current one.")
+@json_option
+@pass_context
+def show(context: CliContext, note_id: str, collection: str, version: int | None, as_json: bool) -> None:
+    """Show a note with its text exactly as it was received."""
+    from api.schemas import NoteModel
+
+    note = NoteModel.model_validate(context.service.collection(collection).note(note_id, version))
+    if as_json:
+        click.echo(note.json_text())
+        return
+    from api.cli.output import printable
+
+    for name, value in note.model_dump(exclude={"text"}).items():
+        if value not in (None, [], {}):
+            shown = json.dumps(value, ensure_ascii=False) if isinstance(value, (list, dict)) else str(value)
+            click.echo(f"{name + ':':<14}{printable(shown)}")
+    click.echo()
+    # A terminal obeys control characters, a file does not: only there are they shown instead of sent.
+    click.echo(printable(note.text) if sys.stdout.isatty() else note.text)
+
+
+@notes.command()
+@click.argument("note_ids", metavar="ID...", nargs=-1, required=True)
+@collection_option
+@json_option
+@pass_context
+def delete(context: CliContext, note_ids: tuple[str, ...], collection: str, as_json: bool) -> None:
+    """Delete notes: no search, answer or listing shows any of their versions from then on."""
+    result = context.service.collection(collection).delete_notes(note_ids)
+    if as_json:
+        click.echo(json.dumps({"deleted": list(result.deleted), "missing": list(result.missing)}, ensure_ascii=False))
+    else:
+        click.echo(f"deleted {len(result.deleted):,} notes")
+        for note_id in result.missing:
+            click.echo(f"  no such note: {note_id}", err=True)
+    if result.missing:
+        raise click.exceptions.Exit(2)

@@ -1,0 +1,111 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import click
+
+from indexer.records import Scope
+
+Command = TypeVar("Command", bound=Callable[..., object])
+
+
+class MetaPair(click.ParamType[tuple[str, str]]):
+    """``KEY=VALUE``."""
+
+    name = "KEY=VALUE"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
+        """Return the two sides."""
+        if isinstance(value, tuple):
+            return value
+        key, equals, given = str(value).partition("=")
+        if not equals or not key:
+            self.fail("is not KEY=VALUE", param, ctx)
+        return key, given
+
+
+class ColumnMap(click.ParamType[dict[str, str]]):
+    """``text=note_text,patient_id=subject_id``."""
+
+    name = "FIELD=COLUMN,..."
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> dict[str, str]:
+        """Return the columns by field."""
+        if isinstance(value, dict):
+            return value
+        columns: dict[str, str] = {}
+        for pair in str(value).split(","):
+            field, equals, column = pair.partition("=")
+            if not equals or not field.strip() or not column.strip():
+                self.fail("is not of the form text=note_text,patient_id=subject_id", param, ctx)
+            if field.strip() in columns:
+                self.fail(f"names the field '{field.strip()}' twice", param, ctx)
+            columns[field.strip()] = column.strip()
+        return columns
+
+
+def collection_option(command: Command) -> Command:
+    """Add ``--collection``."""
+    return click.option("-c", "--collection", required=True, metavar="NAME", help="The collection.")(command)
+
+
+def json_option(command: Command) -> Command:
+    """Add ``--json``."""
+    return click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")(command)
+
+
+_SCOPE = (
+    click.option("--patient", metavar="ID", help="Only notes of this patient."),
+    click.option("--encounter", metavar="ID", help="Only notes of this encounter."),
+    click.option("--language", multiple=True, metavar="xx", help="Only passages in this language; repeatable."),
+    click.option("--type", "note_type", multiple=True, metavar="T", help="Only notes of this type; repeatable."),
+    click.option("--section", multiple=True, metavar="S", help="Only passages of this section; repeatable."),
+    click.option("--source", multiple=True, metavar="S", help="Only notes from this source; repeatable."),
+    click.option("--from", "date_from", metavar="DATE", help="Only notes authored on or after this date."),
+    click.option("--to", "date_to", metavar="DATE", help="Only notes authored on or before this date."),
+    click.option("--as-of", metavar="TIME", help="The collection as it was known at this time."),
+    click.option("--meta", multiple=True, type=MetaPair(), help="Only notes with this metadata; repeatable."),
+)
+
+
+def scope_options(command: Command) -> Command:
+    """Add the options that `scope_of` reads."""
+    for option in reversed(_SCOPE):
+        command = option(command)
+    return command
+
+
+def scope_of(options: dict[str, object]) -> Scope:
+    """Return the scope of the options of `scope_options`, taking them out of ``options``.
+
+    Raises:
+        ScopeError: an option is set to an empty text.
+    """
+
+    def text(name: str) -> str | None:
+        value = options.pop(name)
+        assert value is None or isinstance(value, str)
+        return value
+
+    def texts(name: str) -> tuple[str, ...]:
+        value = options.pop(name)
+        assert isinstance(value, tuple)
+        return value
+
+    meta = options.pop("meta")
+    assert isinstance(meta, tuple)
+    return Scope(
+        patient_id=text("patient"),
+        encounter_id=text("encounter"),
+        language=texts("language"),
+        note_type=texts("note_type"),
+        section=texts("section"),
+        source=texts("source"),
+        date_from=text("date_from"),
+        date_to=text("date_to"),
+        as_of=text("as_of"),
+        metadata=dict(meta),
+    )

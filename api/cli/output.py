@@ -1,0 +1,159 @@
+"""What people read: hits, answers and citations, in colour on a terminal and plain otherwise."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+import unicodedata
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from api.schemas import AnswerResponse, CoverageModel, HitModel, SearchResponse
+
+_SNIPPET = 320
+_WORD = re.compile(r"\w+")
+_WITHOUT = {
+    "dense": "dense retrieval did not take part (its encoder is not on this machine, or is another one)",
+    "lexical": "lexical retrieval did not take part",
+}
+
+
+def console() -> Console:
+    """Return the console of stdout; text of notes is never read as markup, and long lines are not cut when piped."""
+    return Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
+
+
+def printable(text: str) -> str:
+    r"""Return the text with its control characters made visible: a note must not drive the reader's terminal.
+
+    >>> printable("a\x1b[31mb\tc")
+    'a␛[31mb\tc'
+    """
+    return "".join(
+        chr(0x2400 + ord(char))
+        if ord(char) < 0x20 and char not in "\n\t"
+        else "�"
+        if unicodedata.category(char) in ("Cc", "Cs") and char not in "\n\t"
+        else char
+        for char in text
+    )
+
+
+def snippet(text: str, query: str, width: int = _SNIPPET) -> str:
+    """Return the part of a passage that holds most of the query's words, on one line, with marks where it was cut."""
+    line = " ".join(text.split())
+    if len(line) <= width:
+        return line
+    words = {word.casefold() for word in _WORD.findall(query) if len(word) > 2 or ord(word[0]) > 0x2E80}
+    folded = line.casefold()
+    places = sorted(at for word in words for at in _places(folded, word)) if len(folded) == len(line) else []
+    start = max(places, key=lambda at: sum(at <= other < at + width for other in places), default=0)
+    start = max(0, min(start - width // 8, len(line) - width))
+    end = start + width
+    return ("… " if start else "") + line[start:end].strip() + (" …" if end < len(line) else "")
+
+
+def _places(text: str, word: str) -> Iterable[int]:
+    at = text.find(word)
+    while at >= 0:
+        yield at
+        at = text.find(word, at + 1)
+
+
+def print_search(result: SearchResponse, out: Console | None = None) -> None:
+    """Print the hits of a search with what was searched."""
+    out = out or console()
+    for hit in result.hits:
+        out.print(_heading(hit))
+        out.print(_body(snippet(printable(hit.text), result.query), result.query, out))
+    if not result.hits:
+        out.print(Text(f"nothing found in {_coverage(result.coverage)}"))
+    _without(result.degraded, out)
+    if result.hits:
+        out.print(Text(f"searched {_coverage(result.coverage)}; {result.plan}, {result.took_ms:,.0f} ms", style="dim"))
+
+
+def print_answer(result: AnswerResponse, out: Console | None = None) -> None:
+    """Print an answer, its numbered citations with their quotes, and what was searched."""
+    out = out or console()
+    answered = result.status == "answered"
+    out.print(Text(printable(result.answer), style="bold" if answered else "yellow"))
+    by_chunk = {hit.chunk_id: hit for hit in result.hits}
+    for citation in result.citations:
+        hit = by_chunk.get(citation.chunk_id)
+        heading = Text(f"  [{citation.n}] ", style="cyan")
+        heading.append(printable(citation.note_id), style="bold")
+        heading.append(f" v{citation.version}")
+        if hit is not None:
+            heading.append(" · " + " · ".join(_facts(hit)))
+        heading.append(f" · characters {citation.start}-{citation.end}", style="dim")
+        out.print(heading)
+        quote = "“" + " ".join(printable(citation.quote).split()) + "”"
+        out.print(Text(_wrapped(quote, "      ", out), style="italic"))
+    _without(result.degraded, out)
+    out.print(Text(f"  searched {_coverage(result.coverage)}", style="dim"))
+
+
+def _heading(hit: HitModel) -> Text:
+    line = Text(f"{hit.rank}. ", style="cyan")
+    line.append(printable(hit.note_id), style="bold")
+    line.append(f" v{hit.version} · " + " · ".join(_facts(hit)))
+    scores = [
+        f"{name} {value:.3f}"
+        for name, value in (("dense", hit.scores.dense), ("lexical", hit.scores.lexical))
+        if value is not None
+    ]
+    line.append(f" · score {hit.score:.4f}" + (f" ({', '.join(scores)})" if scores else ""), style="dim")
+    if hit.copies > 1:
+        line.append(f" · {hit.copies} copies", style="dim")
+    return line
+
+
+def _facts(hit: HitModel) -> list[str]:
+    section = hit.section or ""
+    if hit.section_title:
+        section = f"{section} ({hit.section_title.strip()})" if section else hit.section_title.strip()
+    facts = [
+        hit.authored_at or "undated",
+        hit.language or "language unknown",
+        hit.note_type or "",
+        section,
+        f"patient {hit.patient_id}" if hit.patient_id else "",
+    ]
+    return [printable(fact) for fact in facts if fact]
+
+
+def _body(text: str, query: str, out: Console) -> Text:
+    body = Text(_wrapped(text, "   ", out))
+    words = [re.escape(word) for word in _WORD.findall(query) if len(word) > 3 or ord(word[0]) > 0x2E80]
+    if words:
+        body.highlight_regex(re.compile(r"(?i)" + "|".join(words)), "bold")
+    return body
+
+
+def _wrapped(text: str, indent: str, out: Console) -> str:
+    if not out.is_terminal:
+        return indent + text
+    width = max(40, min(out.width, 110))
+    return textwrap.fill(text, width, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
+
+
+def _coverage(coverage: CoverageModel) -> str:
+    noun = "note" if coverage.notes_searched == 1 else "notes"
+    parts = [f"{coverage.notes_searched:,} {noun}"]
+    if coverage.first is not None:
+        parts.append(f"{coverage.first} to {coverage.last}")
+    if coverage.undated:
+        parts.append(f"{coverage.undated:,} undated")
+    if coverage.languages:
+        parts.append(" ".join(language or "unknown" for language in coverage.languages))
+    return ", ".join(parts)
+
+
+def _without(degraded: Iterable[str], out: Console) -> None:
+    for arm in degraded:
+        out.print(Text(f"note: {_WITHOUT.get(arm, arm + ' did not take part')}", style="yellow"))

@@ -1,0 +1,101 @@
+"""`clinrag index`."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import click
+
+from api.cli.context import CliContext, pass_context
+from api.cli.options import ColumnMap, collection_option, json_option
+from indexer.records import RowError
+
+_SHOWN = 5
+
+
+@click.command()
+@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
+@collection_option
+@click.option(
+    "--encoder", metavar="NAME", help="hashing, compact, multiclinicalbert, a folder or a hub id; for a new one."
+)
+@click.option("--map", "column_map", type=ColumnMap(), help="Columns of CSV, TSV, Parquet: text=note_text,...")
+@click.option("--format", "input_format", metavar="NAME", help="What the inputs are, where it cannot be seen.")
+@click.option(
+    "--skipped", type=click.Path(dir_okay=False, path_type=Path), help="Write skipped records here (JSON lines)."
+)
+@click.option("--strict", is_flag=True, help="Exit 1 when a record was skipped for a fault.")
+@json_option
+@click.option("--quiet", is_flag=True, help="No progress and no summary.")
+@pass_context
+def index(  # noqa: PLR0913 (a command has as many parameters as it has options)
+    context: CliContext,
+    paths: tuple[Path, ...],
+    collection: str,
+    encoder: str | None,
+    column_map: dict[str, str] | None,
+    input_format: str | None,
+    skipped: Path | None,
+    strict: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Store notes from files and folders; a new collection is made, what is stored already is skipped.
+
+    JSON lines, CSV, TSV, Parquet, plain text, FHIR R4, C-CDA, HL7 v2, MIMIC, OMOP and BRAT are told apart by content.
+    """
+    from api.cli.progress import IndexProgress
+    from indexer.readers import read_sources
+
+    context.if_interrupted = "nothing lost; run the same command again to go on"
+    started = time.perf_counter()
+    items = read_sources(paths, column_map=column_map, input_format=input_format)
+    target = context.service.open_or_create(collection, encoder)
+    with IndexProgress(paths, column_map, input_format, quiet=quiet or as_json) as progress:
+        report = context.service.index(target, items, progress.update, writer_timeout_s=0.0)
+    seconds = time.perf_counter() - started
+    if skipped is not None:
+        write_skipped(skipped, report.rejected)
+    if as_json:
+        counts = {
+            "collection": collection,
+            "encoder": target.encoder_name,
+            "stored": report.stored,
+            "skipped": report.skipped,
+            "rejected": len(report.rejected),
+            "chunks": report.chunks,
+            "took_s": round(seconds, 3),
+            "skip_report": None if skipped is None else str(skipped),
+        }
+        click.echo(json.dumps(counts, ensure_ascii=False))
+    elif not quiet:
+        click.echo(
+            f"{collection}: stored {report.stored:,} notes ({report.chunks:,} passages, {target.encoder_name}), "
+            f"skipped {report.skipped:,} unchanged, rejected {len(report.rejected):,}, in {seconds:.1f} s"
+        )
+        _show_rejected(report.rejected, skipped)
+    if strict and report.rejected:
+        raise click.exceptions.Exit(1)
+
+
+def write_skipped(path: Path, rejected: Iterable[RowError]) -> None:
+    """Write the skip report: a JSON object a line, readable by its owner alone; no text of a note is in it."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        for row in rejected:
+            record = {"file": row.file, "line": row.line, "field": row.field, "reason": row.reason}
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+def _show_rejected(rejected: list[RowError], skipped: Path | None) -> None:
+    for row in rejected[:_SHOWN]:
+        line = "" if row.line is None else f":{row.line}"
+        field = "" if row.field is None else f"{row.field} "
+        click.echo(f"  rejected {row.file}{line}: {field}{row.reason}", err=True)
+    if len(rejected) > _SHOWN:
+        rest = f"  ... and {len(rejected) - _SHOWN:,} more"
+        click.echo(rest + (f" in {skipped}" if skipped else "; --skipped FILE writes all of them"), err=True)

@@ -1,0 +1,248 @@
+"""Indexing jobs that survive the process: the notes are on disk before a job is accepted, and go when it ends.
+
+A job is a folder ``jobs/<id>/`` (0700) with ``input.json`` (the posted notes) and ``state.json``. The process that owns
+a job holds ``lock``; the kernel lets it go when that process dies, so whoever starts next takes the job up again. The
+job is then run from its beginning: what is stored already is skipped before it is embedded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import queue
+import re
+import secrets
+import shutil
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import IO
+
+from api.codes import JobNotFoundError, QueueFullError, message_of
+from indexer.errors import DamagedError, StorageFullError, WriterBusyError
+from indexer.times import iso, now_us
+
+_JOB_ID = re.compile(r"[0-9a-f]{32}\Z")
+_KEEP_FINISHED = 1_000
+_RETRY_S = 5.0
+
+RawNote = Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """A posted note that was not taken: its place in the request, never its text."""
+
+    index: int | None
+    field: str | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of posted notes so far. ``finished`` is false when the work was stopped between two batches."""
+
+    done: int
+    stored: int
+    skipped: int
+    rejected: tuple[Rejected, ...]
+    finished: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class JobState:
+    """A job as ``GET /v1/jobs/{id}`` shows it. ``stored_before`` counts what earlier processes stored."""
+
+    job_id: str
+    collection: str
+    status: str
+    total: int
+    created_at: str
+    done: int = 0
+    stored: int = 0
+    skipped: int = 0
+    rejected: tuple[Rejected, ...] = ()
+    error: str | None = None
+    finished_at: str | None = None
+
+
+Work = Callable[[str, Sequence[RawNote], Callable[[Outcome], None], threading.Event], Outcome]
+"""Index notes into the collection of that name; report after each batch; return soon after the event is set."""
+
+
+class JobRunner:
+    """Runs jobs one after another on one thread. ``start`` takes up what an earlier process left."""
+
+    def __init__(self, home: Path, work: Work, max_queued: int) -> None:
+        self._folder = home / "jobs"
+        self._work = work
+        self._max_queued = max_queued
+        self._queue: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._owned: dict[str, IO[str]] = {}
+        self._guard = threading.Lock()
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="clinrag-jobs", daemon=True)
+
+    @property
+    def waiting(self) -> int:
+        """Jobs that are not finished, for the metrics."""
+        return len(self._owned)
+
+    def start(self) -> int:
+        """Take up unfinished jobs that no living process owns, start the thread, and return how many there were."""
+        found = []
+        for folder in sorted(self._folder.iterdir()) if self._folder.is_dir() else []:
+            if _JOB_ID.match(folder.name) and (folder / "input.json").exists() and self._own(folder):
+                found.append(folder)
+            elif not (folder / "state.json").exists() and self._abandoned(folder):
+                shutil.rmtree(folder, ignore_errors=True)  # never accepted: its process died before it answered
+        for folder in sorted(found, key=lambda path: _read_state(path).created_at):
+            self._queue.put(folder.name)
+        self._prune()
+        self._thread.start()
+        return len(found)
+
+    def submit(self, collection: str, notes: Sequence[RawNote]) -> str:
+        """Keep the notes on disk, queue a job for them and return its id.
+
+        Raises:
+            QueueFullError: as many jobs as are allowed are unfinished, or the server is stopping.
+        """
+        with self._guard:
+            if self._stopping.is_set():
+                raise QueueFullError("the server is stopping; send the notes again when it is back")
+            if len(self._owned) >= self._max_queued:
+                raise QueueFullError(f"{self._max_queued} indexing jobs are waiting; try again later")
+            job_id = secrets.token_hex(16)
+            folder = self._folder / job_id
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            folder.mkdir(mode=0o700)
+            self._own(folder)
+        state = JobState(job_id, collection, "queued", len(notes), iso(now_us()))
+        try:
+            _write(folder / "input.json", json.dumps(list(notes)))
+            _write(folder / "state.json", json.dumps(asdict(state)))
+        except BaseException:
+            self._disown(job_id)
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        self._queue.put(job_id)
+        return job_id
+
+    def state(self, job_id: str) -> JobState:
+        """Return a job of any process of this home folder.
+
+        Raises:
+            JobNotFoundError: there is none of that id, or it was finished long ago.
+        """
+        if not _JOB_ID.match(job_id) or not (self._folder / job_id / "state.json").exists():
+            raise JobNotFoundError("no such job; finished ones are kept for a while only")
+        return _read_state(self._folder / job_id)
+
+    def stop(self) -> None:
+        """Finish the running batch, leave the rest for the next start, and end the thread."""
+        self._stopping.set()
+        if self._thread.is_alive():
+            self._queue.put(None)
+            self._thread.join()
+        for job_id in list(self._owned):
+            self._disown(job_id)
+
+    def _run(self) -> None:
+        while (job_id := self._queue.get()) is not None and not self._stopping.is_set():
+            self._run_one(self._folder / job_id)
+
+    def _run_one(self, folder: Path) -> None:
+        before = _read_state(folder)
+        state = replace(before, status="running", error=None)
+
+        def now(outcome: Outcome) -> JobState:
+            # What an earlier run stored counts as skipped in this one: put it back where it belongs.
+            stored = before.stored + outcome.stored
+            skipped = max(0, outcome.done - stored - len(outcome.rejected))
+            return replace(state, done=outcome.done, stored=stored, skipped=skipped, rejected=outcome.rejected)
+
+        try:
+            _save(folder, state)
+            notes = json.loads((folder / "input.json").read_text(encoding="utf-8"))
+            outcome = self._work(state.collection, notes, lambda so_far: _save(folder, now(so_far)), self._stopping)
+            if not outcome.finished:
+                _save(folder, replace(now(outcome), status="queued"))
+                return
+            state = replace(now(outcome), status="done", finished_at=iso(now_us()))
+        except (WriterBusyError, StorageFullError) as error:
+            # Somebody can mend this while the server runs: the job goes to the end of the queue, not to the bin.
+            with contextlib.suppress(OSError):
+                _save(folder, replace(_read_state(folder), status="queued", error=message_of(error)))
+            self._stopping.wait(_RETRY_S)
+            self._queue.put(state.job_id)
+            return
+        except Exception as error:
+            stored = _read_state(folder)
+            state = replace(stored, status="failed", error=message_of(error), finished_at=iso(now_us()))
+        with contextlib.suppress(OSError):  # a full disk: the job stays and is taken up at the next start
+            _save(folder, state)
+            (folder / "input.json").unlink()
+        self._disown(state.job_id)
+
+    def _own(self, folder: Path) -> bool:
+        file = (folder / "lock").open("a")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.close()
+            return False
+        self._owned[folder.name] = file
+        return True
+
+    def _abandoned(self, folder: Path) -> bool:
+        if not _JOB_ID.match(folder.name) or not self._own(folder):
+            return False
+        self._disown(folder.name)
+        return True
+
+    def _disown(self, job_id: str) -> None:
+        file = self._owned.pop(job_id, None)
+        if file is not None:
+            file.close()
+
+    def _prune(self) -> None:
+        finished = [
+            (path.stat().st_mtime_ns, path)
+            for path in self._folder.glob("*/state.json")
+            if not (path.parent / "input.json").exists()
+        ]
+        for _, path in sorted(finished)[:-_KEEP_FINISHED]:
+            shutil.rmtree(path.parent, ignore_errors=True)
+
+
+def _save(folder: Path, state: JobState) -> None:
+    _write(folder / "state.json", json.dumps(asdict(state)))
+
+
+def _read_state(folder: Path) -> JobState:
+    try:
+        document = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        rejected = tuple(Rejected(**row) for row in document.pop("rejected"))
+        return JobState(**document, rejected=rejected)
+    except (ValueError, TypeError, KeyError) as error:
+        raise DamagedError(f"the state of job {folder.name} is damaged; remove its folder under jobs/") from error
+
+
+def _write(path: Path, text: str) -> None:
+    """Publish a file of the owner alone: written, synced, renamed, and the folder synced."""
+    partial = path.with_suffix(".partial")
+    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

@@ -1,0 +1,130 @@
+"""The outermost layer of the server: request ids, the host check, the size limit, the access log, the last catch."""
+
+from __future__ import annotations
+
+import re
+import secrets
+import time
+from collections.abc import MutableMapping
+from typing import Any
+
+from fastapi import HTTPException
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from api.auth import Gate, bearer
+from api.codes import INTERNAL, AccessError, code_of, message_of
+from api.keys import KeyScope
+from api.logs import ACCESS, SERVER
+from api.metrics import Metrics
+from api.problems import http_problem, problem
+from api.settings import LOOPBACK_HOSTS, Settings
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}\Z")
+_OPEN = ("/healthz", "/readyz", "/docs", "/openapi.json")
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
+
+class Edge:
+    """Wraps the application; everything that leaves passes here, and nothing of a request's content is logged."""
+
+    def __init__(self, app: ASGIApp, settings: Settings, gate: Gate, metrics: Metrics) -> None:
+        self._app = app
+        self._settings = settings
+        self._gate = gate
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        given = headers.get("x-request-id", "")
+        request_id = given if _REQUEST_ID.match(given) else secrets.token_hex(8)
+        scope["clinrag.request_id"] = request_id
+        started = time.perf_counter()
+        answer: dict[str, int] = {}
+
+        async def sending(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                answer["status"] = message["status"]
+                out = MutableHeaders(scope=message)
+                out["X-Request-Id"] = request_id
+                out["X-Content-Type-Options"] = "nosniff"
+                out.setdefault("Cache-Control", "no-store")
+            await send(message)
+
+        try:
+            refused = self._refusal(scope["path"], headers, request_id)
+            if refused is not None:
+                await refused(scope, receive, sending)
+            else:
+                await self._app(scope, self._limited(receive), sending)
+        except Exception as error:
+            SERVER.error("request failed", exc_info=error, extra={"fields": {"request_id": request_id}})
+            if "status" in answer:
+                raise ConnectionAbortedError("the answer had begun") from None
+            code = code_of(error)
+            detail = "something went wrong inside; the server's log has the place under this request_id"
+            await problem(INTERNAL if code.status == 500 else code, detail, request_id)(scope, receive, sending)
+        finally:
+            self._say(scope, answer.get("status", 499), time.perf_counter() - started)
+
+    def _refusal(self, path: str, headers: Headers, request_id: str) -> ASGIApp | None:
+        # A page in a browser can reach a loopback server through a name of its own that resolves to 127.0.0.1; the Host
+        # header then holds that name. Beyond loopback names are the operator's business, and a key is needed.
+        if self._settings.loopback and _host_name(headers.get("host", "")) not in LOOPBACK_HOSTS:
+            return http_problem(421, "use localhost or 127.0.0.1", request_id)
+        if not path.startswith(_OPEN):
+            # Before the body is read, and for every address: a route that forgets its scope still needs a key.
+            try:
+                self._gate.admit(bearer(headers), tuple(KeyScope))
+            except AccessError as error:
+                return problem(code_of(error), message_of(error), request_id)
+        try:
+            length = int(headers.get("content-length", "0"))
+        except ValueError:
+            return http_problem(400, "Content-Length is not a number", request_id)
+        if length > self._settings.max_body_bytes:
+            return http_problem(413, self._limit(), request_id)
+        return None
+
+    def _limited(self, receive: Receive) -> Receive:
+        """Return a receive that counts: a chunked body has no length to look at."""
+        seen = 0
+
+        async def counted() -> Message:
+            nonlocal seen
+            message = await receive()
+            seen += len(message.get("body", b""))
+            if seen > self._settings.max_body_bytes:
+                raise HTTPException(413, self._limit())
+            return message
+
+        return counted
+
+    def _limit(self) -> str:
+        return f"the body is over {self._settings.max_body_bytes:,} bytes; send the notes in smaller requests"
+
+    def _say(self, scope: MutableMapping[str, Any], status: int, seconds: float) -> None:
+        route = getattr(scope.get("route"), "path", "unmatched")  # the template: a path holds note ids
+        method = scope["method"] if scope["method"] in _METHODS else "other"
+        self._metrics.request(method, route, status, seconds)
+        fields = {
+            "request_id": scope["clinrag.request_id"],
+            "method": method,
+            "route": route,
+            "status": status,
+            "ms": round(seconds * 1e3, 1),
+        }
+        if "clinrag.key_id" in scope:
+            fields["key"] = scope["clinrag.key_id"]
+        ACCESS.info("request", extra={"fields": fields})
+
+
+def _host_name(host: str) -> str:
+    """Return the name of a Host header without its port."""
+    if host.startswith("["):
+        return host[1:].partition("]")[0]
+    return host.partition(":")[0].lower()

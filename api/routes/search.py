@@ -1,0 +1,34 @@
+"""/v1/search and /v1/answer."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+
+from api.auth import READ
+from api.schemas import AnswerBody, AnswerResponse, SearchBody, SearchResponse
+from api.service import Question
+from api.state import Shared
+from indexer.errors import ArgumentError
+
+router = APIRouter(prefix="/v1", tags=["search"])
+
+
+@router.post("/search", dependencies=[READ])
+def search(state: Shared, body: SearchBody) -> SearchResponse:
+    """Find passages, whatever language they are in."""
+    question = Question(body.query, body.collection, body.scope.to_scope(), body.k, body.mode, body.language_policy)
+    result = state.service.search(question)
+    state.metrics.searched(tuple(result.degraded))
+    return result
+
+
+@router.post("/answer", dependencies=[READ])
+def answer(state: Shared, body: AnswerBody) -> AnswerResponse:
+    """Answer a question with sentences that each point to a note."""
+    if body.generator is not None and body.generator not in state.settings.generators:
+        raise ArgumentError("generator", f"must be one of {', '.join(state.settings.generators)}")
+    question = Question(body.question, body.collection, body.scope.to_scope(), body.k, "hybrid", body.language_policy)
+    result = state.service.ask(question, body.generator)
+    state.metrics.searched(tuple(result.degraded))
+    state.metrics.answered(result.status)
+    return result

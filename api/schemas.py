@@ -1,0 +1,341 @@
+"""The wire models: what requests may hold and what answers hold. ``--json`` prints the same objects as HTTP."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+
+from indexer.records import Scope
+
+MAX_K = 100
+MAX_PAGE = 1_000
+
+ScalarValue = str | int | float | bool | None
+
+
+class Wire(BaseModel):
+    """A model that refuses unknown fields and reads dataclasses of the same shape."""
+
+    model_config = ConfigDict(extra="forbid", from_attributes=True, populate_by_name=True, serialize_by_alias=True)
+
+
+class Result(BaseModel):
+    """An answer: unknown attributes of the dataclass behind it are left out."""
+
+    model_config = ConfigDict(from_attributes=True, populate_by_name=True, serialize_by_alias=True)
+
+    def json_text(self) -> str:
+        """Return the one JSON object that ``--json`` prints."""
+        return self.model_dump_json(by_alias=True)
+
+
+class ScopeModel(Wire):
+    """Which notes a query may see; ``null`` and the empty list leave an attribute free."""
+
+    patient_id: str | None = None
+    encounter_id: str | None = None
+    language: list[str] = Field(default=[], description="ISO 639-1 codes of the passage")
+    note_type: list[str] = []
+    section: list[str] = Field(default=[], description="canonical section keys")
+    source: list[str] = []
+    date_from: str | None = Field(
+        default=None, alias="from", description="first authored date, inclusive, any precision"
+    )
+    date_to: str | None = Field(default=None, alias="to", description="last authored date, inclusive, any precision")
+    as_of: str | None = Field(default=None, description="show what was stored at this time")
+    metadata: dict[str, ScalarValue] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _plain(cls, value: Any) -> Any:
+        # `metadata` of a Scope is a mapping proxy and its texts are tuples: plain containers are what pydantic takes.
+        if not isinstance(value, Scope):
+            return value
+        plain = {item.name: getattr(value, item.name) for item in fields(value)}
+        return {
+            key: dict(given) if isinstance(given, Mapping) else list(given) if isinstance(given, tuple) else given
+            for key, given in plain.items()
+        }
+
+    def to_scope(self) -> Scope:
+        """Return the scope that the packages below take.
+
+        Raises:
+            ScopeError: an attribute is set to an empty text.
+        """
+        return Scope(
+            patient_id=self.patient_id,
+            encounter_id=self.encounter_id,
+            language=tuple(self.language),
+            note_type=tuple(self.note_type),
+            section=tuple(self.section),
+            source=tuple(self.source),
+            date_from=self.date_from,
+            date_to=self.date_to,
+            as_of=self.as_of,
+            metadata=dict(self.metadata),
+        )
+
+
+K = Annotated[int, Field(ge=1, le=MAX_K, description="how many hits, after copies are collapsed")]
+Mode = Literal["hybrid", "dense", "lexical"]
+LanguagePolicy = Literal["balanced", "any", "same"]
+
+
+class SearchBody(Wire):
+    """POST /v1/search."""
+
+    query: str
+    collection: str
+    k: K = 10
+    mode: Mode = "hybrid"
+    language_policy: LanguagePolicy = "balanced"
+    scope: ScopeModel = ScopeModel()
+
+
+class AnswerBody(Wire):
+    """POST /v1/answer."""
+
+    question: str
+    collection: str
+    k: K = 10
+    language_policy: LanguagePolicy = "balanced"
+    scope: ScopeModel = ScopeModel()
+    generator: str | None = Field(default=None, description="one of those that the server allows")
+
+
+class CoverageModel(Result):
+    """What was searched. Dates are ``YYYY-MM-DD``."""
+
+    notes_searched: int
+    languages: list[str]
+    first: str | None
+    last: str | None
+    undated: int
+
+
+class ScoresModel(Result):
+    """A hit's score by source; ``null`` where the source did not score it."""
+
+    dense: float | None
+    lexical: float | None
+
+
+class HitModel(Result):
+    """A passage. ``start`` and ``end`` are code points of the note's stored text."""
+
+    rank: int
+    score: float
+    note_id: str
+    version: int
+    chunk_id: str
+    patient_id: str | None
+    encounter_id: str | None
+    language: str | None
+    note_type: str | None
+    authored_at: str | None
+    section: str | None
+    section_title: str | None
+    start: int
+    end: int
+    text: str
+    scores: ScoresModel
+    copies: int
+    appends: str | None
+
+
+class SearchResponse(Result):
+    """The answer of search."""
+
+    query: str
+    collection: str
+    took_ms: float
+    scope: ScopeModel
+    degraded: list[str]
+    coverage: CoverageModel
+    plan: str
+    hits: list[HitModel]
+
+
+class CitationModel(Result):
+    """A quoted span: ``text[start:end] == quote`` of that note version, always."""
+
+    n: int
+    note_id: str
+    version: int
+    chunk_id: str
+    start: int
+    end: int
+    quote: str
+
+
+class AnswerResponse(Result):
+    """The answer of ask."""
+
+    question: str
+    collection: str
+    took_ms: float
+    scope: ScopeModel
+    status: Literal["answered", "insufficient_evidence"]
+    answer: str
+    language: str | None
+    citations: list[CitationModel]
+    coverage: CoverageModel
+    degraded: list[str]
+    hits: list[HitModel]
+
+
+class CollectionBody(Wire):
+    """POST /v1/collections."""
+
+    name: str
+    encoder: str | None = Field(default=None, description="a catalog name; absent: the server's default")
+
+
+class CollectionModel(Result):
+    """What a collection holds. ``languages`` counts its passages."""
+
+    name: str
+    encoder: str
+    fingerprint: str
+    dim: int
+    notes: int
+    versions: int
+    chunks: int
+    languages: dict[str, int]
+    created_at: str | None
+    first: str | None
+    last: str | None
+    bytes: int
+    seq: int
+    format_version: int
+
+
+class CollectionPage(Result):
+    """One page of collections; ``next`` is the cursor of the following page or ``null``."""
+
+    collections: list[CollectionModel]
+    next: str | None
+
+
+class NotesBody(Wire):
+    """POST /v1/collections/{name}/notes. Unknown keys of a note become its metadata."""
+
+    notes: list[dict[str, JsonValue]] = Field(
+        description="`id` and `text`; optional: `patient_id`, `encounter_id`, `note_type`, `language`, `authored_at`, "
+        "`stored_at`, `status`, `replaces`, `appends`, `source`"
+    )
+    wait: bool = Field(default=True, description="answer when the notes are searchable; else at once, with a job id")
+
+
+class RejectedModel(Result):
+    """A note that was not taken, by its place in the request."""
+
+    index: int | None
+    field: str | None
+    reason: str
+
+
+class NotesResponse(Result):
+    """What became of posted notes."""
+
+    stored: int
+    skipped: int
+    rejected: list[RejectedModel]
+
+
+class JobAccepted(Result):
+    """The notes are kept; they are searchable when the job is done."""
+
+    job_id: str
+
+
+class JobModel(Result):
+    """A job: ``queued``, ``running``, ``done`` or ``failed``."""
+
+    job_id: str
+    collection: str
+    status: Literal["queued", "running", "done", "failed"]
+    total: int
+    done: int
+    stored: int
+    skipped: int
+    rejected: list[RejectedModel]
+    error: str | None
+    created_at: str
+    finished_at: str | None
+
+
+class NoteModel(Result):
+    """One version of a note, as it is stored."""
+
+    note_id: str
+    version: int
+    text: str
+    patient_id: str | None
+    encounter_id: str | None
+    note_type: str | None
+    language: str | None
+    authored_at: str | None
+    stored_at: str | None
+    status: str
+    replaces: list[str]
+    appends: str | None
+    source: str | None
+    metadata: dict[str, ScalarValue]
+
+
+class NoteHeadModel(Result):
+    """A note in a listing, without its text."""
+
+    note_id: str
+    version: int
+    patient_id: str | None
+    encounter_id: str | None
+    note_type: str | None
+    language: str | None
+    authored_at: str | None
+    stored_at: str | None
+    status: str
+    source: str | None
+
+
+class NotePage(Result):
+    """One page of notes; ``next`` is the cursor of the following page or ``null``."""
+
+    notes: list[NoteHeadModel]
+    next: str | None
+
+
+class Deleted(Result):
+    """What was deleted."""
+
+    deleted: list[str]
+
+
+class PageQuery(Wire):
+    """The query parameters of a listing."""
+
+    limit: int = Field(default=100, ge=1, le=MAX_PAGE)
+    cursor: str | None = Field(default=None, max_length=2_048)
+
+
+class FieldProblem(Result):
+    """A field of the request that is not of the allowed form."""
+
+    field: str
+    reason: str
+
+
+class Problem(Result):
+    """An error, as RFC 9457 has it. Never holds text of a note or of a query."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    request_id: str | None = None
+    errors: list[FieldProblem] | None = None

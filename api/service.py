@@ -1,0 +1,294 @@
+"""What clinrag does, once: the operations behind both the routes and the commands."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from api.jobs import Outcome, RawNote
+from api.posted import PostedNotes
+from api.settings import Settings
+from indexer.errors import CollectionNotFoundError, EncoderUnavailableError
+from indexer.records import Note, RowError, Scope
+
+if TYPE_CHECKING:
+    from indexer.build import IndexReport, Progress
+    from indexer.collection import Collection
+    from indexer.library import Library
+
+    from api.schemas import AnswerResponse, CollectionModel, SearchResponse
+    from indexer.encoders.encoder import Encoder
+    from rag.generate import Generator
+    from rag.search import LanguagePolicy, Mode
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What search and ask have in common: a text, a collection, a scope, and how many passages."""
+
+    text: str
+    collection: str
+    scope: Scope
+    k: int = 10
+    mode: Mode = "hybrid"
+    language_policy: LanguagePolicy = "balanced"
+
+
+@dataclass(slots=True)
+class _Loaded:
+    """Things by name, each made once, whoever asks first."""
+
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    collections: dict[str, Collection] = field(default_factory=dict)
+    encoders: dict[str, Encoder] = field(default_factory=dict)
+    generators: dict[str, Generator] = field(default_factory=dict)
+
+
+class Service:
+    """Search, ask and index over one home folder. Thread safe.
+
+    Open collections, encoders and generators are kept for the life of the service; a collection that another process
+    deletes or makes anew is noticed at the next call.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        library: Library,
+        load_encoder: Callable[[str], Encoder],
+        load_generator: Callable[[str, Encoder | None], Generator],
+    ) -> None:
+        self.settings = settings
+        self.library = library
+        self._load_encoder = load_encoder
+        self._load_generator = load_generator
+        self._loaded = _Loaded()
+        self._encoder_lock = threading.Lock()
+
+    # --- collections
+
+    def create(self, name: str, encoder_name: str) -> Collection:
+        """Make a collection for the vectors of an encoder.
+
+        Raises:
+            CollectionExistsError: the name is taken.
+            EncoderUnavailableError: the encoder is unknown or not on this machine.
+        """
+        created = self.library.create(name, encoder_name, self.encoder(encoder_name).spec)
+        with self._loaded.lock:
+            self._loaded.collections[name] = created
+        return created
+
+    def collection(self, name: str) -> Collection:
+        """Return an open collection.
+
+        Raises:
+            CollectionNotFoundError: there is none of that name.
+        """
+        with self._loaded.lock:
+            known = self._loaded.collections.get(name)
+            if known is not None and known.present():
+                return known
+            if known is not None:
+                del self._loaded.collections[name]
+                known.close()
+            opened = self.library.open(name)
+            self._loaded.collections[name] = opened
+            return opened
+
+    def describe(self, name: str) -> CollectionModel:
+        """Return what a collection holds, as both ways in show it.
+
+        Raises:
+            CollectionNotFoundError: there is none of that name.
+        """
+        from api.schemas import CollectionModel
+
+        collection = self.collection(name)
+        info = collection.info()
+        return CollectionModel(
+            name=name,
+            encoder=info.encoder_name,
+            fingerprint=info.fingerprint,
+            dim=info.dim,
+            notes=info.notes,
+            versions=info.versions,
+            chunks=info.chunks,
+            languages={language or "": count for language, count in info.languages.items()},
+            created_at=info.created_at,
+            first=info.first,
+            last=info.last,
+            bytes=info.bytes,
+            seq=info.seq,
+            format_version=info.format_version,
+        )
+
+    def delete_collection(self, name: str) -> None:
+        """Remove a collection and everything in it.
+
+        Raises:
+            CollectionNotFoundError: there is none of that name.
+        """
+        with self._loaded.lock:
+            known = self._loaded.collections.pop(name, None)
+            if known is not None:
+                known.close()
+            self.library.delete(name)
+
+    def open_or_create(self, name: str, encoder_name: str | None) -> Collection:
+        """Return the collection, made with the given or the default encoder where it is absent.
+
+        Raises:
+            EncoderMismatchError: it is there and holds the vectors of another encoder.
+        """
+        try:
+            found = self.collection(name)
+        except CollectionNotFoundError:
+            return self.create(name, encoder_name or self.default_encoder())
+        if encoder_name is not None:
+            found.check_encoder(self.encoder(encoder_name).spec)
+        return found
+
+    # --- encoders and generators
+
+    def default_encoder(self) -> str:
+        """Return the name of the encoder that new collections get."""
+        from indexer.encoders.catalog import default_encoder_name
+
+        return self.settings.encoder or default_encoder_name()
+
+    def encoder(self, name: str) -> Encoder:
+        """Return an encoder, loaded at the first call.
+
+        Raises:
+            EncoderUnavailableError: unknown, or not on this machine.
+        """
+        with self._encoder_lock:  # loading takes seconds: apart from the lock that searches need
+            if name not in self._loaded.encoders:
+                self._loaded.encoders[name] = self._load_encoder(name)
+            return self._loaded.encoders[name]
+
+    def generator(self, name: str | None, encoder: Encoder | None = None) -> Generator:
+        """Return the generator of that name; ``None`` is the first of the settings. Chat models are made once.
+
+        Raises:
+            ArgumentError: the name is not of the allowed form.
+            MissingExtraError: its package is not installed.
+            GeneratorError: the model cannot be set up.
+        """
+        wanted = name or self.settings.generators[0]
+        if ":" not in wanted:
+            return self._load_generator(wanted, encoder)
+        with self._loaded.lock:
+            if wanted not in self._loaded.generators:
+                self._loaded.generators[wanted] = self._load_generator(wanted, None)
+            return self._loaded.generators[wanted]
+
+    # --- search and ask
+
+    def search(self, question: Question) -> SearchResponse:
+        """Return the passages of a scope that match a query."""
+        from api.schemas import SearchResponse
+        from rag.search import SearchRequest, search
+
+        collection = self.collection(question.collection)
+        request = SearchRequest(
+            query=question.text,
+            scope=question.scope,
+            k=question.k,
+            mode=question.mode,
+            language_policy=question.language_policy,
+        )
+        encoder = None if question.mode == "lexical" else self._encoder_or_none(collection)
+        return SearchResponse.model_validate(search(collection, encoder, request))
+
+    def ask(self, question: Question, generator: str | None = None) -> AnswerResponse:
+        """Return an answer with its citations, or what was searched without finding one."""
+        from api.schemas import AnswerResponse, ScopeModel
+        from rag.answer import AnswerRequest, answer
+
+        started = time.perf_counter()
+        collection = self.collection(question.collection)
+        encoder = self._encoder_or_none(collection)
+        request = AnswerRequest(
+            question=question.text, scope=question.scope, k=question.k, language_policy=question.language_policy
+        )
+        found = answer(collection, encoder, request, self.generator(generator, encoder))
+        return AnswerResponse.model_validate(
+            {
+                **{name: getattr(found, name) for name in AnswerResponse.model_fields if hasattr(found, name)},
+                "collection": question.collection,
+                "scope": ScopeModel.model_validate(question.scope),
+                "took_ms": round((time.perf_counter() - started) * 1e3, 3),
+            }
+        )
+
+    # --- notes
+
+    def index(
+        self,
+        collection: Collection,
+        items: Iterable[Note | RowError],
+        on_progress: Callable[[Progress], None] | None = None,
+        *,
+        writer_timeout_s: float | None = None,
+    ) -> IndexReport:
+        """Store notes with their passages and vectors; what is stored already is skipped before it is embedded.
+
+        Raises:
+            EncoderMismatchError: this machine's encoder of that name is not the collection's.
+            WriterBusyError: another process writes for longer than the timeout.
+            StorageFullError: the disk is full; whole batches before that are stored.
+        """
+        from indexer.build import index_notes
+
+        encoder = self.encoder(collection.encoder_name)
+        collection.check_encoder(encoder.spec)
+        return index_notes(
+            collection,
+            encoder,
+            items,
+            batch_notes=self.settings.batch_notes,
+            on_progress=on_progress,
+            writer_timeout_s=self.settings.writer_timeout_s if writer_timeout_s is None else writer_timeout_s,
+        )
+
+    def index_posted(
+        self,
+        name: str,
+        notes: Sequence[RawNote],
+        report: Callable[[Outcome], None] | None = None,
+        stopping: threading.Event | None = None,
+    ) -> Outcome:
+        """Store notes that came as JSON objects, and return what became of each.
+
+        Raises:
+            CollectionNotFoundError, EncoderMismatchError, WriterBusyError, StorageFullError: as above.
+        """
+        collection = self.collection(name)
+        posted = PostedNotes(notes, stopping)
+
+        def on_progress(progress: Progress) -> None:
+            if report is not None:
+                report(Outcome(progress.done, progress.stored, progress.skipped, posted.rejected([])))
+
+        result = self.index(collection, posted, on_progress)
+        done = posted.given
+        return Outcome(done, result.stored, result.skipped, posted.rejected(result.rejected), finished=posted.finished)
+
+    def close(self) -> None:
+        """Close every collection."""
+        with self._loaded.lock:
+            for collection in self._loaded.collections.values():
+                collection.close()
+            self._loaded.collections.clear()
+
+    def _encoder_or_none(self, collection: Collection) -> Encoder | None:
+        """Return the collection's encoder, or ``None`` where it is not here: the search says that it is degraded."""
+        try:
+            return self.encoder(collection.encoder_name)
+        except EncoderUnavailableError:
+            return None

@@ -1,0 +1,49 @@
+"""The one place where objects are put together: settings in, a working service or server out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from api.service import Service
+from api.settings import Settings
+
+if TYPE_CHECKING:
+    from api.encoding import EncoderWorker
+    from indexer.encoders.encoder import Encoder
+    from rag.generate import Generator
+
+
+def build_service(settings: Settings) -> Service:
+    """Return a service for one caller at a time, as the command line is: encoders run on the caller's thread."""
+    from indexer.library import Library
+
+    from indexer.encoders.catalog import load_encoder
+
+    return Service(settings, Library(settings.home), load_encoder, _generators(settings))
+
+
+def build_served(settings: Settings) -> tuple[Service, list[EncoderWorker]]:
+    """Return a service for many callers, and the workers that its encoders run on, filled as they are loaded."""
+    from indexer.library import Library
+
+    from api.encoding import EncoderWorker
+    from indexer.encoders.catalog import load_encoder
+
+    workers: list[EncoderWorker] = []
+
+    def load(name: str) -> Encoder:
+        worker = EncoderWorker(load_encoder(name))
+        workers.append(worker)
+        return worker
+
+    return Service(settings, Library(settings.home), load, _generators(settings)), workers
+
+
+def _generators(settings: Settings) -> Callable[[str, Encoder | None], Generator]:
+    def load(name: str, encoder: Encoder | None) -> Generator:
+        from rag.generate import load_generator
+
+        return load_generator(name, encoder=encoder, base_url=settings.generator_url, api_key=settings.generator_key)
+
+    return load
