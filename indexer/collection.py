@@ -1,0 +1,243 @@
+"""The one door to a collection: store, delete, resolve a scope, search, read."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from sqlalchemy import and_, func, select
+
+from indexer.errors import CollectionNotFoundError, EncoderMismatchError, NoteNotFoundError
+from indexer.records import EncoderSpec, Scope
+from indexer.store import schema as t
+from indexer.store import truth
+from indexer.store.columns import Ids
+from indexer.store.lock import exclusive
+from indexer.store.replica import Replica
+from indexer.store.selection import everything, moment_of
+from indexer.store.selection import select as select_rows
+from indexer.store.sqlite import (
+    create_file,
+    disk_bytes,
+    metadata_matches,
+    open_engine,
+    read_transaction,
+    write_transaction,
+)
+from indexer.store.stored import CollectionInfo, Deleted, Finding, NoteInfo, Passage, Prepared, StoredNote
+from indexer.store.view import View
+from indexer.store.writer import Writer, stored_contents, stored_vector_keys
+from indexer.times import day, iso, now_us
+
+TRUTH = "truth.sqlite"
+LOCK = "writer.lock"
+DELETE_TIMEOUT_S = 5.0
+
+
+class Collection:
+    """A named set of notes with one encoder fingerprint. Thread safe; other processes may use it at the same time.
+
+    Usable as a context manager; `Library` creates and opens them.
+    """
+
+    def __init__(self, folder: Path, name: str) -> None:
+        """Open the collection in a folder.
+
+        Raises:
+            CollectionNotFoundError: there is none.
+            DamagedError: the file is damaged, or of a newer format.
+        """
+        self._path = folder / TRUTH
+        if not self._path.is_file():
+            raise CollectionNotFoundError(f"no collection {name!r}; 'clinrag collections list' names those there are")
+        self.name = name
+        self._folder = folder
+        self._engine = open_engine(self._path)
+        try:
+            t.migrate(self._engine)
+            with read_transaction(self._engine) as connection:
+                facts = truth.read_meta(connection)
+            self.encoder_name = facts["encoder_name"]
+            self.spec = truth.spec_of(facts["spec"])
+            self.collection_id = facts["collection_id"]
+            self._created_at = facts["created_at"]
+            self._replica = Replica(self._engine, self._path, name, self.spec.dim)
+        except BaseException:
+            self._engine.dispose()
+            raise
+
+    @classmethod
+    def create(cls, folder: Path, encoder_name: str, spec: EncoderSpec) -> None:
+        """Make an empty collection in a folder that exists. Raises ``FileExistsError``."""
+        create_file(folder / TRUTH)
+        engine = open_engine(folder / TRUTH)
+        try:
+            t.migrate(engine)
+            with write_transaction(engine) as connection:
+                facts = {
+                    "collection_id": uuid.uuid4().hex,
+                    "created_at": iso(now_us()),
+                    "encoder_name": encoder_name,
+                    "spec": truth.spec_text(spec),
+                    "fingerprint": spec.fingerprint,
+                }
+                truth.write_meta(connection, facts)
+        finally:
+            engine.dispose()
+
+    def __enter__(self) -> Collection:
+        """Return itself."""
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        """Close."""
+        self.close()
+
+    def close(self) -> None:
+        """Let go of files and memory."""
+        self._replica.close()
+        self._engine.dispose()
+
+    def check_encoder(self, spec: EncoderSpec) -> None:
+        """Return if the encoder's vectors fit those stored.
+
+        Raises:
+            EncoderMismatchError: they do not; names both sides and the mend.
+        """
+        if spec.fingerprint != self.spec.fingerprint:
+            raise EncoderMismatchError(
+                f"collection {self.name!r} was embedded with {self.encoder_name} "
+                f"({self.spec.model_id}, fingerprint {self.spec.fingerprint[:12]}), not with {spec.model_id} "
+                f"(fingerprint {spec.fingerprint[:12]}); use --encoder {self.encoder_name}, "
+                "or make another collection for the other encoder"
+            )
+
+    @contextmanager
+    def writer(self, timeout_s: float = 0.0) -> Iterator[Writer]:
+        """Give the collection's one writer for the block; hold it for a batch, not longer.
+
+        Raises:
+            WriterBusyError: another process or thread is writing; names it.
+        """
+        with exclusive(self._folder / LOCK, f"collection {self.name!r}", timeout_s):
+            yield Writer(self._engine)
+
+    def delete_notes(self, note_ids: Sequence[str]) -> Deleted:
+        """Delete notes with all their versions. From here on they answer nowhere, in no process.
+
+        Raises:
+            WriterBusyError: another writer did not end within seconds.
+        """
+        with self.writer(DELETE_TIMEOUT_S) as writer:
+            return writer.delete(note_ids)
+
+    def known_contents(self, note_ids: Iterable[str]) -> dict[str, bytes]:
+        """Return the content hash of each of these notes that is stored."""
+        with read_transaction(self._engine) as connection:
+            return stored_contents(connection, note_ids)
+
+    def known_vectors(self, hashes: Iterable[bytes]) -> set[bytes]:
+        """Return which texts (sha256) have a vector."""
+        with read_transaction(self._engine) as connection:
+            return set(stored_vector_keys(connection, hashes))
+
+    def view(self, scope: Scope | None = None) -> View:
+        """Return a snapshot of all that is committed by now, in any process, narrowed to a scope.
+
+        Raises:
+            ScopeError: the scope is not of the allowed form.
+        """
+        scope = Scope() if scope is None else scope
+        moment = moment_of(scope)
+        columns, _ = self._replica.moment()
+        with_metadata: Ids | None = None
+        if scope.metadata:
+            condition = metadata_matches(t.versions.c.metadata, scope.metadata)
+            with read_transaction(self._engine) as connection:
+                found = connection.execute(select(t.versions.c.id).where(condition)).scalars()
+                with_metadata = np.array(found.all(), np.int64)
+        selection = select_rows(columns, scope, with_metadata)
+        population = everything(columns, moment)
+        replica = self._replica
+        return View(scope, selection, population, self._engine, lambda _approximate: replica.vectors(), replica.lexical)
+
+    def note(self, note_id: str, version: int | None = None) -> StoredNote:
+        """Return a stored note, its newest version if none is named.
+
+        Raises:
+            NoteNotFoundError: there is none, or it was deleted.
+        """
+        wanted = t.notes.c.current if version is None else version
+        query = truth.dated_versions(t.versions.c.text).where(
+            t.notes.c.note_id == note_id, t.notes.c.deleted == 0, t.versions.c.version == wanted
+        )
+        with read_transaction(self._engine) as connection:
+            row = connection.execute(query).first()
+        if row is None:
+            which = "note" if version is None else f"version {version} of note"
+            raise NoteNotFoundError(f"no {which} {note_id!r} in collection {self.name!r}")
+        return truth.stored_note(row)
+
+    def list_notes(self, after: str | None = None, limit: int = 100) -> list[NoteInfo]:
+        """Return the newest versions of the notes behind the id ``after``, by id."""
+        query = truth.dated_versions().where(t.notes.c.deleted == 0, t.versions.c.version == t.notes.c.current)
+        if after is not None:
+            query = query.where(t.notes.c.note_id > after)
+        with read_transaction(self._engine) as connection:
+            rows = connection.execute(query.order_by(t.notes.c.note_id).limit(limit)).all()
+        return [truth.note_info(row) for row in rows]
+
+    def info(self) -> CollectionInfo:
+        """Return what the collection holds."""
+        n, v, c = t.notes.c, t.versions.c, t.chunks.c
+        newest = t.versions.join(t.notes, and_(n.id == v.note, n.current == v.version))
+        with read_transaction(self._engine) as connection:
+            by_language = connection.execute(select(c.language, func.count()).group_by(c.language))
+            languages = {row[0]: int(row[1]) for row in by_language}
+            dates = connection.execute(
+                select(func.min(v.authored_start), func.max(v.authored_end)).select_from(newest)
+            ).one()
+            notes = connection.scalar(select(func.count()).select_from(t.notes).where(n.deleted == 0)) or 0
+            versions = connection.scalar(select(func.count()).select_from(t.versions)) or 0
+            seq = truth.last_change(connection).seq
+        derived = self._folder / "derived"
+        return CollectionInfo(
+            name=self.name,
+            notes=notes,
+            versions=versions,
+            chunks=sum(languages.values()),
+            languages=languages,
+            encoder_name=self.encoder_name,
+            fingerprint=self.spec.fingerprint,
+            dim=self.spec.dim,
+            created_at=self._created_at,
+            bytes=disk_bytes(self._path) + sum(part.stat().st_size for part in derived.rglob("*") if part.is_file()),
+            seq=seq,
+            format_version=t.format_version(self._engine),
+            first=None if dates[0] is None else day(dates[0]),
+            last=None if dates[1] is None else day(dates[1] - 1),
+        )
+
+    def verify(self) -> list[Finding]:
+        """Return what is not as it should be; empty = all is well."""
+        return []
+
+    def rebuild(self) -> None:
+        """Make the derived files anew from the truth."""
+
+
+__all__ = [
+    "Collection",
+    "CollectionInfo",
+    "Deleted",
+    "Finding",
+    "NoteInfo",
+    "Passage",
+    "Prepared",
+    "StoredNote",
+    "View",
+    "Writer",
+]

@@ -1,0 +1,95 @@
+"""The collections under one home folder, each a folder of its own that shares nothing with the others."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import uuid
+from pathlib import Path
+
+from indexer.collection import DELETE_TIMEOUT_S, LOCK, TRUTH, Collection
+from indexer.errors import ArgumentError, CollectionExistsError, CollectionNotFoundError
+from indexer.records import EncoderSpec
+from indexer.store.lock import exclusive
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
+_NEW = ".new-"
+_GONE = ".deleted-"
+
+
+class Library:
+    """Creates, opens, names and deletes collections. Folders are open to their owner only."""
+
+    def __init__(self, home: Path) -> None:
+        """Keep collections under ``home``, which is made when the first one is."""
+        self._folder = home / "collections"
+
+    def create(self, name: str, encoder_name: str, spec: EncoderSpec) -> Collection:
+        """Make an empty collection for an encoder and open it.
+
+        Raises:
+            ArgumentError: the name is not of the allowed form.
+            CollectionExistsError: there is one of that name.
+        """
+        target = self._path(name)
+        if target.exists():
+            raise CollectionExistsError(f"collection {name!r} is there already")
+        private_folder(self._folder.parent)
+        private_folder(self._folder)
+        # Made aside and renamed: a crash leaves no half collection under the name.
+        fresh = self._folder / f"{_NEW}{uuid.uuid4().hex}"
+        private_folder(fresh)
+        try:
+            Collection.create(fresh, encoder_name, spec)
+            fresh.rename(target)
+        except OSError as exc:
+            shutil.rmtree(fresh, ignore_errors=True)
+            if target.exists():
+                raise CollectionExistsError(f"collection {name!r} is there already") from exc
+            raise
+        return Collection(target, name)
+
+    def open(self, name: str) -> Collection:
+        """Open a collection.
+
+        Raises:
+            ArgumentError: the name is not of the allowed form.
+            CollectionNotFoundError: there is none of that name.
+        """
+        return Collection(self._path(name), name)
+
+    def names(self) -> list[str]:
+        """Return the names of all collections, sorted."""
+        if not self._folder.is_dir():
+            return []
+        return sorted(
+            path.name for path in self._folder.iterdir() if _NAME.match(path.name) and (path / TRUTH).exists()
+        )
+
+    def delete(self, name: str) -> None:
+        """Delete a collection with all its files; readers that have it open stop answering.
+
+        Raises:
+            CollectionNotFoundError: there is none of that name.
+            WriterBusyError: it is being written to.
+        """
+        target = self._path(name)
+        if not (target / TRUTH).is_file():
+            raise CollectionNotFoundError(f"no collection {name!r}; 'clinrag collections list' names those there are")
+        with exclusive(target / LOCK, f"collection {name!r}", DELETE_TIMEOUT_S):
+            gone = self._folder / f"{_GONE}{uuid.uuid4().hex}"
+            target.rename(gone)
+        for leftover in self._folder.glob(f"{_GONE}*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+    def _path(self, name: str) -> Path:
+        if not _NAME.match(name):
+            raise ArgumentError(
+                "name", "must be 1 to 64 letters, digits, '.', '_' or '-', and start with a letter or digit"
+            )
+        return self._folder / name
+
+
+def private_folder(path: Path) -> None:
+    """Make a folder that only its owner can open; one that is there already is left as it is."""
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)

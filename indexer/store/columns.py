@@ -1,0 +1,300 @@
+"""The attributes that a scope can name, in memory: integer-coded numpy columns of note versions and of chunks.
+
+`Columns` is one moment of a collection and never changes; `Columns.after` gives the next one. Columns that only grow
+share their buffers between moments; the few that change (when a version ended, whether its note lives) are copied.
+
+What may be seen at a moment T (``None`` = now), for each note that was not deleted: its newest version stored by T,
+unless that is marked entered-in-error or superseded, or another note's version of that moment replaces it. A version
+marked in error replaces nothing, and does not uncover the version before it. Where notes replace each other in a
+circle, the one stored last shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from indexer.records import Status
+from indexer.store.circles import replaced
+from indexer.store.growing import NOTHING, Codes, Growing
+
+Ids = NDArray[np.int64]
+Mask = NDArray[np.bool_]
+
+NEVER = np.iinfo(np.int64).max
+UNDATED = np.iinfo(np.int64).min
+
+STATUSES = tuple(Status)
+_IN_ERROR = STATUSES.index(Status.ENTERED_IN_ERROR)
+_SUPERSEDED = STATUSES.index(Status.SUPERSEDED)
+
+CODED = ("patient", "encounter", "note_type", "source", "language", "section")
+VERSION_COLUMNS: dict[str, Any] = {
+    **dict.fromkeys(("version_id", "note", "version", "stored_at", "authored_start", "authored_end"), np.int64),
+    **dict.fromkeys(("patient", "encounter", "note_type", "source"), np.int32),
+    **dict.fromkeys(("first_chunk", "n_chunks"), np.int64),
+    "status": np.int8,
+}
+CHUNK_COLUMNS: dict[str, Any] = {"row": np.int64, "language": np.int32, "section": np.int32, "text_key": np.int64}
+
+
+class VersionRow(NamedTuple):
+    """A stored note version as the columns take it; dates are `UNDATED` where it has none."""
+
+    version_id: int
+    note: int
+    note_id: str
+    version: int
+    stored_at: int
+    patient: str | None
+    encounter: str | None
+    note_type: str | None
+    source: str | None
+    authored_start: int
+    authored_end: int
+    status: str
+    replaces: tuple[str, ...]
+    n_chunks: int
+
+
+class ChunkRow(NamedTuple):
+    """A chunk as the columns take it."""
+
+    row: int
+    language: str | None
+    section: str | None
+    text_hash: bytes
+
+
+class Deletion(NamedTuple):
+    """A note that was deleted, and the number of its last version then."""
+
+    note: int
+    version: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Edges:
+    """Which version (its position) replaces which note (its number, `NOTHING` where no such note was stored yet)."""
+
+    source: Ids
+    target: Ids
+    target_id: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Columns:
+    """One moment. ``versions`` and ``chunks`` hold a column by name, in the order of the truth's numbers.
+
+    ``ended_at`` is when a version's follower was stored (`NEVER` for the newest); ``alive`` falls when a note is
+    deleted; ``newest`` is the position of each note's newest version by note number.
+    """
+
+    versions: Mapping[str, NDArray[Any]]
+    chunks: Mapping[str, NDArray[Any]]
+    ended_at: Ids
+    alive: Mask
+    newest: Ids
+    edges: Edges
+    codes: Mapping[str, Codes]
+    growing: Mapping[str, Growing]
+    cache: dict[object, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        arrays: Mapping[str, NDArray[Any]],
+        codes: Mapping[str, Sequence[str]],
+        edge_target_id: Sequence[str],
+    ) -> Columns:
+        """Return the moment that `arrays` and the codes' texts were taken from; of nothing, the first moment."""
+        growing = {f"v.{name}": Growing(kind, arrays.get(f"v.{name}")) for name, kind in VERSION_COLUMNS.items()}
+        growing |= {f"c.{name}": Growing(kind, arrays.get(f"c.{name}")) for name, kind in CHUNK_COLUMNS.items()}
+        nothing = np.empty(0, np.int64)
+        return cls(
+            versions={name: growing[f"v.{name}"].view() for name in VERSION_COLUMNS},
+            chunks={name: growing[f"c.{name}"].view() for name in CHUNK_COLUMNS},
+            ended_at=arrays.get("ended_at", nothing),
+            alive=arrays.get("alive", np.empty(0, np.bool_)),
+            newest=arrays.get("newest", nothing),
+            edges=Edges(arrays.get("edge_source", nothing), arrays.get("edge_target", nothing), tuple(edge_target_id)),
+            codes={name: Codes(codes.get(name, ())) for name in CODED},
+            growing=growing,
+        )
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Return everything of this moment that `of` needs, but for the texts."""
+        return {
+            **{f"v.{name}": column for name, column in self.versions.items()},
+            **{f"c.{name}": column for name, column in self.chunks.items()},
+            "ended_at": self.ended_at,
+            "alive": self.alive,
+            "newest": self.newest,
+            "edge_source": self.edges.source,
+            "edge_target": self.edges.target,
+        }
+
+    @property
+    def last_version_id(self) -> int:
+        """The number of the newest version that is in here."""
+        return int(self.versions["version_id"][-1]) if len(self.alive) else 0
+
+    def after(
+        self,
+        versions: Sequence[VersionRow],
+        chunks: Sequence[ChunkRow],
+        deletions: Sequence[Deletion],
+        known: Mapping[str, int],
+    ) -> tuple[Columns, Ids]:
+        """Return the next moment and the rows that fell out of the index with it.
+
+        Versions come in the order of their numbers, all chunks of these versions in theirs. ``known`` gives the
+        number of those replaced notes that are stored. Only the newest moment may be continued, by one thread.
+        """
+        first = len(self.alive)
+        version_columns = self._version_columns(versions)
+        chunk_columns = self._chunk_columns(chunks)
+        ended_at = np.concatenate([self.ended_at, np.full(len(versions), NEVER)])
+        alive = np.concatenate([self.alive, np.ones(len(versions), np.bool_)])
+        newest = self._newest_after(version_columns["note"])
+        _end_versions(ended_at, self.newest, version_columns, first)
+        columns = Columns(
+            versions={name: self.growing[f"v.{name}"].extend(column) for name, column in version_columns.items()},
+            chunks={name: self.growing[f"c.{name}"].extend(column) for name, column in chunk_columns.items()},
+            ended_at=ended_at,
+            alive=alive,
+            newest=newest,
+            edges=self._edges_after(versions, known, first),
+            codes=self.codes,
+            growing=self.growing,
+        )
+        return columns, columns._bury(deletions)
+
+    def current(self, moment: int | None) -> Mask:
+        """Return which versions were their notes' newest at a moment of system time, whatever their status."""
+        if moment is None:
+            newest: Mask = self.alive & (self.ended_at == NEVER)
+            return newest
+        stored_at: Ids = self.versions["stored_at"]
+        known: Mask = self.alive & (stored_at <= moment) & (self.ended_at > moment)
+        return known
+
+    def visible(self, moment: int | None) -> Mask:
+        """Return which versions may be seen at a moment."""
+        current = self.current(moment)
+        status: NDArray[np.int8] = self.versions["status"]
+        mask: Mask = current & (status != _IN_ERROR) & (status != _SUPERSEDED)
+        source, target = self.edges.source, self.edges.target
+        if len(source):
+            active = current[source] & (status[source] != _IN_ERROR) & (target != NOTHING)
+            source, target = source[active], target[active]
+            stored = self.versions["stored_at"][source]
+            # Two versions may carry one given time; the later position was stored later.
+            order = np.empty(len(source), np.int64)
+            order[np.lexsort((source, stored))] = np.arange(len(source))
+            hidden = replaced(self.versions["note"][source], target, order)
+            by_note = np.zeros(len(self.newest) + 1, np.bool_)
+            by_note[hidden] = True
+            mask &= ~by_note[self.versions["note"]]
+        return mask
+
+    def positions_of(self, picks: NDArray[np.intp]) -> Ids:
+        """Return the positions of the chunks of some versions (positions, ascending), ascending."""
+        first, count = self.versions["first_chunk"][picks], self.versions["n_chunks"][picks]
+        total = int(count.sum())
+        if not total:
+            return np.empty(0, np.int64)
+        before = np.cumsum(count) - count
+        return np.repeat(first - before, count) + np.arange(total)
+
+    def _version_columns(self, rows: Sequence[VersionRow]) -> dict[str, NDArray[Any]]:
+        counts = np.array([row.n_chunks for row in rows], np.int64)
+        start = len(self.chunks["row"])
+        coded = {
+            name: [self.codes[name].add(getattr(row, name)) for row in rows]
+            for name in ("patient", "encounter", "note_type", "source")
+        }
+        names = ("version_id", "note", "version", "stored_at", "authored_start", "authored_end")
+        plain = {name: [getattr(row, name) for row in rows] for name in names}
+        status = {"status": [STATUSES.index(Status(row.status)) for row in rows]}
+        columns: dict[str, Any] = {
+            **coded,
+            **plain,
+            **status,
+            "first_chunk": start + np.cumsum(counts) - counts,
+            "n_chunks": counts,
+        }
+        return {name: np.asarray(columns[name], kind) for name, kind in VERSION_COLUMNS.items()}
+
+    def _chunk_columns(self, rows: Sequence[ChunkRow]) -> dict[str, NDArray[Any]]:
+        return {
+            "row": np.array([row.row for row in rows], np.int64),
+            "language": np.array([self.codes["language"].add(row.language) for row in rows], np.int32),
+            "section": np.array([self.codes["section"].add(row.section) for row in rows], np.int32),
+            "text_key": text_keys([row.text_hash for row in rows]),
+        }
+
+    def _newest_after(self, notes: Ids) -> Ids:
+        newest = self.newest
+        if len(notes):
+            room = max(int(notes.max()) + 1, len(newest))
+            newest = np.concatenate([newest, np.full(room - len(newest), NOTHING, np.int64)])
+            # Of a repeated index, numpy keeps the last value, and the last is the newest.
+            newest[notes] = len(self.alive) + np.arange(len(notes))
+        return newest
+
+    def _edges_after(self, versions: Sequence[VersionRow], known: Mapping[str, int], first: int) -> Edges:
+        edges = self.edges
+        new = [(first + n, target) for n, row in enumerate(versions) for target in row.replaces]
+        arrived = {row.note_id: row.note for row in versions}
+        target = edges.target
+        waiting = np.flatnonzero(target == NOTHING)
+        if len(waiting) and any(edges.target_id[at] in arrived for at in waiting.tolist()):
+            target = target.copy()
+            target[waiting] = [arrived.get(edges.target_id[at], NOTHING) for at in waiting.tolist()]
+        if not new:
+            return Edges(edges.source, target, edges.target_id)
+        numbers = [arrived.get(target_id, known.get(target_id, NOTHING)) for _, target_id in new]
+        return Edges(
+            np.concatenate([edges.source, np.array([source for source, _ in new], np.int64)]),
+            np.concatenate([target, np.array(numbers, np.int64)]),
+            edges.target_id + tuple(target_id for _, target_id in new),
+        )
+
+    def _bury(self, deletions: Sequence[Deletion]) -> Ids:
+        """Mark the versions of deleted notes and return their rows. Called before anybody else has this moment."""
+        if not deletions:
+            return np.empty(0, np.int64)
+        last = {gone.note: gone.version for gone in sorted(deletions, key=lambda gone: gone.version)}
+        numbers = np.array(sorted(last), np.int64)
+        until = np.array([last[number] for number in numbers.tolist()], np.int64)
+        notes = self.versions["note"]
+        at = np.minimum(np.searchsorted(numbers, notes), len(numbers) - 1)
+        dead = self.alive & (numbers[at] == notes) & (self.versions["version"] <= until[at])
+        self.alive[dead] = False
+        rows: Ids = self.chunks["row"][self.positions_of(np.flatnonzero(dead))]
+        return rows
+
+
+def text_keys(hashes: Sequence[bytes]) -> Ids:
+    """Return eight bytes of each text's sha256 as a number: equal texts share it."""
+    return np.frombuffer(b"".join(text_hash[:8] for text_hash in hashes), "<i8").astype(np.int64, copy=False)
+
+
+def _end_versions(ended_at: Ids, newest: Ids, columns: Mapping[str, NDArray[Any]], first: int) -> None:
+    """Write when versions ended because the new ones (from position ``first``) follow them."""
+    notes, stored = columns["note"], columns["stored_at"]
+    if not len(notes):
+        return
+    order = np.lexsort((np.arange(len(notes)), notes))
+    same = notes[order][1:] == notes[order][:-1]
+    ended_at[first + order[:-1][same]] = stored[order][1:][same]
+    heads = order[np.concatenate([[True], ~same])]
+    heads = heads[notes[heads] < len(newest)]
+    before = newest[notes[heads]]
+    there = before != NOTHING
+    ended_at[before[there]] = stored[heads[there]]

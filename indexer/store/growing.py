@@ -1,0 +1,67 @@
+"""Containers that only grow, so that every earlier moment of a collection stays true while later ones are added."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+NOTHING = -1
+"""The code of an absent value."""
+
+
+class Growing:
+    """An array with room behind its end. Views that were given out keep their length and their values."""
+
+    def __init__(self, dtype: DTypeLike, values: NDArray[Any] | None = None) -> None:
+        """Start with these values, which are kept and not copied."""
+        self._buffer = np.empty(0, dtype) if values is None else np.asarray(values, dtype)
+        self._length = len(self._buffer)
+
+    def extend(self, values: NDArray[Any]) -> NDArray[Any]:
+        """Add values behind the end and return the view of all."""
+        if not len(values):
+            return self.view()
+        end = self._length + len(values)
+        if end > len(self._buffer):
+            larger = np.empty(max(end, 1024, len(self._buffer) * 3 // 2), self._buffer.dtype)
+            larger[: self._length] = self._buffer[: self._length]
+            self._buffer = larger
+        self._buffer[self._length : end] = values
+        self._length = end
+        return self.view()
+
+    def view(self) -> NDArray[Any]:
+        """Return what is there now, not to be written to."""
+        view = self._buffer[: self._length]
+        view.flags.writeable = False
+        return view
+
+
+class Codes:
+    """Numbers for texts, in the order they were first seen."""
+
+    def __init__(self, texts: Iterable[str] = ()) -> None:
+        """Start with these."""
+        self.texts = list(texts)
+        self._numbers = {text: number for number, text in enumerate(self.texts)}
+
+    def add(self, text: str | None) -> int:
+        """Return the number of a text, given now where it is new."""
+        if text is None:
+            return NOTHING
+        number = self._numbers.get(text)
+        if number is None:
+            number = self._numbers[text] = len(self.texts)
+            self.texts.append(text)
+        return number
+
+    def of(self, texts: Iterable[str]) -> list[int]:
+        """Return the numbers of those texts that have one."""
+        return [self._numbers[text] for text in texts if text in self._numbers]
+
+    def text(self, number: int) -> str | None:
+        """Return the text of a number."""
+        return None if number == NOTHING else self.texts[number]

@@ -1,0 +1,142 @@
+"""Reading the truth behind a change number: what the copies in memory follow.
+
+Everything is checked against its checksum on the way. Pages bound the memory, whatever has to be caught up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from sqlalchemy import Connection, Row, select
+
+from indexer.store import schema as t
+from indexer.store import truth
+from indexer.store.columns import UNDATED, ChunkRow, Deletion, Ids, VersionRow
+
+PAGE_VERSIONS = 2000
+PAGE_CHUNKS = 20_000
+
+
+class Page(NamedTuple):
+    """Some note versions in the order of their numbers, with all their chunks."""
+
+    versions: list[VersionRow]
+    chunks: list[ChunkRow]
+
+
+class VectorPage(NamedTuple):
+    """Chunk rows, ascending, with their vectors, ``(n, dim)``."""
+
+    rows: Ids
+    vectors: NDArray[np.float16]
+
+
+class TextPage(NamedTuple):
+    """Chunk rows, ascending, with their texts and languages."""
+
+    rows: Ids
+    texts: list[str]
+    languages: list[str | None]
+
+
+def deletions(connection: Connection, after_seq: int) -> list[Deletion]:
+    """Return the deletions behind a change number."""
+    c = t.changes.c
+    found: list[Deletion] = []
+    for row in connection.execute(select(t.changes).where(c.seq > after_seq, c.kind == truth.DELETE).order_by(c.seq)):
+        truth.check_row("changes", truth.CHANGE_FIELDS, row)
+        found.append(Deletion(row.note, row.version))
+    return found
+
+
+def pages(connection: Connection, after_version: int) -> Iterator[Page]:
+    """Yield the note versions behind a version number."""
+    v, c = t.versions.c, t.chunks.c
+    while True:
+        query = truth.dated_versions().where(v.id > after_version).order_by(v.id).limit(PAGE_VERSIONS)
+        versions = [_version_row(row) for row in connection.execute(query)]
+        if not versions:
+            return
+        last = versions[-1].version_id
+        within = select(t.chunks).where(c.version_id > after_version, c.version_id <= last)
+        chunks: list[ChunkRow] = []
+        for row in connection.execute(within.order_by(c.version_id, c.n)):
+            truth.check_row("chunks", truth.CHUNK_FIELDS, row)
+            chunks.append(ChunkRow(row.row, row.language, row.section, row.text_hash))
+        if len(chunks) != sum(version.n_chunks for version in versions):
+            raise truth.damaged("chunks", f"of versions {after_version + 1} to {last}")
+        yield Page(versions, chunks)
+        after_version = last
+
+
+def note_numbers(connection: Connection, note_ids: Iterable[str]) -> dict[str, int]:
+    """Return the numbers of those notes that were ever stored."""
+    found: dict[str, int] = {}
+    for part in truth.parts(note_ids):
+        for row in connection.execute(select(t.notes.c.note_id, t.notes.c.id).where(t.notes.c.note_id.in_(part))):
+            found[row.note_id] = row.id
+    return found
+
+
+def vector_pages(connection: Connection, after_row: int, dim: int) -> Iterator[VectorPage]:
+    """Yield the vectors of the chunks behind a row."""
+    c, v = t.chunks.c, t.vectors.c
+    joined = t.chunks.join(t.vectors, v.key == c.vector)
+    while True:
+        query = select(c.row, v.key, v.text_hash, v.vector, v.checksum).select_from(joined)
+        found = connection.execute(query.where(c.row > after_row).order_by(c.row).limit(PAGE_CHUNKS)).all()
+        if not found:
+            return
+        for row in found:
+            truth.check_row("vectors", truth.VECTOR_FIELDS, row)
+            if len(row.vector) != 2 * dim:
+                raise truth.damaged("vectors", row.key)
+        rows = np.array([row.row for row in found], np.int64)
+        after_row = int(rows[-1])
+        vectors = np.frombuffer(b"".join(row.vector for row in found), "<f2").reshape(len(found), dim)
+        yield VectorPage(rows, vectors.astype(np.float16, copy=False))
+
+
+def text_pages(connection: Connection, after_row: int) -> Iterator[TextPage]:
+    """Yield the texts of the chunks behind a row."""
+    c, v = t.chunks.c, t.versions.c
+    while True:
+        query = select(t.chunks).where(c.row > after_row).order_by(c.row).limit(PAGE_VERSIONS)
+        found = connection.execute(query).all()
+        if not found:
+            return
+        after_row = found[-1].row
+        within = select(v.id, v.text).where(v.id >= found[0].version_id, v.id <= found[-1].version_id)
+        texts = {row.id: row.text for row in connection.execute(within)}
+        page = TextPage(np.array([row.row for row in found], np.int64), [], [])
+        for row in found:
+            truth.check_row("chunks", truth.CHUNK_FIELDS, row)
+            text = texts.get(row.version_id, "")[row.start_char : row.end_char]
+            if truth.text_hash(text) != row.text_hash:
+                raise truth.damaged("versions", row.version_id)
+            page.texts.append(text)
+            page.languages.append(row.language)
+        yield page
+
+
+def _version_row(row: Row[Any]) -> VersionRow:
+    truth.check_dated(row)
+    return VersionRow(
+        version_id=row.id,
+        note=row.note,
+        note_id=row.note_id,
+        version=row.version,
+        stored_at=row.change_stored_at,
+        patient=row.patient_id,
+        encounter=row.encounter_id,
+        note_type=row.note_type,
+        source=row.source,
+        authored_start=UNDATED if row.authored_start is None else row.authored_start,
+        authored_end=UNDATED if row.authored_end is None else row.authored_end,
+        status=row.status,
+        replaces=truth.replaces_of(row.replaces),
+        n_chunks=row.chunks,
+    )

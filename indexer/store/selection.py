@@ -1,0 +1,154 @@
+"""Which rows a scope means: resolved on the columns before anything is scored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from indexer.errors import ScopeError
+from indexer.records import Coverage, Scope
+from indexer.store.columns import UNDATED, Columns, Ids, text_keys
+from indexer.store.growing import NOTHING
+from indexer.times import day, instant, period
+
+_VERSION_TESTS = ("patient", "encounter", "note_type", "source")
+_KEPT_MOMENTS = 4
+
+
+class Selection:
+    """The note versions and chunk rows that a scope means at one moment of a collection.
+
+    ``picks`` are positions of versions, ``positions`` those of chunks, ``rows`` the chunks' numbers; all ascending.
+    """
+
+    def __init__(self, columns: Columns, picks: NDArray[np.intp], positions: Ids, *, by_chunk: bool) -> None:
+        """Keep what was resolved; ``by_chunk`` says that chunks of picked versions may have been left out."""
+        self.columns = columns
+        self.picks = picks
+        self.positions = positions
+        self.rows: Ids = columns.chunks["row"][positions]
+        self._by_chunk = by_chunk
+        self._pools: dict[str | None, Ids] | None = None
+        self._coverage: Coverage | None = None
+
+    def pools(self) -> dict[str | None, Ids]:
+        """Return the rows by their chunk's language, ``None`` where it is not known."""
+        if self._pools is None:
+            codes = self.columns.chunks["language"][self.positions]
+            self._pools = {
+                self.columns.codes["language"].text(int(code)): self.rows[codes == code] for code in np.unique(codes)
+            }
+        return self._pools
+
+    def coverage(self) -> Coverage:
+        """Return how many notes were searched, in which languages, from when to when."""
+        if self._coverage is None:
+            picks = self.picks
+            if self._by_chunk:
+                first = self.columns.versions["first_chunk"]
+                owners = np.searchsorted(first, self.positions, side="right") - 1
+                picks = np.unique(owners)
+            start, end = (self.columns.versions[name][picks] for name in ("authored_start", "authored_end"))
+            dated = start != UNDATED
+            self._coverage = Coverage(
+                notes_searched=len(picks),
+                languages=tuple(sorted(language for language in self.pools() if language is not None)),
+                first=day(int(start[dated].min())) if dated.any() else None,
+                last=day(int(end[dated].max()) - 1) if dated.any() else None,
+                undated=int(np.count_nonzero(~dated)),
+            )
+        return self._coverage
+
+    def copies(self, hashes: Sequence[bytes]) -> list[int]:
+        """Return for each text how many rows of the selection hold it."""
+        keys = text_keys(hashes)
+        own = self.columns.chunks["text_key"][self.positions]
+        wanted = np.unique(keys)
+        if not len(wanted):
+            return []
+        at = np.minimum(np.searchsorted(wanted, own), len(wanted) - 1)
+        counts = np.bincount(at[wanted[at] == own], minlength=len(wanted))
+        return [int(count) for count in counts[np.searchsorted(wanted, keys)]]
+
+
+def moment_of(scope: Scope) -> int | None:
+    """Return the moment of system time that a scope is about, ``None`` for now.
+
+    Raises:
+        ScopeError: ``as_of`` is no date or time.
+    """
+    return None if scope.as_of is None else _time("as_of", scope.as_of, instant)
+
+
+def everything(columns: Columns, moment: int | None) -> Selection:
+    """Return all that may be seen at a moment. Kept for the next query."""
+    kept = columns.cache.get(moment)
+    if kept is None:
+        picks = np.flatnonzero(columns.visible(moment))
+        kept = Selection(columns, picks, columns.positions_of(picks), by_chunk=False)
+        if len(columns.cache) >= _KEPT_MOMENTS:
+            columns.cache.clear()
+        columns.cache[moment] = kept
+    assert isinstance(kept, Selection)
+    return kept
+
+
+def select(columns: Columns, scope: Scope, with_metadata: Ids | None = None) -> Selection:
+    """Return what a scope means. ``with_metadata`` are the version numbers that hold the scope's metadata.
+
+    Raises:
+        ScopeError: a date or time is not of the allowed form, or the dates are in the wrong order.
+    """
+    everywhere = everything(columns, moment_of(scope))
+    dates = _date_range(scope)
+    wanted = {
+        "patient": () if scope.patient_id is None else (scope.patient_id,),
+        "encounter": () if scope.encounter_id is None else (scope.encounter_id,),
+        "note_type": scope.note_type,
+        "source": scope.source,
+    }
+    by_version = any(wanted.values()) or dates is not None or with_metadata is not None
+    by_chunk = bool(scope.language or scope.section)
+    if not by_version and not by_chunk:
+        return everywhere
+    picks = everywhere.picks
+    for name in _VERSION_TESTS:
+        if wanted[name]:
+            picks = picks[_among(columns.versions[name][picks], columns.codes[name].of(wanted[name]))]
+    if dates is not None:
+        start, end = (columns.versions[name][picks] for name in ("authored_start", "authored_end"))
+        picks = picks[(start != UNDATED) & (start < dates[1]) & (end > dates[0])]
+    if with_metadata is not None:
+        picks = picks[np.isin(columns.versions["version_id"][picks], with_metadata)]
+    positions = columns.positions_of(picks) if by_version else everywhere.positions
+    for name, texts in (("language", scope.language), ("section", scope.section)):
+        if texts:
+            positions = positions[_among(columns.chunks[name][positions], columns.codes[name].of(texts))]
+    return Selection(columns, picks, positions, by_chunk=by_chunk)
+
+
+def _among(codes: NDArray[np.int32], wanted: Sequence[int]) -> NDArray[np.bool_]:
+    mask = np.zeros(len(codes), np.bool_)
+    for code in wanted:
+        assert code != NOTHING
+        mask |= codes == code
+    return mask
+
+
+def _date_range(scope: Scope) -> tuple[int, int] | None:
+    if scope.date_from is None and scope.date_to is None:
+        return None
+    start = UNDATED if scope.date_from is None else _time("date_from", scope.date_from, lambda text: period(text)[0])
+    end = np.iinfo(np.int64).max if scope.date_to is None else _time("date_to", scope.date_to, lambda t: period(t)[1])
+    if start >= end:
+        raise ScopeError("date_from", "is after date_to")
+    return start, end
+
+
+def _time(name: str, text: str, read: Callable[[str], int]) -> int:
+    try:
+        return read(text)
+    except ValueError as exc:
+        raise ScopeError(name, str(exc)) from None

@@ -1,0 +1,207 @@
+"""Everything that only SQLite has: pragmas, BEGIN IMMEDIATE, its error codes, ``json_extract``.
+
+What makes an acknowledged write durable: WAL with ``synchronous=FULL``. SQLite appends a transaction's pages to the
+write-ahead log and calls fsync on it before COMMIT returns; the directory entry of a new log is synced too. A
+checkpoint syncs the log before it copies pages and the database before the log is reused. ``secure_delete`` overwrites
+deleted content with zeros in the pages it frees.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import URL, Column, ColumnElement, Connection, Engine, and_, create_engine, event, func, select
+from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.exc import DatabaseError
+
+from indexer.errors import CollectionNotFoundError, DamagedError, StorageFullError, WriterBusyError
+from indexer.records import Scalar
+
+PAGE_BYTES = 8192
+BUSY_TIMEOUT_MS = 5000
+PRAGMAS = (
+    "foreign_keys=ON",
+    "secure_delete=ON",
+    "synchronous=FULL",
+    f"busy_timeout={BUSY_TIMEOUT_MS}",
+    "wal_autocheckpoint=2000",
+    "journal_size_limit=67108864",
+    "cell_size_check=ON",
+    "trusted_schema=OFF",
+    "temp_store=MEMORY",
+)
+MAX_VARIABLES = 500
+"""How many values one ``IN`` list carries; longer ones are asked in parts."""
+
+_WRITE = "clinrag_write"
+_FULL = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE}
+_DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+
+
+def create_file(path: Path) -> None:
+    """Make an empty database file that only its owner can read. Raises ``FileExistsError``."""
+    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+
+
+def open_engine(path: Path) -> Engine:
+    """Return an engine over the database file; connections are shared between threads through its pool."""
+    engine = create_engine(
+        URL.create("sqlite", database=str(path)),
+        pool_size=4,
+        max_overflow=-1,
+        connect_args={"check_same_thread": False},
+    )
+
+    @event.listens_for(engine, "connect")
+    def _configure(connection: DBAPIConnection, _record: object) -> None:
+        # The driver must not begin transactions by itself: readers need a deferred one, writers an immediate one.
+        connection.isolation_level = None
+        cursor = connection.cursor()
+        cursor.execute(f"PRAGMA page_size={PAGE_BYTES}")
+        cursor.execute("PRAGMA journal_mode=WAL")
+        for pragma in PRAGMAS:
+            cursor.execute(f"PRAGMA {pragma}")
+        cursor.close()
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        immediate = connection.get_execution_options().get(_WRITE, False)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
+
+    return engine
+
+
+@contextmanager
+def read_transaction(engine: Engine) -> Iterator[Connection]:
+    """Give a connection whose statements all see one committed state."""
+    with mapped_errors(), engine.connect() as connection, connection.begin():
+        yield connection
+
+
+@contextmanager
+def write_transaction(engine: Engine) -> Iterator[Connection]:
+    """Give the one writing connection; what is done with it is durable when the block ends, or undone.
+
+    Raises:
+        StorageFullError: the disk is full; nothing of the block was stored.
+        WriterBusyError: another writer held the database for longer than the busy timeout.
+    """
+    with mapped_errors(), engine.connect() as connection:
+        writing = connection.execution_options(**{_WRITE: True})
+        with writing.begin():
+            yield writing
+
+
+@contextmanager
+def mapped_errors() -> Iterator[None]:
+    """Turn SQLite's codes into errors that a caller can mend. Messages carry no statement and no values."""
+    try:
+        yield
+    except DatabaseError as exc:
+        if isinstance(exc.orig, sqlite3.Error):
+            _raise_mapped(exc.orig, exc)
+        raise
+    except sqlite3.Error as exc:
+        _raise_mapped(exc, exc)
+        raise
+
+
+def _raise_mapped(error: sqlite3.Error, cause: Exception) -> None:
+    code = getattr(error, "sqlite_errorcode", None)
+    if code is None:
+        return
+    if code in _FULL:
+        raise StorageFullError(
+            "the disk is full; nothing of the batch was stored; make room and run it again"
+        ) from cause
+    if code & 0xFF in _DAMAGED:
+        raise DamagedError("the collection's database is damaged; 'clinrag collections verify' names where") from cause
+    if code & 0xFF == sqlite3.SQLITE_BUSY:
+        raise WriterBusyError("another process holds the collection's database; try again") from cause
+
+
+def integrity_problems(connection: Connection) -> list[str]:
+    """Return what SQLite's own checks find wrong with the file, pages and indexes included; empty = nothing."""
+    found = [str(row[0]) for row in connection.exec_driver_sql("PRAGMA integrity_check(20)")]
+    problems = [line for line in found if line != "ok"]
+    problems += [
+        f"foreign key of {row[0]} row {row[1]}" for row in connection.exec_driver_sql("PRAGMA foreign_key_check")
+    ]
+    return problems
+
+
+def metadata_matches(column: Column[Any], wanted: Mapping[str, Scalar]) -> ColumnElement[bool]:
+    """Return the condition that every wanted key is there with exactly this value, JSON type included."""
+    tests: list[ColumnElement[bool]] = [column.is_not(None)]
+    for key, value in wanted.items():
+        # json_each and not a JSON path: a path has no way to write a key that holds a quotation mark.
+        each = func.json_each(column).table_valued("key", "value", "type")
+        if value is None:
+            same = each.c.type == "null"
+        elif isinstance(value, bool):
+            same = each.c.type == ("true" if value else "false")
+        elif isinstance(value, str):
+            same = and_(each.c.type == "text", each.c.value == value)
+        else:
+            number = value if -(2**63) <= value < 2**63 else float(value)
+            same = and_(each.c.type.in_(("integer", "real")), each.c.value == number)
+        tests.append(select(1).select_from(each).where(each.c.key == key, same).exists())
+    return and_(*tests)
+
+
+def last_ids(connection: Connection) -> dict[str, int]:
+    """Return for each table with its own numbering the last number ever given, deleted rows included."""
+    return {str(name): int(last) for name, last in connection.exec_driver_sql("SELECT name, seq FROM sqlite_sequence")}
+
+
+def disk_bytes(path: Path) -> int:
+    """Return the size of the database and of its logs."""
+    parts = (path, path.with_name(path.name + "-wal"), path.with_name(path.name + "-shm"))
+    return sum(part.stat().st_size for part in parts if part.exists())
+
+
+class Watch:
+    """Tells in microseconds whether anything was committed since the last look, by whichever process.
+
+    ``PRAGMA data_version`` speaks of one connection, so this keeps its own. Not thread safe: the owner locks.
+    """
+
+    def __init__(self, path: Path, name: str) -> None:
+        """Open the connection."""
+        self._path = path
+        self._name = name
+        self._inode = path.stat().st_ino
+        self._connection = sqlite3.connect(
+            path.resolve().as_uri() + "?mode=rw", uri=True, isolation_level=None, check_same_thread=False
+        )
+        self._seen: int | None = None
+
+    def moved(self) -> bool:
+        """Say whether there was a commit since the last call; the first call says yes.
+
+        Raises:
+            CollectionNotFoundError: the file was deleted, or another one is in its place.
+        """
+        try:
+            there = self._path.stat().st_ino == self._inode
+        except FileNotFoundError:
+            there = False
+        if not there:
+            raise CollectionNotFoundError(f"collection {self._name!r} was deleted")
+        with mapped_errors():
+            version = int(self._connection.execute("PRAGMA data_version").fetchone()[0])
+        moved, self._seen = version != self._seen, version
+        return moved
+
+    def reset(self) -> None:
+        """Forget the last look, so that the next one says yes."""
+        self._seen = None
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._connection.close()

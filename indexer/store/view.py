@@ -1,0 +1,191 @@
+"""What a reader of a collection holds: one moment, one scope, and the searches inside it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sqlalchemy import Connection, Engine, Row, select
+
+from indexer.errors import NoteNotFoundError
+from indexer.records import Coverage, Scope, Status
+from indexer.store import schema as t
+from indexer.store import truth
+from indexer.store.columns import Ids
+from indexer.store.lexical import LexicalIndex
+from indexer.store.selection import Selection
+from indexer.store.sqlite import read_transaction
+from indexer.store.stored import Passage
+from indexer.store.vectors import VectorIndex
+from indexer.text.analysis import analyze_query
+from indexer.times import iso
+
+Scores = NDArray[np.float32]
+
+EXACT_CHUNKS = 200_000
+"""Scopes up to this many chunks are scanned exactly; larger ones go through the approximate index."""
+
+
+class View:
+    """A consistent snapshot of a collection with a resolved scope. Thread safe.
+
+    Notes that are deleted while a view is in use leave its passages at once; everything else stays as it was.
+    """
+
+    def __init__(
+        self,
+        scope: Scope,
+        selection: Selection,
+        population: Selection,
+        engine: Engine,
+        vectors: Callable[[bool], VectorIndex],
+        lexical: Callable[[], LexicalIndex],
+    ) -> None:
+        """Search ``selection``; ``vectors(approximate)`` and ``lexical()`` give the indexes when they are needed."""
+        self.scope = scope
+        self._selection = selection
+        self._population = population
+        self._engine = engine
+        self._vectors = vectors
+        self._lexical = lexical
+
+    @property
+    def rows(self) -> Ids:
+        """The chunk rows in scope, sorted."""
+        return self._selection.rows
+
+    @property
+    def plan(self) -> str:
+        """How vectors are searched: ``exact`` (every row in scope is scored) or ``approximate``."""
+        return "exact" if len(self.rows) <= EXACT_CHUNKS else "approximate"
+
+    @property
+    def coverage(self) -> Coverage:
+        """How many notes are in scope, in which languages, from when to when."""
+        return self._selection.coverage()
+
+    def language_pools(self) -> dict[str | None, Ids]:
+        """Return the rows by their chunk's language, ``None`` where it is not known."""
+        return self._selection.pools()
+
+    def search_vectors(self, query: Scores, k: int, rows: Ids | None = None) -> tuple[Ids, Scores]:
+        """Return the k nearest rows and their inner products, best first; ``rows`` (sorted) narrows the scope."""
+        allowed = self._narrowed(rows)
+        return self._vectors(len(allowed) > EXACT_CHUNKS).search(query, k, allowed)
+
+    def vector_scores(self, query: Scores, rows: Sequence[int] | Ids) -> Scores:
+        """Return the exact score of each row, minus infinity for one that was deleted since."""
+        wanted = np.asarray(rows, np.int64)
+        index = self._vectors(False)
+        try:
+            return index.scores(query, wanted)
+        except KeyError:
+            found, scores = index.search(query, max(1, len(wanted)), np.unique(wanted))
+            by_row = dict(zip(found.tolist(), scores.tolist(), strict=True))
+            return np.array([by_row.get(row, -np.inf) for row in wanted.tolist()], np.float32)
+
+    def search_terms(self, query: str, k: int, rows: Ids | None = None) -> tuple[Ids, Scores]:
+        """Return the k best rows by BM25 and their scores, best first; ``rows`` (sorted) narrows the scope.
+
+        The query is analysed as for passages in each language of the scope. Statistics are those of all that may be
+        seen at the view's moment, so that a scope does not change what a term weighs.
+        """
+        allowed = self._narrowed(rows)
+        languages = sorted(language for language in self.language_pools() if language is not None)
+        terms = analyze_query(query, languages)
+        if not terms or not len(allowed):
+            return np.empty(0, np.int64), np.empty(0, np.float32)
+        return self._lexical().search(terms, k, allowed, self._population.rows)
+
+    def passages(self, rows: Sequence[int] | Ids) -> list[Passage]:
+        """Return the passages of rows, in their order; rows that were deleted since are left out.
+
+        Raises:
+            DamagedError: a stored row does not match its checksum.
+        """
+        wanted = [int(row) for row in rows]
+        c = t.chunks.c
+        with read_transaction(self._engine) as connection:
+            chunks: dict[int, Row[Any]] = {}
+            for part in truth.parts(dict.fromkeys(wanted)):
+                chunks.update((row.row, row) for row in connection.execute(select(t.chunks).where(c.row.in_(part))))
+            owners = {row.version_id for row in chunks.values()}
+            versions: dict[int, Row[Any]] = {}
+            for part in truth.parts(sorted(owners)):
+                found = connection.execute(truth.dated_versions(t.versions.c.text).where(t.versions.c.id.in_(part)))
+                versions.update((row.id, row) for row in found)
+            addenda = self._addenda(connection, {row.note_id for row in versions.values()})
+        for row in versions.values():
+            truth.check_dated(row)
+        return [_passage(chunks[row], versions[chunks[row].version_id], addenda) for row in wanted if row in chunks]
+
+    def copies(self, text_hashes: Sequence[str]) -> list[int]:
+        """Return for each text hash of a passage how many visible chunks in scope have this same text."""
+        return self._selection.copies([bytes.fromhex(text_hash) for text_hash in text_hashes])
+
+    def note_text(self, note_id: str, version: int) -> str:
+        """Return the text of a note version, exactly as it was received.
+
+        Raises:
+            NoteNotFoundError: there is no such note version.
+        """
+        query = truth.dated_versions(t.versions.c.text)
+        with read_transaction(self._engine) as connection:
+            row = connection.execute(query.where(t.notes.c.note_id == note_id, t.versions.c.version == version)).first()
+        if row is None:
+            raise NoteNotFoundError(f"no version {version} of note {note_id!r}")
+        return truth.stored_note(row).text
+
+    def _narrowed(self, rows: Ids | None) -> Ids:
+        """Return the rows that may be found: never one out of scope, whatever was asked for."""
+        own = self.rows
+        if rows is None or rows is own or any(rows is pool for pool in self.language_pools().values()):
+            return own if rows is None else rows
+        return np.intersect1d(own, np.asarray(rows, np.int64))
+
+    def _addenda(self, connection: Connection, note_ids: set[str]) -> dict[str, list[str]]:
+        """Return for each note the ids of the notes that append to it and may be seen at the view's moment."""
+        v = t.versions.c
+        visible = self._population.columns.versions["version_id"][self._population.picks]
+        found: dict[str, list[str]] = defaultdict(list)
+        joined = t.versions.join(t.notes, t.notes.c.id == v.note)
+        for part in truth.parts(sorted(note_ids)):
+            query = select(v.id, v.appends, t.notes.c.note_id).select_from(joined).where(v.appends.in_(part))
+            for row in connection.execute(query.order_by(v.id)):
+                at = int(np.searchsorted(visible, row.id))
+                if at < len(visible) and visible[at] == row.id:
+                    found[row.appends].append(row.note_id)
+        return found
+
+
+def _passage(chunk: Row[Any], version: Row[Any], addenda: dict[str, list[str]]) -> Passage:
+    truth.check_row("chunks", truth.CHUNK_FIELDS, chunk)
+    text = version.text[chunk.start_char : chunk.end_char]
+    if truth.text_hash(text) != chunk.text_hash:
+        raise truth.damaged("versions", version.id)
+    return Passage(
+        row=chunk.row,
+        chunk_id=f"{version.note_id}:{version.version}:{chunk.n}",
+        note_id=version.note_id,
+        version=version.version,
+        patient_id=version.patient_id,
+        encounter_id=version.encounter_id,
+        language=chunk.language,
+        note_type=version.note_type,
+        authored_at=version.authored_at,
+        stored_at=iso(version.change_stored_at),
+        section=chunk.section,
+        section_title=chunk.section_title,
+        start=chunk.start_char,
+        end=chunk.end_char,
+        text=text,
+        text_hash=chunk.text_hash.hex(),
+        source=version.source,
+        status=Status(version.status),
+        replaces=truth.replaces_of(version.replaces),
+        appends=version.appends,
+        addenda=tuple(addenda.get(version.note_id, ())),
+    )

@@ -1,0 +1,287 @@
+"""The writing side of the truth: a batch of notes, or deletions, in one transaction with its change log rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sqlalchemy import Connection, Engine, Table, and_, delete, exists, select, update
+
+from indexer.errors import ClinragError
+from indexer.store import schema as t
+from indexer.store import truth
+from indexer.store.sqlite import last_ids, write_transaction
+from indexer.store.stored import Committed, Deleted, Prepared, Refusal
+from indexer.times import now_us, period
+
+Vectors = Mapping[bytes, NDArray[np.float16]]
+
+
+class MissingVectorsError(ClinragError):
+    """Texts that were known when a batch was prepared have lost their vectors since; nothing was stored."""
+
+    def __init__(self, hashes: set[bytes]) -> None:
+        """Keep the hashes, so that the caller can embed their texts."""
+        super().__init__(f"{len(hashes)} vectors are missing")
+        self.hashes = hashes
+
+
+@dataclass(slots=True)
+class _Known:
+    """What the truth knows of a note id: its number, last version and whether that one is deleted."""
+
+    note: int
+    current: int
+    deleted: bool
+    content_hash: bytes | None = None
+    stored_at: int | None = None
+
+
+class Writer:
+    """Stores and deletes while its collection's writer lock is held. Each call is one durable transaction."""
+
+    def __init__(self, engine: Engine) -> None:
+        """Write through this engine."""
+        self._engine = engine
+
+    def store(self, batch: Sequence[Prepared], vectors: Vectors) -> Committed:
+        """Store the notes that are new or changed, all of them or none, and return what was done.
+
+        ``vectors`` holds a float16 row for each chunk hash that the collection has none for; others are not looked at.
+        A note id may occur once.
+
+        Raises:
+            MissingVectorsError: a chunk's vector is neither given nor stored; nothing was stored.
+            StorageFullError: the disk is full; nothing was stored.
+        """
+        with write_transaction(self._engine) as connection:
+            known = _known(connection, [prepared.note.note_id for prepared in batch])
+            refused: list[Refusal] = []
+            wanted: list[Prepared] = []
+            for index, prepared in enumerate(batch):
+                verdict = _verdict(connection, prepared, known.get(prepared.note.note_id))
+                if verdict is None:
+                    wanted.append(prepared)
+                elif verdict:
+                    refused.append(Refusal(index, "stored_at", verdict))
+            end = _Batch(connection, known, vectors).write(wanted)
+        return Committed(
+            stored=len(wanted),
+            skipped=len(batch) - len(wanted) - len(refused),
+            chunks=sum(len(prepared.chunks) for prepared in wanted),
+            refused=tuple(refused),
+            seq=end,
+        )
+
+    def delete(self, note_ids: Sequence[str]) -> Deleted:
+        """Drop every version of the notes, their chunks and the vectors that no other chunk uses, in one transaction.
+
+        A tombstone keeps the id and the last version number, so that numbers go on where the id comes back.
+        """
+        wanted = list(dict.fromkeys(note_ids))
+        with write_transaction(self._engine) as connection:
+            known = {note_id: row for note_id, row in _known(connection, wanted).items() if not row.deleted}
+            if known:
+                _drop_versions(connection, [row.note for row in known.values()])
+                log = _Log(connection)
+                for note_id, row in known.items():
+                    values = {"id": row.note, "note_id": note_id, "current": row.current, "deleted": 1}
+                    sealed = truth.sealed(truth.NOTE_FIELDS, values)
+                    connection.execute(update(t.notes).where(t.notes.c.id == row.note).values(sealed))
+                    log.add(truth.DELETE, row.note, row.current, None)
+                log.write()
+        return Deleted(
+            deleted=tuple(note_id for note_id in wanted if note_id in known),
+            missing=tuple(note_id for note_id in wanted if note_id not in known),
+        )
+
+
+class _Log:
+    """Change rows of one transaction: numbered without gaps, on a clock that only rises, each sealing the last."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._last = truth.last_change(connection)
+        self._rows: list[dict[str, Any]] = []
+        self._now = now_us()
+
+    def add(self, kind: str, note: int, version: int, stored_at: str | None) -> None:
+        """Add a change; a stored version's system time is the clock's where none is given."""
+        seq, at = self._last.seq + 1, max(self._now, self._last.at + 1)
+        moment = None if kind == truth.DELETE else at if stored_at is None else period(stored_at)[0]
+        values = {"seq": seq, "kind": kind, "note": note, "version": version, "at": at, "stored_at": moment}
+        chain = truth.chained(self._last.chain, values)
+        self._rows.append(truth.sealed(truth.CHANGE_FIELDS, values | {"chain": chain}))
+        self._last = truth.LastChange(seq, at, chain)
+
+    def write(self) -> int:
+        """Write the rows and return the last number of the log."""
+        _insert(self._connection, t.changes, self._rows)
+        return self._last.seq
+
+
+class _Batch:
+    """The rows of one batch, numbered before they are written so that each table takes one statement."""
+
+    def __init__(self, connection: Connection, known: dict[str, _Known], vectors: Vectors) -> None:
+        self._connection = connection
+        self._known = known
+        self._vectors = vectors
+        self._last = last_ids(connection)
+
+    def write(self, wanted: Sequence[Prepared]) -> int:
+        """Write all rows of the notes and return the last number of the change log."""
+        keys = self._vector_keys([text_hash for prepared in wanted for text_hash in prepared.hashes])
+        new_notes: list[dict[str, Any]] = []
+        version_rows: list[dict[str, Any]] = []
+        chunk_rows: list[dict[str, Any]] = []
+        log = _Log(self._connection)
+        for prepared in wanted:
+            note, version = self._note(prepared.note.note_id, new_notes)
+            version_id = self._next("versions")
+            version_rows.append(_version_row(version_id, note, version, prepared))
+            for chunk, text_hash in zip(prepared.chunks, prepared.hashes, strict=True):
+                values = {
+                    "row": self._next("chunks"),
+                    "version_id": version_id,
+                    "n": chunk.n,
+                    "start_char": chunk.start,
+                    "end_char": chunk.end,
+                    "language": chunk.language,
+                    "section": chunk.section,
+                    "section_title": chunk.section_title,
+                    "text_hash": text_hash,
+                    "vector": keys[text_hash],
+                }
+                chunk_rows.append(truth.sealed(truth.CHUNK_FIELDS, values))
+            log.add(truth.STORE, note, version, prepared.note.stored_at)
+        _insert(self._connection, t.notes, new_notes)
+        _insert(self._connection, t.versions, version_rows)
+        _insert(self._connection, t.chunks, chunk_rows)
+        return log.write()
+
+    def _next(self, table: str) -> int:
+        number = self._last[table] = self._last.get(table, 0) + 1
+        return number
+
+    def _note(self, note_id: str, new_notes: list[dict[str, Any]]) -> tuple[int, int]:
+        """Return the number and the next version of a note, with its row written or queued."""
+        before = self._known.get(note_id)
+        note, version = (self._next("notes"), 1) if before is None else (before.note, before.current + 1)
+        values = {"id": note, "note_id": note_id, "current": version, "deleted": 0}
+        row = truth.sealed(truth.NOTE_FIELDS, values)
+        if before is None:
+            new_notes.append(row)
+        else:
+            self._connection.execute(update(t.notes).where(t.notes.c.id == note).values(row))
+        return note, version
+
+    def _vector_keys(self, hashes: Iterable[bytes]) -> dict[bytes, int]:
+        """Return the key of each text's vector; those that are not stored yet are written."""
+        wanted = dict.fromkeys(hashes)
+        keys = stored_vector_keys(self._connection, wanted)
+        new = [text_hash for text_hash in wanted if text_hash not in keys]
+        missing = {text_hash for text_hash in new if text_hash not in self._vectors}
+        if missing:
+            raise MissingVectorsError(missing)
+        rows = []
+        for text_hash in new:
+            keys[text_hash] = self._next("vectors")
+            vector = np.ascontiguousarray(self._vectors[text_hash], dtype="<f2").tobytes()
+            values = {"key": keys[text_hash], "text_hash": text_hash, "vector": vector}
+            rows.append(truth.sealed(truth.VECTOR_FIELDS, values))
+        _insert(self._connection, t.vectors, rows)
+        return keys
+
+
+def stored_vector_keys(connection: Connection, hashes: Iterable[bytes]) -> dict[bytes, int]:
+    """Return the keys of those texts that have a vector."""
+    keys: dict[bytes, int] = {}
+    for part in truth.parts(hashes):
+        query = select(t.vectors.c.text_hash, t.vectors.c.key).where(t.vectors.c.text_hash.in_(part))
+        keys.update((row.text_hash, row.key) for row in connection.execute(query))
+    return keys
+
+
+def stored_contents(connection: Connection, note_ids: Iterable[str]) -> dict[str, bytes]:
+    """Return the content hash of the current version of those notes that are there and not deleted."""
+    known = _known(connection, note_ids)
+    return {note_id: row.content_hash for note_id, row in known.items() if not row.deleted and row.content_hash}
+
+
+def _known(connection: Connection, note_ids: Iterable[str]) -> dict[str, _Known]:
+    n, v, c = t.notes.c, t.versions.c, t.changes.c
+    joined = t.notes.outerjoin(t.versions, and_(v.note == n.id, v.version == n.current)).outerjoin(
+        t.changes, and_(c.note == n.id, c.version == n.current, c.kind == truth.STORE)
+    )
+    found: dict[str, _Known] = {}
+    for part in truth.parts(note_ids):
+        query = select(n.id, n.note_id, n.current, n.deleted, v.content_hash, c.stored_at).select_from(joined)
+        for row in connection.execute(query.where(n.note_id.in_(part))):
+            found[row.note_id] = _Known(row.id, row.current, bool(row.deleted), row.content_hash, row.stored_at)
+    return found
+
+
+def _verdict(connection: Connection, prepared: Prepared, known: _Known | None) -> str | None:
+    """Return ``None`` for a note to store, the empty text for one that is there already, else why it is refused."""
+    if known is None or known.deleted:
+        return None
+    if known.content_hash == prepared.content_hash:
+        return ""
+    given = prepared.note.stored_at
+    if given is None or known.stored_at is None or period(given)[0] > known.stored_at:
+        return None
+    v, c = t.versions.c, t.changes.c
+    same = select(v.id).where(
+        and_(v.note == known.note, v.content_hash == prepared.content_hash),
+        exists().where(c.note == v.note, c.version == v.version, c.stored_at == period(given)[0]),
+    )
+    if connection.execute(same).first():
+        return ""
+    return "is not after that of the newest version stored; versions are stored in the order of their times"
+
+
+def _version_row(version_id: int, note: int, version: int, prepared: Prepared) -> dict[str, Any]:
+    source = prepared.note
+    start, end = (None, None) if source.authored_at is None else period(source.authored_at)
+    values = {
+        "id": version_id,
+        "note": note,
+        "version": version,
+        "content_hash": prepared.content_hash,
+        "patient_id": source.patient_id,
+        "encounter_id": source.encounter_id,
+        "note_type": source.note_type,
+        "language": source.language,
+        "authored_at": source.authored_at,
+        "authored_start": start,
+        "authored_end": end,
+        "status": source.status.value,
+        "replaces": truth.replaces_text(source.replaces),
+        "appends": source.appends,
+        "source": source.source,
+        "metadata": truth.metadata_text(source.metadata),
+        "chunks": len(prepared.chunks),
+        "text_hash": truth.text_hash(source.text),
+    }
+    return truth.sealed(truth.VERSION_FIELDS, values) | {"text": source.text}
+
+
+def _drop_versions(connection: Connection, note_numbers: Sequence[int]) -> None:
+    for part in truth.parts(note_numbers):
+        own = select(t.versions.c.id).where(t.versions.c.note.in_(part))
+        of_notes = t.chunks.c.version_id.in_(own)
+        keys = {row.vector for row in connection.execute(select(t.chunks.c.vector).where(of_notes))}
+        connection.execute(delete(t.chunks).where(of_notes))
+        connection.execute(delete(t.versions).where(t.versions.c.note.in_(part)))
+        used = exists().where(t.chunks.c.vector == t.vectors.c.key)
+        for some in truth.parts(sorted(keys)):
+            connection.execute(delete(t.vectors).where(t.vectors.c.key.in_(some), ~used))
+
+
+def _insert(connection: Connection, table: Table, rows: list[dict[str, Any]]) -> None:
+    if rows:
+        connection.execute(table.insert(), rows)
