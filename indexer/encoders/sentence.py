@@ -156,6 +156,7 @@ def _load(folder: Path, pooling: str, device: str | None) -> SentenceTransformer
     except ImportError as error:  # the package is in the core install: this is a broken environment
         raise EncoderUnavailableError("sentence-transformers cannot be imported; install clinrag again") from error
     cast(Any, transformers_logging).disable_progress_bar()
+    cast(Any, transformers_logging).set_verbosity_error()  # a missing pooler is no news: pooling is ours
     chosen = device or best_device()
     options: dict[str, Any] = {"dtype": best_dtype(chosen)}
     try:
