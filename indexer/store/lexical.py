@@ -71,6 +71,18 @@ def checked_ids(ids: Ids, n_documents: int, last_id: int) -> Ids:
     return new_ids
 
 
+def checked_terms(terms: Mapping[str, float], k: int) -> None:
+    """Refuse what no search can answer.
+
+    Raises:
+        ArgumentError: a weight that is not a positive number, or ``k`` below one.
+    """
+    if k < 1:
+        raise ArgumentError("k", "must be at least 1")
+    if any(not 0 < weight < math.inf for weight in terms.values()):
+        raise ArgumentError("terms", "hold a weight that is not a positive number")
+
+
 def idf(n_chunks: int, n_holding: int) -> float:
     """Return the weight of a term that ``n_holding`` of ``n_chunks`` chunks hold. Always above zero."""
     return math.log1p((n_chunks - n_holding + 0.5) / (n_holding + 0.5))
@@ -103,14 +115,15 @@ class Bm25Oracle:
         self, terms: Mapping[str, float], k: int, allowed: Ids | None = None, population: Ids | None = None
     ) -> tuple[Ids, Scores]:
         """Return the k best ids and scores."""
-        if k < 1:
-            raise ArgumentError("k", "must be at least 1")
-        seen = {n: self._documents[n] for n in self._documents if population is None or n in set(population.tolist())}
+        checked_terms(terms, k)
+        counted = self._documents.keys() if population is None else set(population.tolist())
+        inside = self._documents.keys() if allowed is None else set(allowed.tolist())
+        seen = {n: document for n, document in self._documents.items() if n in counted}
         mean_length = sum(document.total() for document in seen.values()) / len(seen) if seen else 0.0
         held = {term: sum(term in document for document in seen.values()) for term in terms}
         found: list[tuple[float, int]] = []
         for n, document in self._documents.items():
-            if (allowed is not None and n not in set(allowed.tolist())) or not any(term in document for term in terms):
+            if n not in inside or not any(term in document for term in terms):
                 continue
             relative_length = document.total() / mean_length if mean_length else 1.0
             total = 0.0

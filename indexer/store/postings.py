@@ -1,9 +1,380 @@
-"""The lexical index: a postings matrix in numpy."""
+"""The lexical index: one sorted array of chunks a term, scored in numpy.
+
+Three ideas keep it quick without changing a score:
+
+- statistics are counted, not kept a chunk: how many living chunks hold a term is the length of its postings less the
+  removed ones among them, so deleting costs nothing and a deleted chunk shapes no score from that moment;
+- rare terms are added up first; once the terms that are left cannot lift a new chunk into the first k, only the
+  chunks that can still make it are looked at (MaxScore, Turtle & Flood 1995);
+- a small scope is looked up in the postings, instead of the postings being read through.
+
+The k best are then scored once more in double precision, term by term in the order of the query, so that equal chunks
+tie exactly on whichever way they were found.
+"""
 
 from __future__ import annotations
 
-from indexer.store.lexical import Bm25Oracle
+import threading
+from array import array
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from indexer.errors import DamagedError
+from indexer.store.lexical import K1, B, Ids, Scores, checked_ids, checked_terms, idf
+from indexer.store.row_matrix import Positions, with_room
+from indexer.store.vectors import best, positions
+
+_WIDE = 64  # Scores of which one maximum is taken when the k-th best is bounded from below.
+_COSTLY = 4_000  # Postings that are worth a look at whether they can still matter.
+_MOST_TF = 2**16 - 1
 
 
-class PostingsIndex(Bm25Oracle):
-    """BM25 over postings."""
+@dataclass(frozen=True, slots=True)
+class _Base:
+    """Postings that no longer change: term ``t`` lies at ``starts[t] : starts[t + 1]``, chunks ascending."""
+
+    starts: NDArray[np.int64]
+    chunks: NDArray[np.int32]
+    tfs: NDArray[np.uint16]
+
+
+@dataclass(frozen=True, slots=True)
+class _State:
+    """One moment. ``alive`` covers the positions that were there at the last removal; later ones are alive."""
+
+    ids: Ids
+    lengths: NDArray[np.int32]
+    alive: NDArray[np.bool_]
+    dead: Positions
+    living_length: int
+    dead_holding: dict[int, int] = field(default_factory=dict)
+    """How many removed chunks hold a term, as far as anybody asked since the last removal."""
+
+    @property
+    def n_alive(self) -> int:
+        return len(self.ids) - len(self.dead)
+
+    def living(self, at: Positions) -> Positions:
+        """Return the positions that were not removed."""
+        if not len(self.dead):
+            return at
+        known = at < len(self.alive)
+        kept = np.ones(len(at), np.bool_)
+        kept[known] = self.alive[at[known]]
+        return at[kept]
+
+
+@dataclass(frozen=True, slots=True)
+class _Term:
+    """A query term: where it occurs, how often, and what one occurrence is worth."""
+
+    chunks: NDArray[np.int32]
+    tfs: NDArray[np.uint16]
+    worth: float
+    """Weight times idf times (k1 + 1): no chunk gets more from this term."""
+
+
+class PostingsIndex:
+    """BM25 over a fixed base and postings added since. Searches work on the state they found; see ``LexicalIndex``."""
+
+    def __init__(self) -> None:
+        """Start empty."""
+        self._write = threading.Lock()
+        self._fresh_lock = threading.Lock()
+        self._last_id = -1
+        self._terms: list[str] = []
+        self._term_ids: dict[str, int] = {}
+        self._base = _Base(np.zeros(1, np.int64), np.empty(0, np.int32), np.empty(0, np.uint16))
+        self._fresh: dict[int, tuple[array[int], array[int]]] = {}
+        self._id_buffer: Ids = np.empty(0, np.int64)
+        self._length_buffer: NDArray[np.int32] = np.empty(0, np.int32)
+        self._state = _State(self._id_buffer, self._length_buffer, np.empty(0, np.bool_), np.empty(0, np.intp), 0)
+
+    def __len__(self) -> int:
+        """Return how many chunks are indexed."""
+        return self._state.n_alive
+
+    def add(self, ids: Ids, documents: Sequence[Sequence[str]]) -> None:
+        """Add the terms of new ids."""
+        with self._write:
+            new_ids = checked_ids(ids, len(documents), self._last_id)
+            if not len(new_ids):
+                return
+            state = self._state
+            n = len(state.ids)
+            for position, document in enumerate(documents, start=n):
+                self._post(position, document)
+            lengths = np.fromiter((len(document) for document in documents), np.int32, len(documents))
+            # What lies behind the end of the published arrays belongs to the writer: readers hold shorter views.
+            self._id_buffer = with_room(self._id_buffer, n, len(new_ids))
+            self._length_buffer = with_room(self._length_buffer, n, len(new_ids))
+            self._id_buffer[n : n + len(new_ids)] = new_ids
+            self._length_buffer[n : n + len(new_ids)] = lengths
+            self._last_id = int(new_ids[-1])
+            self._state = replace(
+                state,
+                ids=self._id_buffer[: n + len(new_ids)],
+                lengths=self._length_buffer[: n + len(new_ids)],
+                living_length=state.living_length + int(lengths.sum()),
+            )
+
+    def remove(self, ids: Ids) -> None:
+        """Remove chunks; an id that is not there is no error."""
+        with self._write:
+            state = self._state
+            gone = state.living(positions(state.ids, np.unique(np.asarray(ids, np.int64))))
+            if len(gone):
+                alive = np.ones(len(state.ids), np.bool_)
+                alive[: len(state.alive)] = state.alive
+                alive[gone] = False
+                self._state = replace(
+                    state,
+                    alive=alive,
+                    dead=np.flatnonzero(~alive),
+                    living_length=state.living_length - int(state.lengths[gone].sum(dtype=np.int64)),
+                    dead_holding={},
+                )
+
+    def search(
+        self, terms: Mapping[str, float], k: int, allowed: Ids | None = None, population: Ids | None = None
+    ) -> tuple[Ids, Scores]:
+        """Return the k best ids and scores."""
+        checked_terms(terms, k)
+        state = self._state
+        seen, n_seen, mean_length = _population(state, population)
+        query = [
+            term for term in (self._term(state, name, weight, seen, n_seen) for name, weight in terms.items()) if term
+        ]
+        scope = None if allowed is None else state.living(positions(state.ids, allowed))
+        if not query or (scope is not None and not len(scope)):
+            return np.empty(0, np.int64), np.empty(0, np.float32)
+        fixed, by_length = (K1 * (1 - B), K1 * B / mean_length) if mean_length else (K1, 0.0)
+        n_postings = sum(len(term.chunks) for term in query)
+        if scope is not None and 8 * len(scope) * len(query) < n_postings:
+            at = scope
+        else:
+            at = _promising(state, query, k, (np.float32(fixed), np.float32(by_length)), scope)
+        scores, holds = _exact_scores(state, query, at, mean_length)
+        return best(state.ids[at[holds]], scores[holds], k)
+
+    def terms(self) -> list[str]:
+        """Return every term that some indexed chunk holds, sorted."""
+        state = self._state
+        return sorted(
+            name
+            for term_id, name in enumerate(self._terms)
+            if len(self._postings(term_id, len(state.ids))[0]) > self._dead_holding(state, term_id)
+        )
+
+    def _post(self, position: int, document: Sequence[str]) -> None:
+        """Write one chunk into the fresh postings. Readers do not look beyond the positions of their state."""
+        with self._fresh_lock:
+            for name, tf in Counter(document).items():
+                term_id = self._term_ids.get(name)
+                if term_id is None:
+                    term_id = len(self._terms)
+                    self._terms.append(name)
+                    self._term_ids[name] = term_id
+                postings = self._fresh.get(term_id)
+                if postings is None:
+                    postings = self._fresh[term_id] = (array("i"), array("H"))
+                postings[0].append(position)
+                postings[1].append(min(tf, _MOST_TF))
+
+    def _postings(self, term_id: int, n: int) -> tuple[NDArray[np.int32], NDArray[np.uint16]]:
+        """Return the chunks below position ``n`` that hold a term, removed ones too, and how often."""
+        base = self._base
+        if term_id + 1 < len(base.starts):
+            part = slice(base.starts[term_id], base.starts[term_id + 1])
+            chunks, tfs = base.chunks[part], base.tfs[part]
+        else:
+            chunks, tfs = base.chunks[:0], base.tfs[:0]
+        if term_id not in self._fresh:
+            return chunks, tfs
+        with self._fresh_lock:  # An array cannot grow while numpy reads it.
+            fresh_chunks, fresh_tfs = (np.array(part) for part in self._fresh[term_id])
+        n_visible = int(np.searchsorted(fresh_chunks, n))
+        return (
+            np.concatenate([chunks, fresh_chunks[:n_visible].astype(np.int32, copy=False)]),
+            np.concatenate([tfs, fresh_tfs[:n_visible].astype(np.uint16, copy=False)]),
+        )
+
+    def _term(
+        self, state: _State, name: str, weight: float, seen: NDArray[np.bool_] | None, n_seen: int
+    ) -> _Term | None:
+        """Return a term of a query with its statistics, or ``None`` where no chunk holds it."""
+        term_id = self._term_ids.get(name)
+        if term_id is None:
+            return None
+        chunks, tfs = self._postings(term_id, len(state.ids))
+        if not len(chunks):
+            return None
+        if seen is None:
+            n_holding = len(chunks) - self._dead_holding(state, term_id, chunks)
+        else:
+            n_holding = int(np.count_nonzero(seen[chunks]))
+        return _Term(chunks, tfs, weight * idf(n_seen, n_holding) * (K1 + 1))
+
+    def _dead_holding(self, state: _State, term_id: int, chunks: NDArray[np.int32] | None = None) -> int:
+        """Return how many removed chunks hold a term."""
+        if not len(state.dead):
+            return 0
+        known = state.dead_holding.get(term_id)
+        if known is None:
+            # Nothing that was added since the removal is dead, so the number holds for later states as well.
+            chunks = self._postings(term_id, len(state.alive))[0] if chunks is None else chunks
+            known = state.dead_holding[term_id] = int(np.count_nonzero(_found(chunks, state.dead)[1]))
+        return known
+
+    def arrays(self) -> dict[str, NDArray[np.generic]]:
+        """Return all there is to keep, removed chunks and their terms left out; ``from_arrays`` takes it back."""
+        with self._write:
+            state = self._state
+            names = self.terms()
+            alive = np.ones(len(state.ids), np.bool_)
+            alive[state.dead] = False
+            moved = np.cumsum(alive) - 1
+            chunk_parts, tf_parts = [], []
+            for name in names:
+                chunks, tfs = self._postings(self._term_ids[name], len(state.ids))
+                if len(state.dead):
+                    kept = alive[chunks]
+                    chunks, tfs = moved[chunks[kept]], tfs[kept]
+                chunk_parts.append(chunks)
+                tf_parts.append(tfs)
+            encoded = [name.encode() for name in names]
+            return {
+                "ids": state.ids[alive],
+                "lengths": state.lengths[alive],
+                "starts": _offsets([len(part) for part in chunk_parts]),
+                "chunks": _joined(chunk_parts, np.int32),
+                "tfs": _joined(tf_parts, np.uint16),
+                "names": np.frombuffer(b"".join(encoded), np.uint8),
+                "name_starts": _offsets([len(name) for name in encoded]),
+                "last_id": np.array([self._last_id], np.int64),
+            }
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, NDArray[np.generic]]) -> PostingsIndex:
+        """Return the index that ``arrays`` were taken from. They may be memory-mapped, and must not change.
+
+        Raises:
+            DamagedError: the arrays do not fit together.
+        """
+        index = cls()
+        names = arrays["names"].tobytes()
+        cuts = arrays["name_starts"].tolist()
+        index._terms = [names[start:end].decode() for start, end in pairwise(cuts)]
+        index._term_ids = {name: n for n, name in enumerate(index._terms)}
+        base = index._base = _Base(
+            np.asarray(arrays["starts"], np.int64),
+            np.asarray(arrays["chunks"], np.int32),
+            np.asarray(arrays["tfs"], np.uint16),
+        )
+        ids = index._id_buffer = np.asarray(arrays["ids"], np.int64)
+        lengths = index._length_buffer = np.asarray(arrays["lengths"], np.int32)
+        n_postings = int(base.starts[-1])
+        fits = len(base.starts) == len(index._terms) + 1 == len(cuts) and len(ids) == len(lengths)
+        if not fits or not len(base.chunks) == len(base.tfs) == n_postings:
+            raise DamagedError("the lexical index does not fit together: rebuild the collection")
+        index._last_id = int(arrays["last_id"].tolist()[0])
+        index._state = replace(index._state, ids=ids, lengths=lengths, living_length=int(lengths.sum(dtype=np.int64)))
+        return index
+
+
+def _population(state: _State, population: Ids | None) -> tuple[NDArray[np.bool_] | None, int, float]:
+    """Return which positions statistics are taken over (``None``: all living), how many, and their mean length."""
+    if population is None:
+        n = state.n_alive
+        return None, n, state.living_length / n if n else 0.0
+    at = state.living(positions(state.ids, population))
+    if len(at) == state.n_alive:
+        return _population(state, None)
+    seen = np.zeros(len(state.ids), np.bool_)
+    seen[at] = True
+    return seen, len(at), int(state.lengths[at].sum(dtype=np.int64)) / len(at) if len(at) else 0.0
+
+
+def _found(chunks: NDArray[np.int32], at: Positions) -> tuple[Positions, NDArray[np.bool_]]:
+    """Return for each position where it would lie in the postings, and whether it does."""
+    if not len(chunks):
+        return np.zeros(len(at), np.intp), np.zeros(len(at), np.bool_)
+    places = np.searchsorted(chunks, at.astype(np.int32, copy=False))
+    np.minimum(places, len(chunks) - 1, out=places)
+    return places, chunks[places] == at
+
+
+def _exact_scores(
+    state: _State, query: Sequence[_Term], at: Positions, mean_length: float
+) -> tuple[Scores, NDArray[np.bool_]]:
+    """Return the score of each position and whether it holds any term: the formula, in double precision."""
+    relative_lengths = state.lengths[at] / mean_length if mean_length else np.ones(len(at))
+    damping = K1 * (1 - B + B * relative_lengths)
+    scores = np.zeros(len(at))
+    holds = np.zeros(len(at), np.bool_)
+    for term in query:
+        places, there = _found(term.chunks, at)
+        tfs = term.tfs[places[there]].astype(np.float64)
+        scores[there] += term.worth * tfs / (tfs + damping[there])
+        holds |= there
+    return scores.astype(np.float32), holds
+
+
+def _promising(
+    state: _State,
+    query: Sequence[_Term],
+    k: int,
+    damping: tuple[np.float32, np.float32],
+    scope: Positions | None,
+) -> Positions:
+    """Return the positions in scope that can be among the k best: all of those, and few others."""
+    n = len(state.ids)
+    totals = np.zeros(-(-n // _WIDE) * _WIDE, np.float32)
+    outside = np.ones(n, np.bool_) if scope is not None else None
+    if outside is not None:
+        outside[scope] = False
+    by_worth = sorted(query, key=lambda term: (-term.worth, len(term.chunks)))
+    left = float(sum(term.worth for term in by_worth))
+    bound = 0.0
+    for done, term in enumerate(by_worth):
+        if done and len(term.chunks) > _COSTLY:
+            bound = _kth_at_least(totals, k, outside, state.dead)
+            if left < bound * 0.9999:
+                break
+        tfs = term.tfs.astype(np.float32)
+        lengths = state.lengths[term.chunks] * damping[1]
+        lengths += tfs + damping[0]
+        tfs *= np.float32(term.worth)
+        tfs /= lengths
+        totals[term.chunks] += tfs
+        left -= term.worth
+    else:
+        left = 0.0
+        bound = _kth_at_least(totals, k, outside, state.dead)
+    # Single precision may be off by a little: nothing that close to the bound is left out.
+    least = max((bound - left) * 0.9999, 1e-30)
+    return np.flatnonzero(totals[:n] >= least)
+
+
+def _kth_at_least(totals: Scores, k: int, outside: NDArray[np.bool_] | None, dead: Positions) -> float:
+    """Return a number that the k-th best of the totals reaches; totals out of scope are set to zero."""
+    if outside is not None:
+        totals[: len(outside)][outside] = 0
+    totals[dead] = 0
+    maxima = totals.reshape(-1, _WIDE).max(axis=1)
+    if len(maxima) < k:
+        return 0.0
+    return float(-np.partition(-maxima, k - 1)[k - 1])
+
+
+def _offsets(lengths: Sequence[int]) -> NDArray[np.int64]:
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(np.array(lengths, np.int64))])
+
+
+def _joined(parts: Sequence[NDArray[np.generic]], dtype: type[np.generic]) -> NDArray[np.generic]:
+    return np.concatenate(parts).astype(dtype, copy=False) if parts else np.empty(0, dtype)

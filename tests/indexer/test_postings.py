@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from indexer.errors import DamagedError
+from indexer.store.lexical import Bm25Oracle
+from indexer.store.postings import PostingsIndex
+from tests.contracts.lexical_index import WORDS, LexicalIndexContract, assert_same, documents
+
+
+class TestOracle(LexicalIndexContract):
+    @pytest.fixture
+    def empty(self):
+        return Bm25Oracle
+
+
+class TestPostings(LexicalIndexContract):
+    @pytest.fixture
+    def empty(self):
+        return PostingsIndex
+
+
+class TestPostingsFromArrays(LexicalIndexContract):
+    """The same with the base read back from arrays after every third change."""
+
+    @pytest.fixture
+    def empty(self):
+        return _ReadBack
+
+
+class _ReadBack(PostingsIndex):
+    changes = 0
+
+    def add(self, ids, documents):
+        super().add(ids, documents)
+        self.changes += 1
+        if self.changes % 3 == 1 and len(self) < 200:
+            read = PostingsIndex.from_arrays(self.arrays())
+            self.__dict__.update({name: value for name, value in read.__dict__.items() if "lock" not in name})
+
+
+def _both(n: int = 5000) -> tuple[PostingsIndex, Bm25Oracle]:
+    rng = np.random.default_rng(3)
+    texts = documents(rng, n, 12)
+    index, oracle = PostingsIndex(), Bm25Oracle()
+    for one in (index, oracle):
+        one.add(np.arange(n) * 2, texts)
+    return index, oracle
+
+
+def test_pruning_changes_nothing():
+    """Frequent terms after rare ones: most chunks that hold only frequent ones are never scored."""
+    index, oracle = _both(9000)
+    for terms in ({"w59": 1.0, "w0": 1.0}, {"w57": 1.0, "w58": 1.0, "w0": 0.2, "w1": 0.3}):
+        for k in (1, 10, 60):
+            assert_same(index, oracle, terms, k)
+    gone = index.search({"w59": 1.0}, 3)[0]
+    index.remove(gone)
+    oracle.remove(gone)
+    assert_same(index, oracle, {"w59": 1.0, "w0": 1.0}, 10)
+    assert_same(index, oracle, {"w59": 1.0, "w0": 1.0}, 10, np.arange(0, 18000, 3))
+
+
+def test_arrays_hold_no_trace_of_removed_chunks_and_change_no_score(tmp_path):
+    index, oracle = _both(500)
+    for one in (index, oracle):
+        one.add(np.array([2000, 2003]), [["secret", "w1"], ["naïve", "糖尿", "w1"]])
+        one.remove(np.array([2000, *range(0, 400, 6)]))
+    arrays = index.arrays()
+    assert b"secret" not in arrays["names"].tobytes()
+    for name, values in arrays.items():
+        np.save(tmp_path / f"{name}.npy", values)
+    mapped = {name: np.load(tmp_path / f"{name}.npy", mmap_mode="r" if len(arrays[name]) else None) for name in arrays}
+    again = PostingsIndex.from_arrays(mapped)
+    assert again.terms() == index.terms() == oracle.terms()
+    for terms in ({"w1": 1.0, "糖尿": 1.0}, dict.fromkeys(WORDS, 1.0)):
+        got, want = again.search(terms, 50), index.search(terms, 50)
+        np.testing.assert_array_equal(got[0], want[0])
+        np.testing.assert_array_equal(got[1], want[1])
+    for one in (again, oracle):
+        one.add(np.array([2004]), [["w1", "new"]])
+        one.remove(np.array([2003]))
+    assert_same(again, oracle, {"w1": 1.0, "new": 2.0}, 50)
+
+
+def test_ids_of_removed_last_chunks_are_not_taken_again_after_reading_back():
+    index, _ = _both(10)
+    index.remove(np.array([18]))
+    again = PostingsIndex.from_arrays(index.arrays())
+    with pytest.raises(ValueError, match="above 18"):
+        again.add(np.array([18]), [["x"]])
+
+
+def test_equal_content_gives_equal_arrays():
+    one, _ = _both(300)
+    two = PostingsIndex.from_arrays(one.arrays())
+    for name, values in one.arrays().items():
+        np.testing.assert_array_equal(values, two.arrays()[name])
+
+
+def test_empty_index_is_kept_and_read_back():
+    again = PostingsIndex.from_arrays(PostingsIndex().arrays())
+    assert (len(again), again.terms()) == (0, [])
+
+
+def test_arrays_that_do_not_fit_are_refused():
+    index, _ = _both(50)
+    for name in ("starts", "chunks", "tfs", "lengths", "name_starts"):
+        with pytest.raises(DamagedError, match="rebuild"):
+            PostingsIndex.from_arrays({**index.arrays(), name: index.arrays()[name][:-1]})
