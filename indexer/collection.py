@@ -162,7 +162,15 @@ class Collection:
         selection = select_rows(columns, scope, with_metadata)
         population = everything(columns, moment)
         replica = self._replica
-        return View(scope, selection, population, self._engine, lambda _approximate: replica.vectors(), replica.lexical)
+        return View(
+            scope,
+            selection,
+            population,
+            self._engine,
+            lambda _approximate: replica.vectors(),
+            replica.lexical,
+            self.spec.dim,
+        )
 
     def note(self, note_id: str, version: int | None = None) -> StoredNote:
         """Return a stored note, its newest version if none is named.

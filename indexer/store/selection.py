@@ -61,6 +61,20 @@ class Selection:
             )
         return self._coverage
 
+    def copy_rows(self, rows: Ids) -> list[Ids]:
+        """Return for each row of the selection those that hold the same text of the same patient, ascending."""
+        keys = self.columns.chunks["text_key"]
+        at = self.positions[np.searchsorted(self.rows, rows)]
+        alike = self.positions[np.isin(keys[self.positions], keys[at])]
+        first, patients = self.columns.versions["first_chunk"], self.columns.versions["patient"]
+        owners = patients[np.searchsorted(first, alike, side="right") - 1]
+        found = []
+        for position in at.tolist():
+            patient = patients[np.searchsorted(first, position, side="right") - 1]
+            same = (keys[alike] == keys[position]) & (owners == patient)
+            found.append(self.columns.chunks["row"][alike[same]])
+        return found
+
     def copies(self, hashes: Sequence[bytes]) -> list[int]:
         """Return for each text how many rows of the selection hold it."""
         keys = text_keys(hashes)

@@ -43,6 +43,7 @@ class View:
         engine: Engine,
         vectors: Callable[[bool], VectorIndex],
         lexical: Callable[[], LexicalIndex],
+        dim: int = 0,
     ) -> None:
         """Search ``selection``; ``vectors(approximate)`` and ``lexical()`` give the indexes when they are needed."""
         self.scope = scope
@@ -51,6 +52,7 @@ class View:
         self._engine = engine
         self._vectors = vectors
         self._lexical = lexical
+        self._dim = dim
 
     @property
     def rows(self) -> Ids:
@@ -86,6 +88,27 @@ class View:
             found, scores = index.search(query, max(1, len(wanted)), np.unique(wanted))
             by_row = dict(zip(found.tolist(), scores.tolist(), strict=True))
             return np.array([by_row.get(row, -np.inf) for row in wanted.tolist()], np.float32)
+
+    def vectors(self, rows: Sequence[int] | Ids) -> NDArray[np.float16]:
+        """Return the stored vectors of rows, ``(n, dim)``, in their order; rows that were deleted are left out.
+
+        Read from the truth, for the few rows that a policy looks at; searches go through the index.
+
+        Raises:
+            DamagedError: a stored vector does not match its checksum.
+        """
+        wanted = [int(row) for row in rows]
+        c, v = t.chunks.c, t.vectors.c
+        joined = t.chunks.join(t.vectors, v.key == c.vector)
+        found: dict[int, bytes] = {}
+        with read_transaction(self._engine) as connection:
+            for part in truth.parts(dict.fromkeys(wanted)):
+                query = select(c.row, v.key, v.text_hash, v.vector, v.checksum).select_from(joined)
+                for row in connection.execute(query.where(c.row.in_(part))):
+                    truth.check_row("vectors", truth.VECTOR_FIELDS, row)
+                    found[row.row] = row.vector
+        blobs = [found[row] for row in wanted if row in found]
+        return np.frombuffer(b"".join(blobs), "<f2").reshape(len(blobs), self._dim).astype(np.float16, copy=False)
 
     def search_terms(self, query: str, k: int, rows: Ids | None = None) -> tuple[Ids, Scores]:
         """Return the k best rows by BM25 and their scores, best first; ``rows`` (sorted) narrows the scope.
@@ -125,6 +148,10 @@ class View:
     def copies(self, text_hashes: Sequence[str]) -> list[int]:
         """Return for each text hash of a passage how many visible chunks in scope have this same text."""
         return self._selection.copies([bytes.fromhex(text_hash) for text_hash in text_hashes])
+
+    def copy_rows(self, rows: Sequence[int] | Ids) -> list[Ids]:
+        """Return for each row in scope the rows in scope that hold the same text of the same patient, itself too."""
+        return self._selection.copy_rows(np.asarray(rows, np.int64))
 
     def note_text(self, note_id: str, version: int) -> str:
         """Return the text of a note version, exactly as it was received.
