@@ -1,0 +1,1 @@
+"""Which training turns any encoder into a cross-lingual clinical retriever?"""

@@ -1,0 +1,240 @@
+"""The tuning loop: one batch of one kind a step, a teacher's vectors, checkpoints that a killed run goes on from."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from rag.training import losses
+from rag.training.batches import Batch, Pairs, Questions, Sampler, Texts
+from rag.training.student import Student, Teacher
+
+_QUERY, _PASSAGE = "query: ", "passage: "
+
+
+@dataclass(frozen=True, slots=True)
+class AlignSettings:
+    """One stage of alignment. ``cycle`` names the kinds of consecutive steps; exactly one of steps, minutes is set."""
+
+    cycle: tuple[str, ...]
+    steps: int = 0
+    minutes: float = 0.0
+    learning_rate: float = 8e-5
+    warmup: float = 0.04
+    layer_decay: float = 1.0
+    scale: float = 50.0
+    keep_scale: float = 40.0
+    distil_bitext: float = 10.0
+    distil_terms: float = 4.0
+    average: float = 0.99
+    max_length: int = 112
+    checkpoint_minutes: float = 3.0
+    seed: int = 0
+
+
+@dataclass(slots=True)
+class Progress:
+    """Where a run stands; kept in the checkpoint."""
+
+    step: int = 0
+    seconds: float = 0.0
+    tokens: int = 0
+
+
+def align(
+    student: Student,
+    teacher: Teacher,
+    sampler: Sampler,
+    settings: AlignSettings,
+    folder: Path,
+    on_step: Callable[[dict[str, Any]], None] | None = None,
+) -> Path:
+    """Tune ``student`` in place and return the file of its averaged weights; go on from ``folder``'s checkpoint."""
+    folder.mkdir(parents=True, exist_ok=True)
+    parameters = student.trained()
+    optimizer = torch.optim.AdamW(_groups(parameters, settings), betas=(0.9, 0.98), weight_decay=0.01)
+    average = {name: value.detach().clone() for name, value in parameters.items()}
+    progress = _resume(folder, parameters, average, optimizer)
+    student.train()
+    last_saved = time.monotonic()
+    with (folder / "log.jsonl").open("a", encoding="utf-8") as log:
+        while (share := _share(progress, settings)) < 1.0:
+            began = time.monotonic()
+            rate = _rate(share, settings.warmup)
+            for group in optimizer.param_groups:
+                group["lr"] = settings.learning_rate * group["scale"] * rate
+            kind = settings.cycle[progress.step % len(settings.cycle)]
+            batch = sampler.draw(kind, progress.step)
+            parts, tokens = step_loss(student, teacher, kind, batch, settings)
+            total = torch.stack(list(parts.values())).sum()
+            optimizer.zero_grad(set_to_none=True)
+            total.backward()
+            norm = float(torch.nn.utils.clip_grad_norm_(parameters.values(), 1.0))
+            if math.isfinite(norm):
+                optimizer.step()
+            with torch.no_grad():
+                keep = min(settings.average, (progress.step + 1) / (progress.step + 10))
+                for name, value in parameters.items():
+                    average[name].lerp_(value, 1.0 - keep)
+            progress.step += 1
+            progress.tokens += tokens
+            progress.seconds += time.monotonic() - began
+            row = {
+                "step": progress.step,
+                "kind": kind,
+                "loss": {name: round(part.item(), 4) for name, part in parts.items()},
+                "norm": round(norm, 3),
+                "rate": round(rate, 4),
+                "tokens": tokens,
+                "seconds": round(time.monotonic() - began, 2),
+                "share": round(share, 4),
+            }
+            log.write(json.dumps(row) + "\n")
+            log.flush()
+            if on_step is not None:
+                on_step(row)
+            if time.monotonic() - last_saved > settings.checkpoint_minutes * 60:
+                _save(folder, parameters, average, optimizer, progress)
+                last_saved = time.monotonic()
+    _save(folder, parameters, average, optimizer, progress)
+    return folder / "average.safetensors"
+
+
+def step_loss(
+    student: Student, teacher: Teacher, kind: str, batch: Batch, settings: AlignSettings
+) -> tuple[dict[str, Tensor], int]:
+    """Return the weighted parts of a batch's loss and the tokens that the student read."""
+    length = settings.max_length
+    if isinstance(batch, Pairs):
+        return _pairs_loss(student, teacher, kind, batch, settings)
+    if isinstance(batch, Questions):
+        queries, n_queries = _encode(student, batch.questions, _QUERY, length)
+        passages, n_passages = _encode(student, batch.passages, _PASSAGE, length)
+        parts = {"retrieval": losses.retrieval(queries, passages, batch.same, settings.scale)}
+        if batch.english:
+            parts["distil"] = 2.0 * (
+                losses.distance(queries, teacher.encode(batch.english, _QUERY, length))
+                + losses.distance(passages, teacher.encode(batch.passages, _PASSAGE, length))
+            )
+        return parts, n_queries + n_passages
+    queries, n_queries = _encode(student, batch.queries, _QUERY, length)
+    passages, n_passages = _encode(student, batch.passages, _PASSAGE, length)
+    old_queries = teacher.encode(batch.queries, _QUERY, length)
+    old_passages = teacher.encode(batch.passages, _PASSAGE, length)
+    parts = {"keep": losses.kept_structure(queries, passages, old_queries, old_passages, settings.keep_scale)}
+    if batch.language == "en":
+        parts["pin"] = settings.distil_bitext * (
+            losses.distance(queries, old_queries) + losses.distance(passages, old_passages)
+        )
+    return parts, n_queries + n_passages
+
+
+def _pairs_loss(
+    student: Student, teacher: Teacher, kind: str, batch: Pairs, settings: AlignSettings
+) -> tuple[dict[str, Tensor], int]:
+    length = settings.max_length
+    left, n_left = _encode(student, batch.left, batch.prompts[0], length)
+    right, n_right = _encode(student, batch.right, batch.prompts[1], length)
+    target_left = teacher.encode(batch.english, batch.prompts[0], length)
+    target_right = (
+        target_left if batch.prompts[0] == batch.prompts[1] else teacher.encode(batch.english, batch.prompts[1], length)
+    )
+    weight = settings.distil_bitext if kind == "bitext" else settings.distil_terms
+    parts = {
+        "contrast": losses.contrast(left, right, batch.same, settings.scale),
+        "distil": weight * (losses.distance(left, target_left) + losses.distance(right, target_right)),
+    }
+    return parts, n_left + n_right
+
+
+def _encode(student: Student, texts: Sequence[str], prompt: str, max_length: int) -> tuple[Tensor, int]:
+    ids = student.token_ids(texts, prompt, max_length)
+    rows: Tensor = student(ids)
+    return rows, sum(map(len, ids))
+
+
+def _share(progress: Progress, settings: AlignSettings) -> float:
+    if settings.minutes:
+        return progress.seconds / (settings.minutes * 60)
+    return progress.step / settings.steps
+
+
+def _rate(share: float, warmup: float) -> float:
+    """Return the learning rate's factor: a linear rise, then half a cosine to a fiftieth."""
+    if share < warmup:
+        return (share + 0.002) / (warmup + 0.002)
+    return 0.02 + 0.49 * (1.0 + math.cos(math.pi * (share - warmup) / (1.0 - warmup)))
+
+
+def _groups(parameters: dict[str, torch.nn.Parameter], settings: AlignSettings) -> list[dict[str, Any]]:
+    """Return one group a layer, with its factor of the learning rate."""
+    groups: dict[int, list[torch.nn.Parameter]] = {}
+    numbers = {name: _layer(name) for name in parameters}
+    top = max(numbers.values())
+    for name, value in parameters.items():
+        groups.setdefault(numbers[name], []).append(value)
+    return [
+        {"params": values, "scale": settings.layer_decay ** (top - layer), "lr": settings.learning_rate}
+        for layer, values in sorted(groups.items())
+    ]
+
+
+def _layer(name: str) -> int:
+    parts = name.split(".")
+    return int(parts[parts.index("layer") + 1]) + 1 if "layer" in parts else 0
+
+
+def _save(
+    folder: Path,
+    parameters: dict[str, torch.nn.Parameter],
+    average: dict[str, Tensor],
+    optimizer: torch.optim.Optimizer,
+    progress: Progress,
+) -> None:
+    """Write weights, average and moments under new names, then rename: a kill between leaves the last whole set."""
+    names = list(parameters)
+    moments = {}
+    flat = [value for group in optimizer.param_groups for value in group["params"]]
+    for number, value in enumerate(flat):
+        for key in ("exp_avg", "exp_avg_sq"):
+            moments[f"{number}.{key}"] = optimizer.state[value][key]
+    save_file({name: parameters[name].detach().contiguous() for name in names}, folder / "weights.new")
+    save_file(average, folder / "average.new")
+    save_file(moments, folder / "moments.new")
+    (folder / "progress.new").write_text(json.dumps(asdict(progress)), encoding="utf-8")
+    for stem, suffix in (("moments", "safetensors"), ("average", "safetensors"), ("weights", "safetensors")):
+        (folder / f"{stem}.new").replace(folder / f"{stem}.{suffix}")
+    (folder / "progress.new").replace(folder / "progress.json")
+
+
+def _resume(
+    folder: Path,
+    parameters: dict[str, torch.nn.Parameter],
+    average: dict[str, Tensor],
+    optimizer: torch.optim.Optimizer,
+) -> Progress:
+    if not (folder / "progress.json").is_file():
+        return Progress()
+    progress = Progress(**json.loads((folder / "progress.json").read_text(encoding="utf-8")))
+    with torch.no_grad():
+        for name, value in load_file(folder / "weights.safetensors").items():
+            parameters[name].copy_(value)
+        for name, value in load_file(folder / "average.safetensors").items():
+            average[name].copy_(value)
+    moments = load_file(folder / "moments.safetensors")
+    flat = [value for group in optimizer.param_groups for value in group["params"]]
+    for number, value in enumerate(flat):
+        optimizer.state[value] = {
+            "step": torch.tensor(float(progress.step)),
+            **{key: moments[f"{number}.{key}"] for key in ("exp_avg", "exp_avg_sq")},
+        }
+    return progress

@@ -1,0 +1,241 @@
+"""What one training step sees: batches of each kind, drawn from (seed, step) alone, so that a resumed run draws the same.
+
+A batch of pairs may mix language pairs: neighbours of a row's own language are its hardest negatives.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import tomllib
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import regex
+
+from rag.training.heldout import normalised
+from rag.training.pairs import LANGUAGES, terms_by_english
+
+Row = dict[str, Any]
+_RARE = {"zh": 3.0, "ja": 3.0, "ru": 3.0, "ro": 3.0, "en": 1.0, "it": 1.5, "nl": 1.5}
+_TIMES = {"parallel/tico19": 4, "parallel/openmrs_ui": 2, "tasks/cardioccc": 3, "notes/codiesp": 2}
+_KEEP_SHARE = {"en": 0.3, "zh": 0.25, "ja": 0.12, "ru": 0.08, "es": 0.08, "fr": 0.08, "de": 0.05, "pt": 0.04}
+_SENTENCE = regex.compile(r"(?<=[.!?。！？;；\n])\s*")
+
+
+@dataclass(frozen=True, slots=True)
+class Pairs:
+    """Two sides that mean the same, the English text they stand for, and what tells true from false negatives."""
+
+    left: list[str]
+    right: list[str]
+    english: list[str]
+    same: list[str]
+    prompts: tuple[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Questions:
+    """Questions (in any language), the English wording where there is one, and their passages."""
+
+    questions: list[str]
+    english: list[str]
+    passages: list[str]
+    same: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Texts:
+    """Consecutive pieces of one language, each with its beginning as a query."""
+
+    language: str
+    queries: list[str]
+    passages: list[str]
+
+
+Batch = Pairs | Questions | Texts
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """How large a batch of each kind is."""
+
+    bitext_characters: int = 5000
+    terms: int = 160
+    statements: int = 40
+    questions: int = 28
+    titles: int = 64
+    keep: int = 20
+    siblings: float = 0.5
+    prompts: tuple[str, str] = field(default=("query: ", "passage: "))
+
+
+class Sampler:
+    """Draws batches out of a folder that `pairs.build` wrote."""
+
+    def __init__(self, folder: Path, sizes: Sizes | None = None, seed: int = 0) -> None:
+        """Read the rows of every kind."""
+        self.sizes = sizes or Sizes()
+        self.seed = seed
+        self._bitext = [row for row in _rows(folder / "bitext.jsonl") for _ in range(_TIMES.get(row["source"], 1))]
+        self._bitext.sort(key=lambda row: (len(row["texts"]["en"]), row["id"]))
+        self._terms = _rows(folder / "terms.jsonl")
+        self._by_parent: dict[str, list[int]] = defaultdict(list)
+        for number, row in enumerate(self._terms):
+            for parent in row["parents"]:
+                self._by_parent[parent].append(number)
+        self._parents = [parent for parent, children in sorted(self._by_parent.items()) if len(children) > 1]
+        self._named = terms_by_english(self._terms)
+        self._questions: dict[str, list[Row]] = defaultdict(list)
+        for row in _rows(folder / "questions.jsonl"):
+            self._questions[row["topic"]].append(row)
+        self._topics = sorted(self._questions)
+        self._titles = _rows(folder / "titles.jsonl")
+        self._keep = _pieces(_rows(folder / "keep.jsonl"))
+        templates = tomllib.loads((Path(__file__).parent / "templates.toml").read_text(encoding="utf-8"))
+        self._wording: Mapping[str, Mapping[str, str]] = templates["question"]
+        self._statement: Mapping[str, Mapping[str, str]] = templates["statement"]
+
+    def draw(self, kind: str, step: int) -> Batch:
+        """Return the batch of a step."""
+        chance = random.Random(f"{self.seed}/{step}/{kind}")  # noqa: S311 - no secret
+        draws = {
+            "bitext": self._draw_bitext,
+            "terms": self._draw_terms,
+            "statements": self._draw_statements,
+            "questions": self._draw_questions,
+            "titles": self._draw_titles,
+            "keep": self._draw_keep,
+        }
+        return draws[kind](chance)
+
+    def _draw_bitext(self, chance: random.Random) -> Pairs:
+        # neighbours in length order make batches of like length: a batch of short ones is a large one
+        at = chance.randrange(len(self._bitext))
+        room, rows, seen = self.sizes.bitext_characters, [], set()
+        for row in self._bitext[at:] + self._bitext[:at]:
+            if row["id"] in seen or chance.random() < 0.5:
+                continue
+            room -= len(row["texts"]["en"]) + 16
+            if (room < 0 and len(rows) > 7) or len(rows) == 128:
+                break
+            seen.add(row["id"])
+            rows.append(row)
+        left, right = zip(*(_two(row["texts"], chance) for row in rows), strict=True)
+        english = [row["texts"]["en"] for row in rows]
+        same = [normalised(text) for text in english]
+        return Pairs(list(left), list(right), english, same, self._prompts(chance))
+
+    def _concepts(self, count: int, chance: random.Random) -> list[Row]:
+        chosen: dict[int, None] = {}
+        while len(chosen) < count * self.sizes.siblings and self._parents:
+            children = self._by_parent[chance.choice(self._parents)]
+            chosen.update(dict.fromkeys(chance.sample(children, min(4, len(children)))))
+        while len(chosen) < min(count, len(self._terms)):
+            chosen[chance.randrange(len(self._terms))] = None
+        return [self._terms[number] for number in list(chosen)[:count]]
+
+    def _draw_terms(self, chance: random.Random) -> Pairs:
+        rows = self._concepts(self.sizes.terms, chance)
+        sides = [_two({k: _one(v, chance) for k, v in row["terms"].items()}, chance) for row in rows]
+        english = [row["terms"]["en"][0] for row in rows]
+        left, right = zip(*sides, strict=True)
+        return Pairs(list(left), list(right), english, [row["id"] for row in rows], self._prompts(chance))
+
+    def _draw_statements(self, chance: random.Random) -> Pairs:
+        left, right, english, same = [], [], [], []
+        for row in self._concepts(self.sizes.statements, chance):
+            terms = {key: _one(value, chance) for key, value in row["terms"].items()}
+            kinds = ["present", "absent"] if chance.random() < 0.5 else chance.sample(sorted(self._statement["en"]), 2)
+            for kind in kinds:
+                texts = {key: self._statement[key][kind].format(x=term) for key, term in terms.items()}
+                one, other = _two(texts, chance)
+                left.append(one)
+                right.append(other)
+                english.append(texts["en"])
+                same.append(f"{row['id']}/{kind}")
+        return Pairs(left, right, english, same, self._prompts(chance))
+
+    def _draw_questions(self, chance: random.Random) -> Questions:
+        rows: list[Row] = []
+        while len(rows) < self.sizes.questions:
+            of_topic = self._questions[chance.choice(self._topics)]
+            rows.extend(chance.sample(of_topic, min(2, len(of_topic))))
+        rows = rows[: self.sizes.questions]
+        questions = [self._worded(row, chance) for row in rows]
+        same = [f"{row['topic']}/{row['kind']}" for row in rows]
+        return Questions(questions, [row["question"] for row in rows], [row["answer"] for row in rows], same)
+
+    def _worded(self, row: Row, chance: random.Random) -> str:
+        """Return the question in its own English or in another language, the topic translated where that is known."""
+        if chance.random() < 0.35 or row["kind"] not in self._wording["en"]:
+            return str(row["question"])
+        names = self._named.get(normalised(row["topic"]), {})
+        languages = [key for key in LANGUAGES if key in names or chance.random() < 0.25]
+        language = _language(languages or ["en"], chance)
+        topic = _one(names[language], chance) if language in names else row["topic"]
+        return self._wording[language][row["kind"]].format(x=topic)
+
+    def _draw_titles(self, chance: random.Random) -> Questions:
+        rows = chance.sample(self._titles, min(self.sizes.titles, len(self._titles)))
+        return Questions([r["query"] for r in rows], [], [r["title"] for r in rows], [r["query"] for r in rows])
+
+    def _draw_keep(self, chance: random.Random) -> Texts:
+        languages = [key for key in _KEEP_SHARE if key in self._keep]
+        language = chance.choices(languages, [_KEEP_SHARE[key] for key in languages])[0]
+        stream = chance.choice(self._keep[language])
+        at = chance.randrange(max(1, len(stream) - self.sizes.keep))
+        passages = list(dict.fromkeys(stream[at : at + self.sizes.keep]))
+        queries = [_SENTENCE.split(text.strip())[0][:80] or text[:80] for text in passages]
+        return Texts(language, queries, passages)
+
+    def _prompts(self, chance: random.Random) -> tuple[str, str]:
+        query, passage = self.sizes.prompts
+        return chance.choices([(query, query), (passage, passage), (query, passage)], [0.45, 0.2, 0.35])[0]
+
+
+def _rows(path: Path) -> list[Row]:
+    with path.open(encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines]
+
+
+def _one(terms: Sequence[str], chance: random.Random) -> str:
+    return terms[0] if chance.random() < 0.7 else chance.choice(terms)
+
+
+def _language(languages: Sequence[str], chance: random.Random) -> str:
+    return chance.choices(languages, [_RARE.get(key, 1.0) for key in languages])[0]
+
+
+def _two(texts: Mapping[str, str], chance: random.Random) -> tuple[str, str]:
+    """Return (another language, English), or in a fifth of the draws two other languages."""
+    others = sorted(set(texts) - {"en"})
+    first = _language(others, chance)
+    if len(others) > 1 and chance.random() < 0.2:
+        second = _language([key for key in others if key != first], chance)
+        return texts[first], texts[second]
+    return texts[first], texts["en"]
+
+
+def _pieces(rows: Sequence[Row]) -> dict[str, list[list[str]]]:
+    """Return for each language its sources' texts cut into pieces of a few sentences, in order."""
+    streams: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for row in rows:
+        size = 110 if row["language"] in ("zh", "ja") else 320
+        piece = ""
+        for sentence in _SENTENCE.split(row["text"]):
+            if piece and len(piece) + len(sentence) > size:
+                streams[row["language"], row["source"]].append(piece.strip())
+                piece = ""
+            piece = f"{piece} {sentence.strip()}" if size > 110 else piece + sentence.strip()
+            piece = piece[: 2 * size]
+        if piece.strip():
+            streams[row["language"], row["source"]].append(piece.strip())
+    found: dict[str, list[list[str]]] = defaultdict(list)
+    for (language, _), stream in sorted(streams.items()):
+        if len(stream) > 40:
+            found[language].append(stream)
+    return found

@@ -1,0 +1,153 @@
+"""What no training ever sees: rules by id, and by normalised text, for all that is evaluated."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import unicodedata
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import regex
+
+from indexer.errors import SourceError
+
+TICO_DOCUMENTS = frozenset({"PubMed_10", "Wikipedia_handpicked_4", "Wikisource_2", "wiki_5", "wiki_26", "Wikinews_4"})
+_EVALUATED_PARALLEL = (
+    *(f"tatoeba_{language}" for language in ("de", "es", "fr", "it", "ja", "nl", "pt", "ro", "ru", "zh")),
+    "flores_devtest",
+    "igakuqa_ja_en",
+    "paramed_manual_zh_en",
+    "wmt18_19_biomedical",
+    "mantra",
+)
+_EVALUATED_RETRIEVAL = (
+    "xquad",
+    "xlinghealth_liveqa",
+    "xlinghealth_medicationqa",
+    "liveqa_med2017",
+    "cmedir_dev",
+    "parallel_igakuqa2021",
+)
+_EVALUATED_TERMS = ("icd10_*", "icd10cm_en", "byomei_index_ja", "xlbel_*")
+_NOT_LETTERS = regex.compile(r"[^\p{L}\p{M}\p{N}]+")
+_SHINGLE = 8
+_LANGUAGES = ("en", "zh", "es", "ja", "ru", "nl", "ro", "fr", "de", "pt", "it")
+
+
+def bucket(identity: str, buckets: int) -> int:
+    """Return the group of an id: its sha1 as a number, modulo ``buckets``."""
+    return int(hashlib.sha1(identity.encode(), usedforsecurity=False).hexdigest(), 16) % buckets
+
+
+def is_held_out_concept(concept: str) -> bool:
+    """Whether a concept of a terminology is evaluated: a fifth of them are."""
+    return bucket(concept, 5) == 0
+
+
+def is_held_out_case(note_id: str) -> bool:
+    """Whether a CodiEsp case (also where it recurs in another corpus) is evaluated: two fifths are."""
+    return bucket(note_id, 5) < 2
+
+
+def is_held_out_tico(row_id: str) -> bool:
+    """Whether a TICO-19 row belongs to an evaluated document: ``tico19:DOCUMENT:NUMBER``."""
+    return row_id.split(":")[1] in TICO_DOCUMENTS
+
+
+def normalised(text: str) -> str:
+    """Return the text folded to letters and digits: equal for texts that differ in case, width or punctuation."""
+    return _NOT_LETTERS.sub(" ", unicodedata.normalize("NFKC", text).casefold()).strip()
+
+
+def read_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a gzip or plain JSON-lines file.
+
+    Raises:
+        SourceError: not there, not UTF-8, or a line is no JSON object; the message names file and line.
+    """
+    try:
+        opened = gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
+        with opened as lines:
+            for number, line in enumerate(lines, 1):
+                if not line.strip():
+                    continue
+                row = json.loads(line)
+                if not isinstance(row, dict):
+                    raise SourceError(f"{path.name} line {number} is no JSON object")
+                yield row
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        if isinstance(error, SourceError):
+            raise
+        raise SourceError(f"{path.name} cannot be read as JSON lines in UTF-8: {type(error).__name__}") from error
+
+
+class HeldOut:
+    """The evaluated texts of a data folder: whole texts of any kind, terms by language, shingles of English answers."""
+
+    def __init__(self, data: Path) -> None:
+        """Read what is there; a set that is missing cannot leak."""
+        self.texts: set[str] = set()
+        self.terms: set[tuple[str, str]] = set()
+        self._shingles: set[int] = set()
+        self.case_texts: set[str] = set()
+        for name in _EVALUATED_PARALLEL:
+            for row in _rows_if_there(data / "parallel" / f"{name}.jsonl.gz"):
+                self._add(text for key in _LANGUAGES for text in _strings(row.get(key)))
+        for row in _rows_if_there(data / "parallel" / "tico19.jsonl.gz"):
+            if is_held_out_tico(str(row["id"])):
+                self._add(text for key in _LANGUAGES for text in _strings(row.get(key)))
+        for name in _EVALUATED_RETRIEVAL:
+            for part in ("corpus", "queries"):
+                for row in _rows_if_there(data / "eval" / name / f"{part}.jsonl.gz"):
+                    self._add(_strings(row["text"]))
+                    if part == "corpus" and row.get("language", "en") == "en":
+                        self._shingles.update(_shingles(str(row["text"])))
+        for pattern in _EVALUATED_TERMS:
+            for path in sorted((data / "terms").glob(f"{pattern}.jsonl.gz")):
+                # an English label alone gives nothing away, and most are plain words ("Asthma")
+                self._add_terms(row for row in read_rows(path) if row["language"] != "en")
+        for name in ("hpo", "doid"):
+            rows = _rows_if_there(data / "terms" / f"{name}.jsonl.gz")
+            self._add_terms(row for row in rows if is_held_out_concept(str(row["concept"])))
+        for language in ("en", "es"):
+            for row in _rows_if_there(data / "notes" / f"codiesp_{language}.jsonl.gz"):
+                if is_held_out_case(str(row["id"])):
+                    self.case_texts.add(normalised(str(row["text"]))[:200])
+
+    def holds_text(self, text: str) -> bool:
+        """Whether this very text (folded) is evaluated."""
+        return normalised(text) in self.texts
+
+    def holds_term(self, language: str, term: str) -> bool:
+        """Whether this term is an evaluated label of that language."""
+        return (language, normalised(term)) in self.terms
+
+    def overlaps_answer(self, text: str, most: int = 1) -> bool:
+        """Whether an English text shares more than ``most`` runs of eight words with an evaluated answer."""
+        return len(self._shingles & set(_shingles(text))) > most
+
+    def holds_case(self, text: str) -> bool:
+        """Whether a note is (the same text as) an evaluated case, whatever its id."""
+        return normalised(text)[:200] in self.case_texts
+
+    def _add(self, texts: Iterable[str]) -> None:
+        self.texts.update(filter(None, map(normalised, texts)))
+
+    def _add_terms(self, rows: Iterable[dict[str, Any]]) -> None:
+        self.terms.update((str(row["language"]), normalised(str(row["term"]))) for row in rows)
+
+
+def _shingles(text: str) -> list[int]:
+    words = normalised(text).split()
+    return [hash(tuple(words[at : at + _SHINGLE])) for at in range(len(words) - _SHINGLE + 1)]
+
+
+def _strings(value: object) -> list[str]:
+    return [value] if isinstance(value, str) else []
+
+
+def _rows_if_there(path: Path) -> Iterator[dict[str, Any]]:
+    return read_rows(path) if path.is_file() else iter(())

@@ -1,0 +1,116 @@
+"""The model in training: texts to unit vectors with gradients, and a frozen teacher that remembers what it said.
+
+Shapes: B texts, T tokens, D dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_CHUNK_TOKENS = 2048
+
+
+class Student(torch.nn.Module):
+    """A transformers encoder with mean pooling; word embeddings frozen where asked."""
+
+    def __init__(
+        self, folder: Path, max_length: int = 128, freeze_embeddings: bool = True, bfloat16: bool = False
+    ) -> None:
+        """Load a sentence-transformers directory whose pooling is the mean."""
+        super().__init__()
+        from tokenizers import Tokenizer
+        from transformers import AutoModel
+
+        options: dict[str, Any] = {"add_pooling_layer": False} if _is_bert(folder) else {}
+        self.body = AutoModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32, **options)
+        for module in self.body.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0  # vectors are compared with a teacher's: noise would be distilled as well
+        self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self.tokenizer.no_padding()
+        self.max_length = max_length
+        self.bfloat16 = bfloat16
+        if freeze_embeddings:
+            self.body.get_input_embeddings().weight.requires_grad_(False)
+
+    def token_ids(self, texts: Sequence[str], prompt: str, max_length: int | None = None) -> list[list[int]]:
+        """Return token ids with prompt and special tokens, cut to the longest length."""
+        longest = max_length or self.max_length
+        found = []
+        for one in self.tokenizer.encode_batch_fast([prompt + text for text in texts]):
+            ids = list(one.ids)
+            found.append(ids if len(ids) <= longest else [*ids[: longest - 1], ids[-1]])
+        return found
+
+    def forward(self, ids: Sequence[Sequence[int]]) -> Tensor:
+        """Return ``(B, D)`` float32 unit rows, in the order given; chunks of like length keep padding small."""
+        order = sorted(range(len(ids)), key=lambda index: len(ids[index]))
+        device = next(self.body.parameters()).device
+        parts: list[Tensor] = []
+        start = 0
+        while start < len(order):
+            end = start + 1
+            while end < len(order) and (end + 1 - start) * len(ids[order[end]]) <= _CHUNK_TOKENS:
+                end += 1
+            chunk = [ids[index] for index in order[start:end]]
+            width = max(map(len, chunk))
+            tokens = torch.zeros((len(chunk), width), dtype=torch.long)  # (b, T)
+            mask = torch.zeros((len(chunk), width), dtype=torch.long)  # (b, T)
+            for row, one in enumerate(chunk):
+                tokens[row, : len(one)] = torch.as_tensor(one)
+                mask[row, : len(one)] = 1
+            tokens, mask = tokens.to(device), mask.to(device)
+            # the body alone in bfloat16: similarities need float32 (a step of bfloat16 near 1 is .004)
+            with torch.autocast(device.type, torch.bfloat16, enabled=self.bfloat16):
+                states = self.body(input_ids=tokens, attention_mask=mask).last_hidden_state
+            states = states.float()  # (b, T, D)
+            weight = mask.unsqueeze(-1).float()
+            parts.append((states * weight).sum(1) / weight.sum(1))  # (b, D)
+            start = end
+        rows = torch.cat(parts)  # in length order
+        back = torch.empty(len(order), dtype=torch.long)
+        back[torch.as_tensor(order)] = torch.arange(len(order))
+        return torch.nn.functional.normalize(rows[back.to(device)], dim=-1)
+
+    def encode(self, texts: Sequence[str], prompt: str, max_length: int | None = None) -> Tensor:
+        """Return ``(B, D)`` unit rows of the texts."""
+        result: Tensor = self(self.token_ids(texts, prompt, max_length))
+        return result
+
+    def trained(self) -> dict[str, Tensor]:
+        """Return the parameters that training changes, by name."""
+        return {name: value for name, value in self.body.named_parameters() if value.requires_grad}
+
+
+class Teacher:
+    """A frozen copy of the start; a vector is computed once a text and remembered at half precision."""
+
+    def __init__(self, model: Student) -> None:
+        """Take a model that nobody trains."""
+        self._model = model.eval().requires_grad_(False)
+        self._known: dict[tuple[str, str, int], np.ndarray[Any, np.dtype[np.float16]]] = {}
+
+    @torch.no_grad()
+    def encode(self, texts: Sequence[str], prompt: str, max_length: int = 0) -> Tensor:
+        """Return ``(B, D)`` unit rows of the texts as the untrained model sees them."""
+        keys = [(prompt, text, max_length) for text in texts]
+        new = sorted({key for key in keys if key not in self._known})
+        if new:
+            rows = self._model.encode([text for _, text, _ in new], prompt, max_length or None)
+            for key, row in zip(new, rows.cpu().numpy().astype(np.float16), strict=True):
+                self._known[key] = row
+        found = torch.from_numpy(np.stack([self._known[key] for key in keys]).astype(np.float32))
+        return torch.nn.functional.normalize(found, dim=-1)
+
+
+def _is_bert(folder: Path) -> bool:
+    import json
+
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return config.get("model_type") in {"bert", "roberta", "xlm-roberta", "camembert"}
