@@ -105,7 +105,7 @@ def split_sections(text: str, language: str | None) -> list[Section]:
     sections: list[Section] = []
     if not headers or headers[0].start > 0:
         sections.append(Section(Span(0, headers[0].start if headers else len(text)), None, None))
-    for header, end in zip(headers, [*(header.start for header in headers[1:]), len(text)], strict=True):
+    for header, end in zip(headers, [*(header.start for header in headers[1:]), len(text)], strict=False):
         sections.append(Section(Span(header.start, end), header.key, header.title))
     return sections
 
