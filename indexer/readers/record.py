@@ -134,7 +134,7 @@ def compact_json(value: object) -> str:
     """
     try:
         return json.dumps(value, ensure_ascii=False, separators=(",", ":"), sort_keys=True, allow_nan=False)
-    except (TypeError, RecursionError):
+    except (TypeError, ValueError, RecursionError):
         raise ValueError("has no JSON form") from None
 
 
