@@ -55,6 +55,7 @@ class Collection:
             raise CollectionNotFoundError(f"no collection {name!r}; 'clinrag collections list' names those there are")
         self.name = name
         self._folder = folder
+        self._inode = self._path.stat().st_ino
         self._engine = open_engine(self._path)
         try:
             t.migrate(self._engine)
@@ -100,6 +101,13 @@ class Collection:
         """Let go of files and memory."""
         self._replica.close()
         self._engine.dispose()
+
+    def present(self) -> bool:
+        """Return whether this is still the collection of its name: not deleted, not made anew by any process."""
+        try:
+            return self._path.stat().st_ino == self._inode
+        except FileNotFoundError:
+            return False
 
     def check_encoder(self, spec: EncoderSpec) -> None:
         """Return if the encoder's vectors fit those stored.
