@@ -8,7 +8,7 @@ what the best of that many unrelated texts would reach anyway.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -24,6 +24,9 @@ SAMPLE_ROWS = 1024
 PRIOR_ROWS = 10.0
 """A pool's own scores count as much as what other pools foretell for it once it has so many rows."""
 
+KNOWN_ROWS = 100
+"""From so many rows on a pool needs nobody's help to tell its background."""
+
 CHANCE_SHARE = 0.5
 """Share of the best-by-chance that is taken off: 0 lets pools win by size, 1 lets the smallest pool win by luck."""
 
@@ -34,13 +37,11 @@ _MAD_TO_SPREAD = 1.4826
 class PoolScores:
     """A language pool as one query sees it.
 
-    ``sample`` holds the scores of rows drawn without looking at them, ``(n,) float32``; ``mean`` is the mean of those
-    rows' vectors, ``(dim,) float32``, or ``None`` where scores do not come from vectors.
+    ``sample`` holds the scores of rows drawn without looking at them, ``(n,) float32``.
     """
 
     size: int
     sample: NDArray[np.float32]
-    mean: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,15 +78,18 @@ def chance_best(size: int) -> float:
     return NormalDist().inv_cdf((size - 0.375) / (size + 0.25))
 
 
+Nearness = Callable[[str | None], Mapping[str | None, float]]
+"""The mean similarity of texts of one pool to (other) texts of each pool."""
+
+
 def backgrounds(
-    pools: Mapping[str | None, PoolScores], least_spread: float, *, zeros: bool = False
+    pools: Mapping[str | None, PoolScores], least_spread: float, nearness: Nearness | None
 ) -> dict[str | None, Background]:
     """Return each pool's background for one query.
 
     Centre and spread are the median and the median absolute deviation, so that the related texts themselves move them
-    little. A pool of few rows cannot tell its background: it leans on the pool that knows best what the query gives
-    (`_foretold`). ``zeros`` says that a score of 0 means "no shared word": the centre is then 0 at least in large
-    part, and the prior is 0 too.
+    little. A pool of few rows cannot tell its background: what it should be is foretold from ``nearness``; without
+    it, 0 is expected, as for shared words, of which most texts have none.
     """
     filled = {language: pool for language, pool in pools.items() if len(pool.sample)}
     if not filled:
@@ -97,7 +101,7 @@ def backgrounds(
     }
     trust = {language: len(pool.sample) / (len(pool.sample) + PRIOR_ROWS) for language, pool in filled.items()}
     shared = sum(trust[language] * spreads[language] ** 2 for language in filled) / sum(trust.values())
-    foretold = dict.fromkeys(filled, 0.0) if zeros else _foretold(filled, medians)
+    foretold = dict.fromkeys(filled, 0.0) if nearness is None else _foretold(filled, medians, nearness)
     result = {}
     for language, pool in filled.items():
         own = trust[language]
@@ -107,33 +111,35 @@ def backgrounds(
     return result
 
 
-def _foretold(pools: Mapping[str | None, PoolScores], medians: Mapping[str | None, float]) -> dict[str | None, float]:
+def _foretold(
+    pools: Mapping[str | None, PoolScores], medians: Mapping[str | None, float], nearness: Nearness
+) -> Mapping[str | None, float]:
     """Return the centre that each pool should have by what the best-known pool tells.
 
     A text of the best-known pool stands for a query that is about something else: how near it is to a small pool, as
     against its own, says how much lower unrelated texts of that small pool score. One row is enough for that.
     """
-    known = max(pools, key=lambda language: (min(len(pools[language].sample), 50), medians[language], language or ""))
-    reference = pools[known]
-    if reference.mean is None or len(reference.sample) < 2:
-        weights = {language: len(pool.sample) / (len(pool.sample) + PRIOR_ROWS) for language, pool in pools.items()}
-        mean = sum(weights[language] * medians[language] for language in pools) / sum(weights.values())
-        return dict.fromkeys(pools, mean)
-    n = len(reference.sample)
-    # Mean similarity of two different rows: the diagonal of n ones is taken out of the square of the sum.
-    within = (n * float(reference.mean @ reference.mean) - 1.0) / (n - 1)
-    offset = float(np.mean(reference.sample)) - within
-    foretold = {}
-    for language, pool in pools.items():
-        across = within if language == known or pool.mean is None else float(reference.mean @ pool.mean)
-        foretold[language] = across + offset
-    return foretold
+    if min(len(pool.sample) for pool in pools.values()) >= KNOWN_ROWS:
+        return medians
+    known = max(
+        pools, key=lambda language: (min(len(pools[language].sample), KNOWN_ROWS), medians[language], language or "")
+    )
+    near = nearness(known)
+    return {language: medians[known] + near[language] - near[known] for language in pools}
 
 
-def reciprocal_ranks(ordered: Sequence[Hashable]) -> dict[Hashable, float]:
-    """Return ``1 / (RRF_K + rank)`` for items given best first, rank from 1.
+def mean_nearness(reference: NDArray[np.float32], other: NDArray[np.float32] | None = None) -> float:
+    """Return the mean inner product of two different rows, ``(n, dim)``: of one matrix, or one of each.
 
-    >>> reciprocal_ranks(["a", "b"])["a"] == 1 / 61
-    True
+    Where there is nothing to compare with, the matrix is compared with itself.
+
+    >>> mean_nearness(np.eye(2, dtype=np.float32))
+    0.0
     """
-    return {item: 1.0 / (RRF_K + rank) for rank, item in enumerate(ordered, start=1)}
+    if other is not None and len(other):
+        return float(reference.mean(axis=0) @ other.mean(axis=0))
+    n = len(reference)
+    if n < 2:
+        return 1.0
+    total = reference.sum(axis=0)
+    return (float(total @ total) - float(np.sum(reference * reference))) / (n * (n - 1))

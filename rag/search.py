@@ -13,12 +13,10 @@ from numpy.typing import NDArray
 from indexer.errors import ArgumentError, TooLargeError
 from indexer.records import Coverage, Scope
 from indexer.text.language import identify
-from indexer.times import period
-from rag.fusion import RRF_K, PoolScores, backgrounds, sample_rows
+from rag.fusion import RRF_K, PoolScores, backgrounds, mean_nearness, sample_rows
 
 if TYPE_CHECKING:
     from indexer.collection import Collection, Passage, View
-
     from indexer.encoders.encoder import Encoder
 
 Mode = Literal["hybrid", "dense", "lexical"]
@@ -29,6 +27,9 @@ MAX_K = 100
 
 LEAST_DENSE_SPREAD = 0.01
 """Cosines closer than this are not told apart: below it lies the rounding of float16 rows and of bfloat16 models."""
+
+NEARNESS_ROWS = 128
+"""So many vectors of a pool are read where a small pool's background must be foretold."""
 
 LEAST_LEXICAL_SHARE = 1 / 6
 """Least spread of BM25 in a pool, as a share of the query's best score: most texts hold no word of a query at all."""
@@ -59,7 +60,11 @@ class ArmScores:
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """A chunk with its rank. ``copies`` says how many chunks of the patient in scope have this same text."""
+    """A chunk with its rank.
+
+    ``copies`` says how many chunks of the patient in scope have this same text; the last authored is shown.
+    ``appends`` is the note that this one is an addendum to, ``addenda`` are the visible notes that append to it.
+    """
 
     rank: int
     score: float
@@ -79,6 +84,7 @@ class Hit:
     scores: ArmScores
     copies: int
     appends: str | None
+    addenda: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,8 +206,8 @@ def search_view(view: View, collection_name: str, encoder: Encoder | None, reque
         lexical = _lexical_arm(view, pools, request.query, depth, balanced) if words else _EMPTY_ARM
         rows = list(dict.fromkeys([*dense.rows, *lexical.rows]))
         missing = [row for row in rows if row not in passages]
-        passages.update(zip(missing, view.passages(missing), strict=True))
-        groups = _grouped(rows, passages)
+        passages.update((passage.row, passage) for passage in view.passages(missing))
+        groups = _grouped([row for row in rows if row in passages], passages)
         if len(groups) >= request.k or (dense.exhausted and lexical.exhausted):
             break
         depth *= 4
@@ -232,20 +238,24 @@ def _dense_arm(
         rows, _ = view.search_vectors(vector, depth)
         return _Arm([int(row) for row in rows], len(rows) >= len(view.rows), {})
     samples = {language: sample_rows(rows) for language, rows in pools.items()}
-    told = backgrounds(
-        {
-            language: PoolScores(
-                len(pools[language]),
-                view.vector_scores(vector, sample),
-                view.vectors(sample).astype(np.float32).mean(axis=0),
-            )
-            for language, sample in samples.items()
-        },
-        LEAST_DENSE_SPREAD,
-    )
+    scored = {
+        language: PoolScores(len(pools[language]), view.vector_scores(vector, samples[language])) for language in pools
+    }
+    told = backgrounds(scored, LEAST_DENSE_SPREAD, lambda known: _nearness(view, pools, known))
     found = {language: view.search_vectors(vector, depth, rows) for language, rows in pools.items()}
     ordered = _merged({language: (ids, told[language].calibrated(scores)) for language, (ids, scores) in found.items()})
     return _Arm(ordered, all(len(found[language][0]) >= len(rows) for language, rows in pools.items()), {})
+
+
+def _nearness(view: View, pools: Mapping[str | None, NDArray[np.int64]], known: str | None) -> dict[str | None, float]:
+    """Return how near texts of the known pool are on average to those of each pool, by a few rows of each."""
+    vectors = {
+        language: view.vectors(sample_rows(rows, NEARNESS_ROWS)).astype(np.float32) for language, rows in pools.items()
+    }
+    reference = vectors[known]
+    return {
+        language: mean_nearness(reference, None if language == known else other) for language, other in vectors.items()
+    }
 
 
 def _lexical_arm(
@@ -262,7 +272,7 @@ def _lexical_arm(
     told = backgrounds(
         {language: PoolScores(len(rows), _sampled_terms(view, query, rows)) for language, rows in pools.items()},
         best * LEAST_LEXICAL_SHARE,
-        zeros=True,
+        None,
     )
     ordered = _merged({language: (ids, told[language].calibrated(scores)) for language, (ids, scores) in found.items()})
     reach = {language: float(scores[0]) / best if len(scores) else 0.0 for language, (_, scores) in found.items()}
@@ -317,7 +327,8 @@ def _group_ranks(groups: Sequence[_Group], ordered: Sequence[int]) -> dict[int, 
     group_of = {row: number for number, group in enumerate(groups) for row in group.rows}
     ranks: dict[int, int] = {}
     for row in ordered:
-        ranks.setdefault(group_of[row], len(ranks) + 1)
+        if row in group_of:
+            ranks.setdefault(group_of[row], len(ranks) + 1)
     return ranks
 
 
@@ -328,8 +339,13 @@ def _hits(
     vector: NDArray[np.float32] | None,
     words: str | None,
 ) -> tuple[tuple[Hit, ...], tuple[Passage, ...]]:
-    """Return the hits and their passages: of copies the newest authored is shown."""
-    shown = [max((passages[row] for row in group.rows), key=_newest) for group, _ in ranked]
+    """Return the hits and their passages: of copies the last authored is shown."""
+    copies = view.copy_rows([group.rows[0] for group, _ in ranked])
+    newest = [int(rows[-1]) for rows in copies]
+    missing = [row for row in newest if row not in passages]
+    known = {**passages, **{passage.row: passage for passage in view.passages(missing)}}
+    # A copy that was deleted a moment ago gives way to the one that was found.
+    shown = [known.get(row, passages[group.rows[0]]) for row, (group, _) in zip(newest, ranked, strict=True)]
     rows = np.array([passage.row for passage in shown], dtype=np.int64)
     dense = (
         dict(zip(rows.tolist(), view.vector_scores(vector, rows).tolist(), strict=True)) if vector is not None else {}
@@ -339,7 +355,7 @@ def _hits(
         ids, scores = view.search_terms(words, len(rows), np.sort(rows))
         lexical = dict(zip(ids.tolist(), scores.tolist(), strict=True))
     hits = []
-    for rank, (passage, (group, score)) in enumerate(zip(shown, ranked, strict=True), start=1):
+    for rank, (passage, (_, score), alike) in enumerate(zip(shown, ranked, copies, strict=True), start=1):
         hits.append(
             Hit(
                 rank=rank,
@@ -358,13 +374,9 @@ def _hits(
                 end=passage.end,
                 text=passage.text,
                 scores=ArmScores(dense.get(passage.row), lexical.get(passage.row)),
-                copies=len(group.rows),
+                copies=len(alike),
                 appends=passage.appends,
+                addenda=passage.addenda,
             )
         )
     return tuple(hits), tuple(shown)
-
-
-def _newest(passage: Passage) -> tuple[int, int]:
-    """Return what orders copies by time: when they were authored, undated first, then the row."""
-    return (period(passage.authored_at)[0] if passage.authored_at else -(2**62), passage.row)

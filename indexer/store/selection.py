@@ -62,18 +62,17 @@ class Selection:
         return self._coverage
 
     def copy_rows(self, rows: Ids) -> list[Ids]:
-        """Return for each row of the selection those that hold the same text of the same patient, ascending."""
+        """Return for each row of the selection those with the same text of the same patient, last authored last."""
         keys = self.columns.chunks["text_key"]
         at = self.positions[np.searchsorted(self.rows, rows)]
         alike = self.positions[np.isin(keys[self.positions], keys[at])]
-        first, patients = self.columns.versions["first_chunk"], self.columns.versions["patient"]
-        owners = patients[np.searchsorted(first, alike, side="right") - 1]
-        found = []
-        for position in at.tolist():
-            patient = patients[np.searchsorted(first, position, side="right") - 1]
-            same = (keys[alike] == keys[position]) & (owners == patient)
-            found.append(self.columns.chunks["row"][alike[same]])
-        return found
+        versions, first = self.columns.versions, self.columns.versions["first_chunk"]
+        owners = np.searchsorted(first, alike, side="right") - 1
+        order = np.lexsort((alike, versions["authored_start"][owners]))
+        alike, patients = alike[order], versions["patient"][owners[order]]
+        own = versions["patient"][np.searchsorted(first, at, side="right") - 1]
+        same = [(keys[alike] == keys[p]) & (patients == patient) for p, patient in zip(at, own, strict=True)]
+        return [self.columns.chunks["row"][alike[mask]] for mask in same]
 
     def copies(self, hashes: Sequence[bytes]) -> list[int]:
         """Return for each text how many rows of the selection hold it."""

@@ -150,7 +150,7 @@ class View:
         return self._selection.copies([bytes.fromhex(text_hash) for text_hash in text_hashes])
 
     def copy_rows(self, rows: Sequence[int] | Ids) -> list[Ids]:
-        """Return for each row in scope the rows in scope that hold the same text of the same patient, itself too."""
+        """Return for each row in scope those with the same text of the same patient, itself too, last authored last."""
         return self._selection.copy_rows(np.asarray(rows, np.int64))
 
     def note_text(self, note_id: str, version: int) -> str:

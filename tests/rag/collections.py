@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from indexer.records import Coverage, EncoderSpec, Scope
+
+from indexer.records import Coverage, EncoderSpec
 from indexer.text.analysis import analyze, analyze_query
 
 
@@ -26,6 +27,7 @@ class HeldPassage:
     section: str | None = None
     section_title: str | None = None
     appends: str | None = None
+    addenda: tuple[str, ...] = ()
 
     @property
     def end(self):
@@ -82,7 +84,7 @@ class HeldCollection:
     def spec(self):
         return self.encoder.spec
 
-    def view(self, scope=Scope()):
+    def view(self, scope):
         return HeldView(self, scope)
 
 
@@ -141,6 +143,16 @@ class HeldView:
             )
         scores = np.array(scores, dtype=np.float32)
         return self._best(rows[scores > 0], scores[scores > 0], k)
+
+    def copy_rows(self, rows):
+        found = []
+        for row in rows:
+            own = self._held[int(row)]
+            alike = [self._held[r] for r in self.rows.tolist()]
+            alike = [p for p in alike if (p.text, p.patient_id) == (own.text, own.patient_id)]
+            alike.sort(key=lambda p: (p.authored_at or "", p.row))
+            found.append(np.array([p.row for p in alike], dtype=np.int64))
+        return found
 
     def passages(self, rows):
         return [self._held[int(row)] for row in rows]

@@ -2,8 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from indexer.errors import ArgumentError, TooLargeError
-from indexer.records import Scope
+
 from rag.search import SearchRequest, search
 from tests.rag.collections import ConceptEncoder, HeldCollection, HeldPassage
 
@@ -22,7 +21,7 @@ def meanings(count, seed, near=None, how_near=0.0, dim=59):
 
 
 def world(distractors, foreign=40, pull=1.0, how_near=0.45, match_near=0.9, words=True):
-    """One English match, some English chunks about other things, and Spanish chunks that are a little like the query."""
+    """One English match, English chunks about other things, and Spanish chunks a little like the query."""
     encoder = ConceptEncoder(pull=pull)
     about = meanings(1, 1)[0]
     encoder.put(QUERY, about, "es")
