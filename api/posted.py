@@ -1,4 +1,4 @@
-"""Notes that came as JSON objects over HTTP: each becomes a note or a refusal that knows its place in the request."""
+"""Notes that came as JSON objects over HTTP: each becomes a note, or a refusal that knows its place in the request."""
 
 from __future__ import annotations
 
@@ -9,20 +9,24 @@ from api.jobs import RawNote, Rejected
 from indexer.errors import ArgumentError
 from indexer.records import Note, RowError
 
+_REQUEST = "request"
+
 
 class PostedNotes:
-    """An iterable of the good ones; the others wait in `rejected`. Ends early once ``stopping`` is set.
+    """The notes of a request, in its order. Ends early once ``stopping`` is set: ``finished`` is then false.
 
-    ``given`` counts the objects that were looked at, ``finished`` says whether that was all of them.
+    ``given`` counts the objects that were looked at, ``refused`` holds those among them that are no notes.
     """
 
     def __init__(self, notes: Sequence[RawNote], stopping: threading.Event | None = None) -> None:
         self._notes = notes
         self._stopping = stopping
-        self._refused: list[Rejected] = []
-        self._index_of: dict[str, int] = {}
+        self.refused: list[Rejected] = []
         self.given = 0
         self.finished = False
+
+    def __len__(self) -> int:
+        return len(self._notes)
 
     def __iter__(self) -> Iterator[Note | RowError]:
         from indexer.readers import parse_record
@@ -32,15 +36,8 @@ class PostedNotes:
                 return
             self.given += 1
             try:
-                note = parse_record(raw)
+                yield parse_record(raw)
             except ArgumentError as error:
-                self._refused.append(Rejected(index, error.field, error.reason))
-                continue
-            self._index_of[note.note_id] = index
-            yield note
+                self.refused.append(Rejected(index, error.field, error.reason))
+                yield RowError(_REQUEST, index, error.field, error.reason)
         self.finished = True
-
-    def rejected(self, later: Sequence[RowError]) -> tuple[Rejected, ...]:
-        """Return what was refused here and by the store, which names a note by its id, in the order of the request."""
-        found = [Rejected(self._index_of.get(row.file), row.field, row.reason) for row in later]
-        return tuple(sorted([*self._refused, *found], key=lambda row: -1 if row.index is None else row.index))

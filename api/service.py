@@ -8,19 +8,18 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from api.jobs import Outcome, RawNote
+from api.jobs import Outcome, RawNote, Rejected
 from api.posted import PostedNotes
 from api.settings import Settings
 from indexer.errors import CollectionNotFoundError, EncoderUnavailableError
 from indexer.records import Note, RowError, Scope
 
 if TYPE_CHECKING:
+    from api.schemas import AnswerResponse, CollectionModel, SearchResponse
     from indexer.build import IndexReport, Progress
     from indexer.collection import Collection
-    from indexer.library import Library
-
-    from api.schemas import AnswerResponse, CollectionModel, SearchResponse
     from indexer.encoders.encoder import Encoder
+    from indexer.library import Library
     from rag.generate import Generator
     from rag.search import LanguagePolicy, Mode
 
@@ -233,8 +232,6 @@ class Service:
         collection: Collection,
         items: Iterable[Note | RowError],
         on_progress: Callable[[Progress], None] | None = None,
-        *,
-        writer_timeout_s: float | None = None,
     ) -> IndexReport:
         """Store notes with their passages and vectors; what is stored already is skipped before it is embedded.
 
@@ -253,7 +250,7 @@ class Service:
             items,
             batch_notes=self.settings.batch_notes,
             on_progress=on_progress,
-            writer_timeout_s=self.settings.writer_timeout_s if writer_timeout_s is None else writer_timeout_s,
+            writer_timeout_s=self.settings.writer_timeout_s,
         )
 
     def index_posted(
@@ -273,11 +270,13 @@ class Service:
 
         def on_progress(progress: Progress) -> None:
             if report is not None:
-                report(Outcome(progress.done, progress.stored, progress.skipped, posted.rejected([])))
+                report(Outcome(progress.done, progress.stored, progress.skipped, tuple(posted.refused)))
 
         result = self.index(collection, posted, on_progress)
-        done = posted.given
-        return Outcome(done, result.stored, result.skipped, posted.rejected(result.rejected), finished=posted.finished)
+        rejected = tuple(
+            Rejected(index, row.field, row.reason) for index, row in zip(result.positions, result.rejected, strict=True)
+        )
+        return Outcome(posted.given, result.stored, result.skipped, rejected, finished=posted.finished)
 
     def close(self) -> None:
         """Close every collection."""

@@ -2,29 +2,40 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import TypeVar
 
 import click
 
-from indexer.records import Scope
+from indexer.records import Scalar, Scope
 
 Command = TypeVar("Command", bound=Callable[..., object])
 
 
-class MetaPair(click.ParamType[tuple[str, str]]):
-    """``KEY=VALUE``."""
+class MetaPair(click.ParamType[tuple[str, Scalar]]):
+    """``KEY=TEXT``, or ``KEY:=JSON`` for a number, true, false or null: 5 and "5" are two values."""
 
     name = "KEY=VALUE"
 
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, Scalar]:
         """Return the two sides."""
         if isinstance(value, tuple):
             return value
         key, equals, given = str(value).partition("=")
+        as_json = key.endswith(":")
+        key = key.removesuffix(":")
         if not equals or not key:
-            self.fail("is not KEY=VALUE", param, ctx)
-        return key, given
+            self.fail("is neither KEY=TEXT nor KEY:=NUMBER", param, ctx)
+        if not as_json:
+            return key, given
+        try:
+            found = json.loads(given)
+        except ValueError:
+            found = []
+        if not isinstance(found, str | int | float | bool | None):
+            self.fail("is not a JSON number, text, true, false or null", param, ctx)
+        return key, found
 
 
 class ColumnMap(click.ParamType[dict[str, str]]):
@@ -67,7 +78,12 @@ _SCOPE = (
     click.option("--from", "date_from", metavar="DATE", help="Only notes authored on or after this date."),
     click.option("--to", "date_to", metavar="DATE", help="Only notes authored on or before this date."),
     click.option("--as-of", metavar="TIME", help="The collection as it was known at this time."),
-    click.option("--meta", multiple=True, type=MetaPair(), help="Only notes with this metadata; repeatable."),
+    click.option(
+        "--meta",
+        multiple=True,
+        type=MetaPair(),
+        help="Only notes with this metadata (KEY:=5 for a number); repeatable.",
+    ),
 )
 
 

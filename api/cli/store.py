@@ -56,7 +56,7 @@ def index(  # noqa: PLR0913 (a command has as many parameters as it has options)
     items = read_sources(paths, column_map=column_map, input_format=input_format)
     target = context.service.open_or_create(collection, encoder)
     with IndexProgress(paths, column_map, input_format, quiet=quiet or as_json) as progress:
-        report = context.service.index(target, items, progress.update, writer_timeout_s=0.0)
+        report = context.service.index(target, items, progress.update)
     seconds = time.perf_counter() - started
     if skipped is not None:
         write_skipped(skipped, report.rejected)

@@ -1,0 +1,182 @@
+"""Jobs: kept before they are accepted, gone on with after a stop or a crash, and without notes once they end."""
+
+from __future__ import annotations
+
+import json
+import stat
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from api import jobs as jobs_module
+from api.codes import JobNotFoundError, QueueFullError
+from api.jobs import JobRunner, JobState, Outcome, RawNote, Rejected
+from indexer.errors import CollectionNotFoundError, WriterBusyError
+
+NOTES = [{"id": f"n{number}", "text": f"text {number}"} for number in range(6)]
+
+
+class Store:
+    """Stands in for a collection: two notes a batch, `stop_after` batches before a stop takes hold."""
+
+    def __init__(self) -> None:
+        self.stored: dict[str, str] = {}
+        self.batches = threading.Semaphore(0)
+        self.reached = threading.Event()
+        self.gated = False
+
+    def __call__(
+        self,
+        collection: str,
+        notes: Sequence[RawNote],
+        report: Callable[[Outcome], None],
+        stopping: threading.Event,
+    ) -> Outcome:
+        stored = skipped = done = 0
+        for at in range(0, len(notes), 2):
+            if self.gated:
+                self.reached.set()
+                assert self.batches.acquire(timeout=20)
+            if stopping.is_set():
+                return Outcome(done, stored, skipped, (), finished=False)
+            for note in notes[at : at + 2]:
+                fresh = self.stored.get(str(note["id"])) != note["text"]
+                self.stored[str(note["id"])] = str(note["text"])
+                stored, skipped, done = stored + fresh, skipped + (not fresh), done + 1
+            report(Outcome(done, stored, skipped, ()))
+        return Outcome(done, stored, skipped, (Rejected(5, "text", "is not a string"),) if collection == "odd" else ())
+
+
+def finished(runner: JobRunner, job_id: str) -> JobState:
+    deadline = threading.Event()
+    for _ in range(2_000):
+        state = runner.state(job_id)
+        if state.status in ("done", "failed"):
+            return state
+        deadline.wait(0.01)
+    raise AssertionError(state)
+
+
+def test_a_job_runs_and_leaves_no_notes_behind(tmp_path: Path):
+    store = Store()
+    runner = JobRunner(tmp_path, store, 4)
+    runner.start()
+    state = finished(runner, runner.submit("ward", NOTES))
+    runner.stop()
+    assert (state.status, state.total, state.done, state.stored, state.skipped) == ("done", 6, 6, 6, 0)
+    assert state.finished_at is not None
+    folder = tmp_path / "jobs" / state.job_id
+    assert not (folder / "input.json").exists()
+    assert all(b"text 1" not in path.read_bytes() for path in folder.iterdir())
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+
+
+def test_notes_are_on_disk_before_the_job_is_accepted(tmp_path: Path):
+    runner = JobRunner(tmp_path, Store(), 4)  # never started: nothing runs
+    folder = tmp_path / "jobs" / runner.submit("ward", NOTES)
+    assert json.loads((folder / "input.json").read_text()) == NOTES
+    assert stat.S_IMODE((folder / "input.json").stat().st_mode) == 0o600
+    assert stat.S_IMODE((folder / "state.json").stat().st_mode) == 0o600
+    runner.stop()
+
+
+def test_a_stopped_server_goes_on_at_its_next_start_and_counts_each_note_once(tmp_path: Path):
+    store = Store()
+    store.gated = True
+    first = JobRunner(tmp_path, store, 4)
+    first.start()
+    job_id = first.submit("ward", NOTES)
+    store.batches.release()  # one batch, then the server is told to stop
+    assert store.reached.wait(20)
+    stopper = threading.Thread(target=first.stop)
+    stopper.start()
+    store.batches.release(8)
+    stopper.join(timeout=20)
+    state = first.state(job_id)
+    assert state.status == "queued"
+    assert state.done == len(store.stored) < 6
+
+    second = JobRunner(tmp_path, store, 4)
+    assert second.start() == 1
+    state = finished(second, job_id)
+    second.stop()
+    assert (state.status, state.done, state.stored, state.skipped) == ("done", 6, 6, 0)
+    assert len(store.stored) == 6
+
+
+def test_a_job_that_a_living_server_owns_is_not_taken(tmp_path: Path):
+    owner = JobRunner(tmp_path, Store(), 4)
+    job_id = owner.submit("ward", NOTES)
+    other = JobRunner(tmp_path, Store(), 4)
+    assert other.start() == 0
+    assert other.state(job_id).status == "queued"
+    other.stop()
+    owner.stop()
+
+
+def test_a_failed_job_says_why_and_leaves_no_notes(tmp_path: Path):
+    def work(*_: object) -> Outcome:
+        raise CollectionNotFoundError("no collection 'ward'")
+
+    runner = JobRunner(tmp_path, work, 4)
+    runner.start()
+    state = finished(runner, runner.submit("ward", NOTES))
+    runner.stop()
+    assert (state.status, state.error) == ("failed", "no collection 'ward'")
+    assert not (tmp_path / "jobs" / state.job_id / "input.json").exists()
+
+
+def test_a_message_that_is_not_ours_is_not_kept(tmp_path: Path):
+    def work(*_: object) -> Outcome:
+        raise KeyError("Mrs Miller has pneumonia")
+
+    runner = JobRunner(tmp_path, work, 4)
+    runner.start()
+    state = finished(runner, runner.submit("ward", NOTES))
+    runner.stop()
+    assert state.error is not None
+    assert state.error.startswith("internal error: KeyError")
+
+
+def test_a_busy_writer_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(jobs_module, "_RETRY_S", 0.01)
+    store, tries = Store(), [0]
+
+    def work(*arguments: object) -> Outcome:
+        tries[0] += 1
+        if tries[0] < 3:
+            raise WriterBusyError("ward is being written by process 1")
+        return store(*arguments)  # type: ignore[arg-type]
+
+    runner = JobRunner(tmp_path, work, 4)
+    runner.start()
+    state = finished(runner, runner.submit("ward", NOTES))
+    runner.stop()
+    assert (state.status, state.stored, state.error) == ("done", 6, None)
+
+
+def test_rejected_notes_are_kept_with_the_job(tmp_path: Path):
+    runner = JobRunner(tmp_path, Store(), 4)
+    runner.start()
+    state = finished(runner, runner.submit("odd", NOTES))
+    runner.stop()
+    assert state.rejected == (Rejected(5, "text", "is not a string"),)
+
+
+def test_the_queue_is_bounded(tmp_path: Path):
+    runner = JobRunner(tmp_path, Store(), 2)
+    runner.submit("ward", NOTES)
+    runner.submit("ward", NOTES)
+    with pytest.raises(QueueFullError, match="2 indexing jobs are waiting"):
+        runner.submit("ward", NOTES)
+    assert len(list((tmp_path / "jobs").iterdir())) == 2
+    runner.stop()
+
+
+@pytest.mark.parametrize("job_id", ["0" * 32, "..", "../keys", "x", ""])
+def test_unknown_jobs_are_not_found(tmp_path: Path, job_id: str):
+    runner = JobRunner(tmp_path, Store(), 2)
+    with pytest.raises(JobNotFoundError):
+        runner.state(job_id)
