@@ -19,7 +19,6 @@ from api.routes import collections, docs, health, jobs, notes, search
 from api.settings import Settings
 from api.state import State
 from api.wiring import build_served
-from indexer.errors import ClinragError
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -78,9 +77,11 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 def _warm(state: State) -> None:
     """Open the collections and load their encoders, so that the first query does not pay for it."""
-    for name in state.service.library.names():
-        try:
-            state.service.encoder(state.service.collection(name).encoder_name)
-        except ClinragError as error:
-            SERVER.warning("collection not ready", extra={"fields": {"error": type(error).__name__}})
-    state.warm.set()
+    try:
+        for name in state.service.library.names():
+            try:
+                state.service.encoder(state.service.collection(name).encoder_name)
+            except Exception as error:
+                SERVER.warning("collection not ready", extra={"fields": {"error": type(error).__name__}})
+    finally:
+        state.warm.set()

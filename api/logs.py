@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 import traceback
 from datetime import UTC, datetime
 from types import TracebackType
@@ -44,15 +45,21 @@ def places(trace: TracebackType | None) -> list[str]:
 
 
 def set_up(level: str) -> None:
-    """Send the log of this process to stderr, as JSON lines."""
+    """Send the log of this process to stderr, as JSON lines; threads that fail are logged the same way."""
     handler = logging.StreamHandler()
     handler.setFormatter(JsonLines())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
-    for name in _OURS:
-        logger = logging.getLogger(name)
-        logger.handlers.clear()
-        logger.propagate = True
-        logger.setLevel(level)
+    logging.getLogger("clinrag").setLevel(level)
+    for name in ("uvicorn", "uvicorn.error"):
+        logging.getLogger(name).handlers.clear()
+        logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("uvicorn.access").disabled = True  # it would log paths and query strings: ours does not
+    threading.excepthook = _thread_failed
+
+
+def _thread_failed(failure: threading.ExceptHookArgs) -> None:
+    name = failure.thread.name if failure.thread is not None else "unknown"
+    error = (failure.exc_type, failure.exc_value or failure.exc_type(), failure.exc_traceback)
+    SERVER.error("thread failed", exc_info=error, extra={"fields": {"thread": name}})

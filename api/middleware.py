@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import secrets
 import time
@@ -21,7 +22,8 @@ from api.problems import http_problem, problem
 from api.settings import LOOPBACK_HOSTS, Settings
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}\Z")
-_OPEN = ("/healthz", "/readyz", "/docs", "/openapi.json")
+_PROBES = ("/healthz", "/readyz")
+_OPEN = (*_PROBES, "/docs", "/openapi.json")
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
@@ -120,7 +122,9 @@ class Edge:
         }
         if "clinrag.key_id" in scope:
             fields["key"] = scope["clinrag.key_id"]
-        ACCESS.info("request", extra={"fields": fields})
+        # Probes come every few seconds and say nothing; they are there at the level DEBUG.
+        level = logging.DEBUG if route in _PROBES else logging.INFO
+        ACCESS.log(level, "request", extra={"fields": fields})
 
 
 def _host_name(host: str) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -14,6 +15,7 @@ from api.codes import INTERNAL, Code, code_of, message_of
 from api.schemas import FieldProblem, Problem
 from indexer.errors import ArgumentError, ClinragError
 
+_PLAIN = re.compile(r"[A-Za-z0-9_]{1,40}\Z")
 MEDIA_TYPE = "application/problem+json"
 
 _HTTP = {
@@ -82,17 +84,16 @@ def _http(request: Request, error: Exception) -> Response:
 
 def _validation(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    fields = [FieldProblem(field=_place(found["loc"]), reason=_reason(found)) for found in error.errors()[:20]]
+    fields = [FieldProblem(field=_place(found), reason=_reason(found)) for found in error.errors()[:20]]
     names = ", ".join(dict.fromkeys(found.field for found in fields))
     return problem(_HTTP[422], f"not of the allowed form: {names}", _request_id(request), fields)
 
 
-def _place(location: Sequence[int | str]) -> str:
+def _place(found: Mapping[str, Any]) -> str:
     """Return ``scope.from`` for ``("body", "scope", "from")``. A name that no model has is the caller's, not ours."""
-    parts = [str(part) for part in location[1:]] or [str(part) for part in location]
-    return ".".join(
-        part if len(part) <= 40 and part.replace("_", "").isalnum() and part.isascii() else "?" for part in parts
-    )
+    if found["type"] == "json_invalid" or len(found["loc"]) == 1:
+        return str(found["loc"][0])
+    return ".".join(part if _PLAIN.match(part) else "?" for part in map(str, found["loc"][1:]))
 
 
 def _reason(found: dict[str, Any]) -> str:

@@ -53,10 +53,10 @@ def test_values_are_read():
         ("CLINRAG_PORT", "70000"),
         ("CLINRAG_API_KEY", "too-short"),
         ("CLINRAG_LOG_LEVEL", "loud"),
-        ("CLINRAG_MAX_BODY_BYTES", "1"),
+        ("CLINRAG_MAX_BODY_BYTES", "77"),
     ],
 )
 def test_a_wrong_value_names_its_variable_and_does_not_repeat_it(name: str, value: str):
     with pytest.raises(ArgumentError, match=name) as found:
         from_environment({name: value})
-    assert value not in str(found.value).removeprefix(name).replace("1024", "")
+    assert value not in str(found.value)
