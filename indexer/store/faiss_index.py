@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexer.errors import DamagedError, MissingExtraError
-from indexer.store.row_matrix import Positions, RowMatrix, RowState, is_run
+from indexer.store.row_matrix import Positions, RowMatrix, RowState, exact_best, is_run
 from indexer.store.vectors import Ids, Rows, Scores, best, checked_query, row_scores
 
 if TYPE_CHECKING:
@@ -37,10 +37,9 @@ Plan = Literal["exact", "approximate"]
 EXACT_SCOPE = 200_000
 """A scope of up to so many rows is always scanned exactly."""
 
-_SMALL = 192  # Up to so many rows, widening and scoring them in numpy is quicker than one FAISS call.
 _GATHER = 1024  # Rows gathered at once; they stay in the second-level cache.
 _SPARE = 24  # Candidates asked for beyond k, so that rounding cannot cost a place.
-_MOST = 2048  # Where more candidates than this would be needed to settle a tie, all rows are scored.
+_ROUNDING = 4e-6  # FAISS sums in another order than the exact scores.
 _TRAINING_ROWS = 16 * 256
 _ENCODED_AT_ONCE = 16_384
 
@@ -178,27 +177,19 @@ class FaissVectorIndex:
 
     def _scanned(self, state: RowState, query: Scores, k: int, at: Positions | None) -> tuple[Ids, Scores]:
         """Return the k best, exactly: FAISS narrows the rows down, exact scores rank them."""
-        n = len(state.ids) if at is None else len(at)
-        fetch = k + _SPARE
-        while n > _SMALL and 2 * fetch < n and fetch <= _MOST:
-            places, values, bound = self._narrowed(state, query, fetch, at)
-            ids, scores = best(state.ids[places], row_scores(state.rows_at(places), query), k)
-            # FAISS sums in another order. Rows that it left out may reach the k-th place only by that rounding, or
-            # by being equal to what is there: then more have to be looked at.
-            slack = np.float32(4e-6) * np.abs(values).max(initial=1e-6) + np.float32(1e-7) * np.linalg.norm(query)
-            if bound < scores[-1] - slack:
-                return ids, scores
-            fetch *= 8
-        places = np.arange(n) if at is None else at
-        return best(state.ids[places], row_scores(state.rows_at(places), query), k)
+
+        def narrow(fetch: int) -> tuple[Positions, Scores, float]:
+            return self._narrowed(state, query, fetch, at)
+
+        return exact_best(state, query, k, at, narrow, rounding=_ROUNDING, spare=_SPARE)
 
     def _narrowed(
         self, state: RowState, query: Scores, fetch: int, at: Positions | None
-    ) -> tuple[Positions, Scores, np.float32]:
+    ) -> tuple[Positions, Scores, float]:
         """Return candidates, FAISS's scores of them, and a bound that no other row's score exceeds."""
         n_base = len(state.base)
         places, values = [], []
-        bound = np.float32(-np.inf)
+        bound = -np.inf
         cut = 0 if at is None else int(np.searchsorted(at, n_base))
         for rows, offset, part in (
             (state.base, 0, None if at is None else at[:cut]),
@@ -211,7 +202,7 @@ class FaissVectorIndex:
                 kept = np.argpartition(-scores, fetch - 1)[:fetch]
                 found, scores = found[kept], scores[kept]
             if len(found) < (len(rows) if part is None else len(part)):
-                bound = max(bound, scores.min())
+                bound = max(bound, float(scores.min()))
             places.append(found + offset)
             values.append(scores)
         return np.concatenate(places), np.concatenate(values), bound

@@ -7,13 +7,14 @@ search that took a state works on it undisturbed while rows come and go.
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from indexer.store.vectors import Ids, Rows, checked_rows, positions
+from indexer.store.vectors import Ids, Rows, Scores, best, checked_rows, positions, row_scores
 
 Positions = NDArray[np.intp]
 Entry = TypeVar("Entry", bound=np.generic)
@@ -121,6 +122,36 @@ class RowMatrix:
                 alive[: len(state.alive)] = state.alive
                 alive[gone] = False
                 self.state = replace(state, alive=alive, n_dead=state.n_dead + len(gone))
+
+
+Narrow = Callable[[int], tuple[Positions, Scores, float]]
+"""Takes how many candidates to fetch; gives their positions, rough scores, and what no other row's score exceeds."""
+
+_SMALL = 192  # Up to so many rows, widening and scoring them in numpy is quicker than any call that narrows them down.
+_MOST = 2048  # Where more candidates than this would be needed to settle a tie, all rows are scored.
+
+
+def exact_best(
+    state: RowState, query: Scores, k: int, at: Positions | None, narrow: Narrow, *, rounding: float, spare: int
+) -> tuple[Ids, Scores]:
+    """Return the k best of the positions (``None``: all), exactly: ``narrow`` finds candidates, exact scores rank them.
+
+    ``rounding`` is how far a rough score may be off, as a part of the product of both lengths; ``spare`` how many
+    candidates are fetched beyond k.
+    """
+    n = len(state.ids) if at is None else len(at)
+    fetch = k + spare
+    while n > _SMALL and 2 * fetch < n and fetch <= max(_MOST, k + spare):
+        places, rough, bound = narrow(fetch)
+        ids, scores = best(state.ids[places], row_scores(state.rows_at(places), query), k)
+        # Rows that were left out may reach the k-th place by rounding, or by being equal to what is there: then more
+        # have to be looked at. Equal rows are equal in rough scores too, so they cannot hide behind the bound.
+        slack = rounding * (float(np.abs(rough).max(initial=0)) + float(np.linalg.norm(query)) * 0.1)
+        if bound < scores[-1] - slack:
+            return ids, scores
+        fetch *= 8
+    places = np.arange(n) if at is None else at
+    return best(state.ids[places], row_scores(state.rows_at(places), query), k)
 
 
 def with_room(buffer: NDArray[Entry], used: int, more: int) -> NDArray[Entry]:

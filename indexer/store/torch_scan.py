@@ -1,0 +1,188 @@
+"""The vector index as an exact scan on a torch device: a GPU where there is one, the CPU otherwise.
+
+Rows lie on the device in one narrow type and are multiplied tile by tile; what is removed is masked at once. The few
+candidates that a scan leaves are ranked by their exact scores on the host, as in every implementation.
+"""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from typing import Literal
+
+import numpy as np
+import torch
+
+from indexer.store.row_matrix import Positions, RowMatrix, RowState, exact_best
+from indexer.store.vectors import Ids, Rows, Scores, checked_query, row_scores
+
+DType = Literal["float16", "bfloat16", "float32"]
+
+# How far a rough score may be off, as a part of the product of both lengths, and how many candidates make up for it.
+# Halves: the query and the sum are rounded to 11 bits; bfloat16: rows, query and sum to 8.
+_ROUNDING: dict[DType, tuple[float, int]] = {"float16": (2e-3, 128), "bfloat16": (1.6e-2, 512), "float32": (4e-6, 24)}
+_UPLOADED_AT_ONCE = 65_536
+
+
+class TorchScan:
+    """Vectors scanned on a device. Exact under every scope; deletes take effect at once.
+
+    ``device`` is a torch device name, ``auto`` for a GPU where there is one. A device that is missing or too small is
+    replaced by the CPU with a warning. ``tile_rows`` bounds the memory that a search needs beside the rows.
+    """
+
+    def __init__(
+        self, dim: int, device: str = "auto", dtype: DType | None = None, *, tile_rows: int = 1_048_576
+    ) -> None:
+        """Start empty. Without ``dtype``: float16 on a GPU, float32 on the CPU, where halves are slower."""
+        self._device = _usable(device)
+        self._dtype: DType = dtype or ("float32" if self._device.type == "cpu" else "float16")
+        self._tile_rows = tile_rows
+        self._write = threading.Lock()
+        self._matrix = RowMatrix(np.empty(0, np.int64), np.empty((0, dim), np.float16))
+        self._buffer = self._room(0)
+        self._state = (self._matrix.state, self._buffer)
+
+    @classmethod
+    def from_matrix(
+        cls,
+        ids: Ids,
+        rows: Rows,
+        device: str = "auto",
+        dtype: DType | None = None,
+        *,
+        tile_rows: int = 1_048_576,
+    ) -> TorchScan:
+        """Return an index over a whole float16 matrix, which stays on the host (it may be memory-mapped)."""
+        index = cls(rows.shape[1], device, dtype, tile_rows=tile_rows)
+        index._matrix = RowMatrix(np.ascontiguousarray(ids, np.int64), np.ascontiguousarray(rows))
+        index._upload(rows, 0)
+        index._publish()
+        return index
+
+    @property
+    def device(self) -> str:
+        """Where the rows lie."""
+        return str(self._device)
+
+    @property
+    def dim(self) -> int:
+        """Width of a vector."""
+        return int(self._state[0].base.shape[1])
+
+    def __len__(self) -> int:
+        """Return how many vectors a search can return."""
+        return self._state[0].n_alive
+
+    def add(self, ids: Ids, vectors: Rows) -> None:
+        """Add rows under new ids."""
+        with self._write:
+            n = len(self._matrix.state.ids)
+            self._matrix.add(ids, vectors)
+            self._upload(vectors, n)
+            self._publish()
+
+    def remove(self, ids: Ids) -> None:
+        """Remove rows; an id that is not there is no error."""
+        with self._write:
+            self._matrix.remove(ids)
+            self._publish()
+
+    def search(self, query: Scores, k: int, allowed: Ids | None = None) -> tuple[Ids, Scores]:
+        """Return the k best ids and scores."""
+        vector = checked_query(query, k, self.dim)
+        state, resident = self._state
+        at = None if allowed is None and not state.n_dead else state.wanted(allowed)
+        length = float(np.linalg.norm(vector)) or 1.0
+        # A unit query cannot overflow a half; the rough scores are scaled back.
+        on_device = torch.from_numpy(vector / np.float32(length)).to(resident.device, self._torch_dtype)
+
+        def narrow(fetch: int) -> tuple[Positions, Scores, float]:
+            places, rough, bound = self._narrowed(resident, on_device, fetch, at)
+            return places, rough * np.float32(length), bound * length
+
+        rounding, spare = _ROUNDING[self._dtype]
+        return exact_best(state, vector, k, at, narrow, rounding=rounding, spare=spare)
+
+    def scores(self, query: Scores, ids: Ids) -> Scores:
+        """Return the exact score of each id. Raises ``KeyError`` for an id that is not there."""
+        vector = checked_query(query, 1, self.dim)
+        state, _ = self._state
+        return row_scores(state.rows_at(state.located(ids)), vector)
+
+    @property
+    def _torch_dtype(self) -> torch.dtype:
+        return {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}[self._dtype]
+
+    @torch.inference_mode()
+    def _narrowed(
+        self, rows: torch.Tensor, query: torch.Tensor, fetch: int, at: Positions | None
+    ) -> tuple[Positions, Scores, float]:
+        """Return the best positions by rough scores, those scores, and a bound on all others in scope."""
+        n = len(rows)
+        chosen = allowed = None
+        if at is not None and 8 * len(at) < n:
+            chosen = torch.from_numpy(at).to(rows.device)  # (m,)
+        elif at is not None:
+            mask = np.zeros(n, np.bool_)
+            mask[at] = True
+            allowed = torch.from_numpy(mask).to(rows.device)  # (n,)
+        n_candidates = n if chosen is None else len(chosen)
+        places, values = [], []
+        bound = -np.inf
+        for start in range(0, n_candidates, self._tile_rows):
+            stop = min(start + self._tile_rows, n_candidates)
+            tile = rows[start:stop] if chosen is None else rows[chosen[start:stop]]  # (t, dim)
+            rough = (tile @ query).float()  # (t,)
+            if allowed is not None:
+                rough.masked_fill_(~allowed[start:stop], -torch.inf)
+            top, where = rough.topk(min(fetch, stop - start))
+            if stop - start > fetch:
+                bound = max(bound, float(top[-1]))
+            values.append(top)
+            places.append(where + start if chosen is None else chosen[where + start])
+        found, score = torch.cat(places).cpu().numpy(), torch.cat(values).cpu().numpy()
+        inside = np.isfinite(score)
+        return found[inside], score[inside], bound
+
+    def _upload(self, rows: Rows, start: int) -> None:
+        """Write rows behind the first ``start`` of the device's buffer, on the CPU where the device is full."""
+        try:
+            self._buffer = self._room(start + len(rows), start)
+        except torch.OutOfMemoryError:
+            warnings.warn(
+                f"{self._device} is too small for the vectors; searching on the CPU", RuntimeWarning, stacklevel=3
+            )
+            self._device = torch.device("cpu")
+            self._buffer = self._buffer.cpu()
+            self._buffer = self._room(start + len(rows), start)
+        for first in range(0, len(rows), _UPLOADED_AT_ONCE):
+            part = np.array(rows[first : first + _UPLOADED_AT_ONCE], np.float16)
+            self._buffer[start + first : start + first + len(part)].copy_(torch.from_numpy(part))
+
+    def _room(self, n: int, used: int = 0) -> torch.Tensor:
+        """Return a buffer with room for n rows that holds the first ``used`` of the present one."""
+        if used and n <= len(self._buffer):
+            return self._buffer
+        capacity = n if not used else max(n, used + used // 2)
+        dim = self._matrix.state.base.shape[1]
+        buffer = torch.empty((capacity, dim), dtype=self._torch_dtype, device=self._device)
+        if used:
+            buffer[:used] = self._buffer[:used]
+        return buffer
+
+    def _publish(self) -> None:
+        """Make the matrix and what the device holds visible together."""
+        state: RowState = self._matrix.state
+        self._state = (state, self._buffer[: len(state.ids)])
+
+
+def _usable(device: str) -> torch.device:
+    """Return the device of that name, or the CPU with a warning where it is not there."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    wanted = torch.device(device)
+    if wanted.type == "cuda" and not torch.cuda.is_available():
+        warnings.warn(f"there is no {device}; searching on the CPU", RuntimeWarning, stacklevel=3)
+        return torch.device("cpu")
+    return wanted

@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from indexer.store.torch_scan import TorchScan
+from indexer.store.vectors import ExactVectorIndex
+from tests.contracts.vector_index import DIM, VectorIndexContract, assert_same, halves
+
+
+class TestTorchFloat32(VectorIndexContract):
+    @pytest.fixture
+    def empty(self):
+        return lambda dim: TorchScan(dim, "cpu")
+
+
+class TestTorchFloat16InTiles(VectorIndexContract):
+    @pytest.fixture
+    def empty(self):
+        return lambda dim: TorchScan(dim, "cpu", "float16", tile_rows=256)
+
+
+class TestTorchBfloat16(VectorIndexContract):
+    @pytest.fixture
+    def empty(self):
+        return lambda dim: TorchScan(dim, "cpu", "bfloat16")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+class TestTorchOnGpu(VectorIndexContract):
+    @pytest.fixture
+    def empty(self):
+        return lambda dim: TorchScan(dim, "cuda", tile_rows=300)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_many_rows_over_a_mapped_matrix_equal_the_oracle(tmp_path, dtype):
+    rows = halves(np.random.default_rng(0), 6000)
+    np.save(tmp_path / "rows.npy", rows)
+    mapped = np.load(tmp_path / "rows.npy", mmap_mode="r")
+    index, oracle = TorchScan.from_matrix(np.arange(6000), mapped, "cpu", dtype, tile_rows=2500), ExactVectorIndex(DIM)
+    oracle.add(np.arange(6000), rows)
+    for one in (index, oracle):
+        one.remove(np.arange(0, 6000, 11))
+        one.add(np.arange(6000, 6010), rows[:10])
+    for query in rows[:6].astype(np.float32):
+        for allowed in (None, np.arange(0, 6000, 2), np.arange(40, 6000, 13)):
+            assert_same(index, oracle, query, 10, allowed)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_missing_device_falls_back_to_the_cpu_with_one_warning():
+    with pytest.warns(RuntimeWarning, match="there is no cuda") as caught:
+        index = TorchScan(DIM, "cuda")
+    assert (len(caught), index.device) == (1, "cpu")
+    index.add(np.arange(3), halves(np.random.default_rng(0), 3))
+    assert len(index.search(np.ones(DIM, np.float32), 5)[0]) == 3
+
+
+def test_full_device_falls_back_to_the_cpu_with_one_warning(monkeypatch):
+    index = TorchScan(DIM, "cpu")
+    rows = halves(np.random.default_rng(0), 3)
+    index.add(np.arange(3), rows)
+    room, failures = TorchScan._room, [torch.OutOfMemoryError("full")]
+
+    def full_once(self, n, used=0):
+        if failures:
+            raise failures.pop()
+        return room(self, n, used)
+
+    monkeypatch.setattr(TorchScan, "_room", full_once)
+    with pytest.warns(RuntimeWarning, match="too small"):
+        index.add(np.arange(3, 6), rows)
+    assert index.search(rows[0].astype(np.float32), 2)[0].tolist() == [0, 3]
