@@ -17,6 +17,22 @@ RowReader = Callable[[Row], Note]
 
 _MIMIC_III = frozenset(("row_id", "subject_id", "category", "text", "chartdate"))
 _MIMIC_IV = frozenset(("note_id", "subject_id", "note_type", "charttime", "text"))
+# What becomes a field of the note; every other column is metadata.
+_USED = {
+    "mimic-iii": (
+        "row_id",
+        "subject_id",
+        "hadm_id",
+        "category",
+        "description",
+        "chartdate",
+        "charttime",
+        "iserror",
+        "text",
+    ),
+    "mimic-iv-note": ("note_id", "subject_id", "hadm_id", "note_type", "charttime", "text"),
+    "omop": ("note_id", "person_id", "visit_occurrence_id", "note_title", "note_date", "note_datetime", "note_text"),
+}
 _OMOP = frozenset(("note_id", "person_id", "note_date", "note_text"))
 MIDNIGHT = "00:00:00"
 
@@ -62,11 +78,11 @@ def row_reader(names: Sequence[str], column_map: Mapping[str, str], wanted: str 
     lower = {name.lower(): name for name in names}
     if not column_map:
         if lower.keys() >= _MIMIC_III and wanted in (None, "mimic"):
-            return _Recognised(lower, _mimic_iii)
+            return _Recognised(lower, _mimic_iii, "mimic-iii")
         if lower.keys() >= _MIMIC_IV and wanted in (None, "mimic"):
-            return _Recognised(lower, _mimic_iv)
+            return _Recognised(lower, _mimic_iv, "mimic-iv-note")
         if lower.keys() >= _OMOP and wanted in (None, "omop"):
-            return _Recognised(lower, _omop)
+            return _Recognised(lower, _omop, "omop")
         if wanted:
             raise RecordError("header", f"is not that of a table of notes of {wanted}")
     return _mapped(names, column_map)
@@ -119,20 +135,19 @@ def _mapped(names: Sequence[str], column_map: Mapping[str, str]) -> RowReader:
 
 
 class _Recognised:
-    """A table with a fixed header: columns are asked for in lower case, those never asked for become metadata."""
+    """A table with a fixed header, whose columns are asked for in lower case."""
 
-    def __init__(self, lower: Mapping[str, str], read: Callable[[_Recognised], Note]) -> None:
+    def __init__(self, lower: Mapping[str, str], read: Callable[[_Recognised], Note], name: str) -> None:
         self._column = lower
         self._read = read
         self._row: Row = {}
-        self._asked: set[str] = set()
+        self._free = [given for column, given in lower.items() if column not in _USED[name]]
 
     def __call__(self, row: Row) -> Note:
         self._row = row
         return checked(self._read(self), shifted_dates=True)
 
     def get(self, name: str) -> str | None:
-        self._asked.add(name)
         return _text(name, self._row[self._column[name]]) if name in self._column else None
 
     def need(self, name: str, field: str) -> str:
@@ -142,7 +157,7 @@ class _Recognised:
         return value
 
     def metadata(self) -> dict[str, Scalar]:
-        return _metadata(self._row, [given for name, given in self._column.items() if name not in self._asked])
+        return _metadata(self._row, self._free)
 
 
 def _mimic_iii(row: _Recognised) -> Note:

@@ -105,7 +105,8 @@ def _by_content(head: bytes, suffix: str) -> Format:
     if (b"%PDF-" in head[:1024] and suffix in (".pdf", "")) or head.startswith(b"%PDF-"):
         return Format.PDF
     if head.startswith(_UTF16_BOMS):
-        return Format.TEXT
+        body = head.decode("utf-16", "ignore").lstrip().encode("utf-8", "ignore")
+        return _markup(body) if body.startswith(b"<") else Format.TEXT
     if _HL7.match(head):
         return Format.HL7
     if b"\0" in head and suffix not in (".txt", ".text", ".jsonl", ".ndjson", ".json", ".csv", ".tsv"):

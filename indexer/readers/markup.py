@@ -58,7 +58,7 @@ class Lines:
         """Begin a row of a table, or end the last one."""
         self._cell_begins = False
         self._prefix = ""
-        self.block()
+        self._breaks = 1  # whatever the last cell ended with, rows stay together
         self._cells = 0
         self._row_begins = True
 

@@ -42,7 +42,8 @@ def pdf(*pages: str) -> bytes:
     objects = [
         b"<< /Type /Catalog /Pages 2 0 R >>",
         f"<< /Type /Pages /Kids [{kids}] /Count {len(pages)} >>".encode(),
-        b"<< /Type /Font /Subtype /Type0 /BaseFont /F /Encoding /Identity-H /DescendantFonts [4 0 R] /ToUnicode 5 0 R >>",
+        b"<< /Type /Font /Subtype /Type0 /BaseFont /F /Encoding /Identity-H "
+        b"/DescendantFonts [4 0 R] /ToUnicode 5 0 R >>",
         b"<< /Type /Font /Subtype /CIDFontType2 /BaseFont /F /DW 1000 "
         b"/CIDSystemInfo << /Registry (Adobe) /Ordering (Identity) /Supplement 0 >> >>",
         b"<< /Length %d >>\nstream\n%s\nendstream" % (len(cmap), cmap),
@@ -68,7 +69,8 @@ def pdf(*pages: str) -> bytes:
 
 
 def rtf(text: str) -> bytes:
-    body = "".join(c if c.isascii() else f"\\u{ord(c) if ord(c) < 32768 else ord(c) - 65536}?" for c in text)
+    units = memoryview(text.encode("utf-16-le")).cast("h")  # RTF writes UTF-16 units as signed numbers
+    body = "".join(chr(unit) if 0 <= unit < 128 else f"\\u{unit}?" for unit in units)
     return (
         b"{\\rtf1\\ansi\\ansicpg1252\\deff0{\\fonttbl{\\f0 Arial;}}\\f0 "
         + body.replace("\n", "\\par\n").encode()
