@@ -93,6 +93,7 @@ def index_notes(
         if len(batch) >= batch_notes:
             flush()
     flush()
+    collection.publish(always=False)
     return importer.report
 
 

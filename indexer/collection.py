@@ -16,7 +16,7 @@ from indexer.store import schema as t
 from indexer.store import truth
 from indexer.store.columns import Ids
 from indexer.store.lock import exclusive
-from indexer.store.replica import Replica
+from indexer.store.replica import Identity, Replica
 from indexer.store.selection import everything, moment_of
 from indexer.store.selection import select as select_rows
 from indexer.store.sqlite import (
@@ -35,6 +35,7 @@ from indexer.times import day, iso, now_us
 TRUTH = "truth.sqlite"
 LOCK = "writer.lock"
 DELETE_TIMEOUT_S = 5.0
+PUBLISH_BEHIND = 500
 
 
 class Collection:
@@ -65,7 +66,8 @@ class Collection:
             self.spec = truth.spec_of(facts["spec"])
             self.collection_id = facts["collection_id"]
             self._created_at = facts["created_at"]
-            self._replica = Replica(self._engine, self._path, name, self.spec.dim)
+            identity = Identity(name, self.collection_id, self.spec.fingerprint, self.spec.dim)
+            self._replica = Replica(self._engine, self._path, identity)
         except BaseException:
             self._engine.dispose()
             raise
@@ -169,16 +171,7 @@ class Collection:
                 with_metadata = np.array(found.all(), np.int64)
         selection = select_rows(columns, scope, with_metadata)
         population = everything(columns, moment)
-        replica = self._replica
-        return View(
-            scope,
-            selection,
-            population,
-            self._engine,
-            lambda _approximate: replica.vectors(),
-            replica.lexical,
-            self.spec.dim,
-        )
+        return View(scope, selection, population, self._engine, self._replica)
 
     def note(self, note_id: str, version: int | None = None) -> StoredNote:
         """Return a stored note, its newest version if none is named.
@@ -243,6 +236,13 @@ class Collection:
 
     def rebuild(self) -> None:
         """Make the derived files anew from the truth."""
+        self._replica.rebuild()
+
+    def publish(self, *, always: bool = True) -> None:
+        """Write the derived files for the state of now; without ``always``, only where many changes lie behind them."""
+        behind, changes = self._replica.behind()
+        if behind and (always or behind >= max(PUBLISH_BEHIND, changes // 5)):
+            self._replica.publish()
 
 
 __all__ = [

@@ -108,21 +108,21 @@ class Columns:
     def of(
         cls,
         arrays: Mapping[str, NDArray[Any]],
-        codes: Mapping[str, Sequence[str]],
-        edge_target_id: Sequence[str],
+        texts: Mapping[str, Sequence[str]],
     ) -> Columns:
-        """Return the moment that `arrays` and the codes' texts were taken from; of nothing, the first moment."""
+        """Return the moment that `arrays` and `texts` were taken from; of nothing, the first moment."""
         growing = {f"v.{name}": Growing(kind, arrays.get(f"v.{name}")) for name, kind in VERSION_COLUMNS.items()}
         growing |= {f"c.{name}": Growing(kind, arrays.get(f"c.{name}")) for name, kind in CHUNK_COLUMNS.items()}
         nothing = np.empty(0, np.int64)
+        source, target = arrays.get("edge_source", nothing), arrays.get("edge_target", nothing)
         return cls(
             versions={name: growing[f"v.{name}"].view() for name in VERSION_COLUMNS},
             chunks={name: growing[f"c.{name}"].view() for name in CHUNK_COLUMNS},
             ended_at=arrays.get("ended_at", nothing),
             alive=arrays.get("alive", np.empty(0, np.bool_)),
             newest=arrays.get("newest", nothing),
-            edges=Edges(arrays.get("edge_source", nothing), arrays.get("edge_target", nothing), tuple(edge_target_id)),
-            codes={name: Codes(codes.get(name, ())) for name in CODED},
+            edges=Edges(source, target, tuple(texts.get("edges", ()))),
+            codes={name: Codes(texts.get(name, ())) for name in CODED},
             growing=growing,
         )
 
@@ -137,6 +137,10 @@ class Columns:
             "edge_source": self.edges.source,
             "edge_target": self.edges.target,
         }
+
+    def texts(self) -> dict[str, list[str]]:
+        """Return the texts behind the codes, by column, and the ids that edges point to under ``edges``."""
+        return {name: codes.texts for name, codes in self.codes.items()} | {"edges": list(self.edges.target_id)}
 
     @property
     def last_version_id(self) -> int:

@@ -122,6 +122,14 @@ def text_pages(connection: Connection, after_row: int) -> Iterator[TextPage]:
         yield page
 
 
+def lost_rows(connection: Connection, rows: Ids, seq: int) -> Ids:
+    """Return which of the chunk rows that were there at a change number are no longer."""
+    if not deletions(connection, seq):
+        return np.empty(0, np.int64)
+    there = np.array(connection.execute(select(t.chunks.c.row)).scalars().all(), np.int64)
+    return np.setdiff1d(rows, there)
+
+
 def _version_row(row: Row[Any]) -> VersionRow:
     truth.check_dated(row)
     return VersionRow(

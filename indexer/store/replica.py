@@ -1,24 +1,51 @@
 """The copy of the truth in memory that searches run on: columns, vectors and terms, following the change log.
 
-Nothing is loaded before it is asked for. The indexes may run ahead of the columns that a reader holds (they may hold
-newer rows, and have lost deleted ones), never behind: readers always say which rows they mean.
+Nothing is loaded before it is asked for: from the newest sound generation, then from the truth behind it. The indexes
+may run ahead of the columns that a reader holds (they may hold newer rows, and have lost deleted ones), never behind:
+readers always say which rows they mean.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
 from sqlalchemy import Connection, Engine
 
+from indexer.errors import ClinragError, MissingExtraError, WriterBusyError
 from indexer.store import log, truth
-from indexer.store.columns import Columns
+from indexer.store.columns import Columns, Ids
+from indexer.store.compaction import compacted
 from indexer.store.lexical import LexicalIndex
+from indexer.store.lock import exclusive
 from indexer.store.postings import PostingsIndex
+from indexer.store.snapshots import Generation, Origin, Snapshots, Unsound, array_writer, json_writer
 from indexer.store.sqlite import Watch, read_transaction
 from indexer.store.vectors import ExactVectorIndex, VectorIndex
 from indexer.text.analysis import analyze
+
+COLUMNS = "columns.npz"
+TEXTS = "texts.json"
+ROWS = "rows.npz"
+MATRIX = "matrix.f16"
+STRUCTURE = "vectors.faiss"
+TERMS = "terms.npz"
+
+EXACT_CHUNKS = 200_000
+"""Scopes up to this many chunks are scanned exactly; a larger collection has an approximate structure besides."""
+
+WORTH_KEEPING = 2000
+"""From so many changes on, a collection without derived files gets them when it is opened."""
+
+REBUILD_TIMEOUT_S = 30.0
+
+logger = logging.getLogger(__name__)
 
 
 class Moment(NamedTuple):
@@ -28,55 +55,115 @@ class Moment(NamedTuple):
     seq: int
 
 
-class Replica:
-    """Follows one collection. Thread safe."""
+class Identity(NamedTuple):
+    """Which collection is followed."""
 
-    def __init__(self, engine: Engine, path: Path, name: str, dim: int) -> None:
-        """Follow the truth at ``path``."""
+    name: str
+    collection_id: str
+    fingerprint: str
+    dim: int
+
+
+class Replica:
+    """Follows one collection. Thread safe.
+
+    Transactions are begun while the lock is held, so each sees at least what the one before saw.
+    """
+
+    def __init__(self, engine: Engine, path: Path, identity: Identity) -> None:
+        """Follow the truth at ``path``; derived files lie beside it."""
         self._engine = engine
-        self._dim = dim
+        self._identity = identity
+        self._snapshots = Snapshots(path.parent / "derived")
+        self._publish_lock = path.parent / "derived.lock"
         self._lock = threading.RLock()
-        self._watch = Watch(path, name)
+        self._watch = Watch(path, identity.name)
+        self._forget()
+
+    @property
+    def dim(self) -> int:
+        """Width of a vector."""
+        return self._identity.dim
+
+    def _forget(self) -> None:
         self._columns: Columns | None = None
         self._seq = 0
         self._vectors: VectorIndex | None = None
         self._vector_row = 0
-        self._lexical: LexicalIndex | None = None
+        self._lexical: PostingsIndex | None = None
         self._lexical_row = 0
+        self._watch.reset()
 
     def moment(self) -> Moment:
         """Return the newest committed state, whichever process committed it."""
         with self._lock:
-            if self._watch.moved() or self._columns is None:
-                try:
-                    with read_transaction(self._engine) as connection:
-                        self._follow(connection)
-                except BaseException:
-                    # Half a step was taken: the next reader starts over, from the truth.
-                    self._forget()
-                    raise
+            first = self._columns is None
+            if self._watch.moved() or first:
+                with read_transaction(self._engine) as connection:
+                    self._follow(connection)
             assert self._columns is not None
-            return Moment(self._columns, self._seq)
+            moment = Moment(self._columns, self._seq)
+        if first:
+            self._mend()
+        return moment
 
     def vectors(self) -> VectorIndex:
         """Return the vector index; it holds at least the rows of every moment given out before."""
         with self._lock:
-            if self._vectors is None:
-                index = ExactVectorIndex(self._dim)
-                with read_transaction(self._engine) as connection:
-                    self._vector_row = self._add_vectors(connection, index, 0)
-                self._vectors = index
-            return self._vectors
+            if self._vectors is not None:
+                return self._vectors
+            with read_transaction(self._engine) as connection:
+                self._follow(connection)
+                loaded = self._vectors = self._loaded_vectors(connection)
+        self._mend()
+        return loaded
 
     def lexical(self) -> LexicalIndex:
         """Return the lexical index; it holds at least the rows of every moment given out before."""
         with self._lock:
-            if self._lexical is None:
-                index = PostingsIndex()
-                with read_transaction(self._engine) as connection:
-                    self._lexical_row = self._add_texts(connection, index, 0)
-                self._lexical = index
-            return self._lexical
+            if self._lexical is not None:
+                return self._lexical
+            with read_transaction(self._engine) as connection:
+                self._follow(connection)
+                loaded = self._lexical = self._loaded_terms(connection)
+        self._mend()
+        return loaded
+
+    def plan(self, n_rows: int) -> str:
+        """Return how a search among so many rows goes: ``exact`` or ``approximate``."""
+        if n_rows <= EXACT_CHUNKS:
+            return "exact"
+        plan = getattr(self.vectors(), "plan", None)
+        return "exact" if plan is None else str(plan(n_rows))
+
+    def behind(self) -> tuple[int, int]:
+        """Return how many changes lie behind the newest generation on disk, and how many there are."""
+        with read_transaction(self._engine) as connection:
+            end = truth.last_change(connection).seq
+        newest = next(iter(self._snapshots.paths()), None)
+        return end - (0 if newest is None else int(newest.name)), end
+
+    def publish(self) -> bool:
+        """Write a generation of the newest state; ``False`` where another process is just doing so."""
+        try:
+            with exclusive(self._publish_lock, f"a snapshot of collection {self._identity.name!r}"):
+                self._publish()
+        except WriterBusyError:
+            return False
+        return True
+
+    def rebuild(self) -> None:
+        """Throw away what is derived, in memory and on disk, and make it again from the truth.
+
+        Raises:
+            WriterBusyError: another process is writing derived files and does not end.
+        """
+        what = f"a snapshot of collection {self._identity.name!r}"
+        with exclusive(self._publish_lock, what, timeout_s=REBUILD_TIMEOUT_S):
+            with self._lock:
+                self._forget()
+                self._snapshots.clear()
+            self._publish()
 
     def close(self) -> None:
         """Let go of everything."""
@@ -84,37 +171,147 @@ class Replica:
             self._forget()
             self._watch.close()
 
-    def _forget(self) -> None:
-        self._columns = self._vectors = self._lexical = None
-        self._seq = 0
-        self._watch.reset()
+    def _mend(self) -> None:
+        """Put good derived files in the place of those that were found damaged, or that are missing altogether."""
+        with self._lock:
+            owed = self._snapshots.discarded or (self._seq >= WORTH_KEEPING and not self._snapshots.paths())
+            self._snapshots.discarded = 0
+        if owed:
+            try:
+                self.publish()
+            except (OSError, ClinragError) as exc:
+                # Searches go on from memory; the next process that opens the collection tries again.
+                logger.warning("derived files of collection %r were not written: %s", self._identity.name, exc)
+
+    def _publish(self) -> None:
+        with ExitStack() as stack:
+            with self._lock:
+                connection = stack.enter_context(read_transaction(self._engine))
+                self._follow(connection)
+                if self._lexical is None:
+                    self._lexical = self._loaded_terms(connection)
+                assert self._columns is not None
+                columns = compacted(self._columns)
+                terms = self._lexical.arrays()
+                self._snapshots.discarded = 0
+            end = truth.last_change(connection)
+            origin = Origin(self._identity.collection_id, self._identity.fingerprint, end.seq, end.chain.hex())
+            rows: Ids = columns.chunks["row"]
+            files: dict[str, Callable[[IO[bytes]], object]] = {
+                COLUMNS: array_writer(columns.arrays()),
+                TEXTS: json_writer(columns.texts()),
+                TERMS: array_writer(terms),
+                ROWS: array_writer({"row": rows}),
+                MATRIX: lambda stream: self._write_matrix(connection, stream),
+            }
+            if len(rows) > EXACT_CHUNKS:
+                files[STRUCTURE] = lambda stream: self._write_structure(rows, stream)
+            self._snapshots.publish(origin, files)
+
+    def _write_matrix(self, connection: Connection, stream: IO[bytes]) -> None:
+        for page in log.vector_pages(connection, 0, self.dim):
+            stream.write(page.vectors.tobytes())
+
+    def _write_structure(self, rows: Ids, stream: IO[bytes]) -> None:
+        matrix = Path(stream.name).with_name(MATRIX)
+        index = _vector_index(rows, np.memmap(matrix, np.float16, mode="r").reshape(-1, self.dim), b"")
+        structure = getattr(index, "structure", None)
+        stream.write(b"" if structure is None else structure())
 
     def _follow(self, connection: Connection) -> None:
-        end = truth.last_change(connection)
-        columns = Columns.of({}, {}, ()) if self._columns is None else self._columns
-        if end.seq != self._seq:
-            for page in log.pages(connection, columns.last_version_id):
-                targets = {target for version in page.versions for target in version.replaces}
-                known = log.note_numbers(connection, targets)
-                columns, _ = columns.after(page.versions, page.chunks, (), known)
-            columns, gone = columns.after((), (), log.deletions(connection, self._seq), {})
-            if self._vectors is not None:
-                self._vector_row = self._add_vectors(connection, self._vectors, self._vector_row)
-                self._vectors.remove(gone)
-            if self._lexical is not None:
-                self._lexical_row = self._add_texts(connection, self._lexical, self._lexical_row)
-                self._lexical.remove(gone)
-        self._columns, self._seq = columns, end.seq
+        try:
+            end = truth.last_change(connection)
+            if self._columns is None:
+                self._columns, self._seq = self._loaded_columns(connection)
+            if end.seq != self._seq:
+                self._columns = self._caught_up(connection, self._columns)
+                self._seq = end.seq
+        except BaseException:
+            # Half a step was taken: the next reader starts over.
+            self._forget()
+            raise
 
-    def _add_vectors(self, connection: Connection, index: VectorIndex, after_row: int) -> int:
-        for page in log.vector_pages(connection, after_row, self._dim):
+    def _caught_up(self, connection: Connection, columns: Columns) -> Columns:
+        for page in log.pages(connection, columns.last_version_id):
+            targets = {target for version in page.versions for target in version.replaces}
+            known = log.note_numbers(connection, targets)
+            columns, _ = columns.after(page.versions, page.chunks, (), known)
+        columns, gone = columns.after((), (), log.deletions(connection, self._seq), {})
+        if self._vectors is not None:
+            self._add_vectors(connection, self._vectors)
+            self._vectors.remove(gone)
+        if self._lexical is not None:
+            self._add_terms(connection, self._lexical)
+            self._lexical.remove(gone)
+        return columns
+
+    def _loaded_columns(self, connection: Connection) -> tuple[Columns, int]:
+        kept = self._snapshots.load(
+            connection, self._identity[1:3], lambda disk: Columns.of(disk.arrays(COLUMNS), disk.json(TEXTS))
+        )
+        return (Columns.of({}, {}), 0) if kept is None else kept
+
+    def _loaded_vectors(self, connection: Connection) -> VectorIndex:
+        dim = self.dim
+        kept = self._snapshots.load(connection, self._identity[1:3], lambda disk: _vectors_on_disk(disk, dim))
+        if kept is None:
+            pages = list(log.vector_pages(connection, 0, dim))
+            rows = np.concatenate([page.rows for page in pages] or [np.empty(0, np.int64)])
+            matrix = np.concatenate([page.vectors for page in pages] or [np.empty((0, dim), np.float16)])
+            self._vector_row = _last(rows)
+            return _vector_index(rows, matrix, b"")
+        (index, rows), seq = kept
+        self._vector_row = _last(rows)
+        index.remove(log.lost_rows(connection, rows, seq))
+        self._add_vectors(connection, index)
+        return index
+
+    def _loaded_terms(self, connection: Connection) -> PostingsIndex:
+        kept = self._snapshots.load(connection, self._identity[1:3], _terms_on_disk)
+        index, self._lexical_row = PostingsIndex(), 0
+        if kept is not None:
+            (index, rows), seq = kept
+            self._lexical_row = _last(rows)
+            index.remove(log.lost_rows(connection, rows, seq))
+        self._add_terms(connection, index)
+        return index
+
+    def _add_vectors(self, connection: Connection, index: VectorIndex) -> None:
+        for page in log.vector_pages(connection, self._vector_row, self.dim):
             index.add(page.rows, page.vectors)
-            after_row = int(page.rows[-1])
-        return after_row
+            self._vector_row = _last(page.rows)
 
-    def _add_texts(self, connection: Connection, index: LexicalIndex, after_row: int) -> int:
-        for page in log.text_pages(connection, after_row):
+    def _add_terms(self, connection: Connection, index: LexicalIndex) -> None:
+        for page in log.text_pages(connection, self._lexical_row):
             terms = [analyze(text, language) for text, language in zip(page.texts, page.languages, strict=True)]
             index.add(page.rows, terms)
-            after_row = int(page.rows[-1])
-        return after_row
+            self._lexical_row = _last(page.rows)
+
+
+def _last(rows: Ids) -> int:
+    return int(rows[-1]) if len(rows) else 0
+
+
+def _vectors_on_disk(disk: Generation, dim: int) -> tuple[VectorIndex, Ids]:
+    rows, matrix = disk.arrays(ROWS)["row"], disk.matrix(MATRIX, dim)
+    if len(matrix) != len(rows):
+        raise Unsound(MATRIX)
+    structure = disk.check(STRUCTURE).read_bytes() if STRUCTURE in disk.files else b""
+    return _vector_index(rows, matrix, structure), rows
+
+
+def _terms_on_disk(disk: Generation) -> tuple[PostingsIndex, Ids]:
+    arrays = disk.arrays(TERMS)
+    return PostingsIndex.from_arrays(arrays), arrays["ids"]
+
+
+def _vector_index(rows: Ids, matrix: NDArray[np.float16], structure: bytes) -> VectorIndex:
+    """Return the best index over a matrix that is installed."""
+    try:
+        from indexer.store.faiss_index import FaissVectorIndex, Kind
+    except MissingExtraError:
+        index = ExactVectorIndex(matrix.shape[1])
+        index.add(rows, matrix)
+        return index
+    kind: Kind = "pq" if len(rows) > EXACT_CHUNKS else "flat"
+    return FaissVectorIndex.from_matrix(rows, matrix, kind=kind, structure=structure)

@@ -118,6 +118,11 @@ def last_change(connection: Connection) -> LastChange:
     return LastChange(row.seq, row.at, row.chain)
 
 
+def chain_at(connection: Connection, seq: int) -> bytes:
+    """Return the log's chain at a change number, empty bytes where there is no such change."""
+    return connection.scalar(select(t.changes.c.chain).where(t.changes.c.seq == seq)) or b""
+
+
 def chained(before: bytes, values: Mapping[str, Any]) -> bytes:
     """Return the chain of a change row behind the chain before it."""
     return checksum(before, *(values[name] for name in CHANGE_FIELDS if name != "chain"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,18 +15,14 @@ from indexer.records import Coverage, Scope, Status
 from indexer.store import schema as t
 from indexer.store import truth
 from indexer.store.columns import Ids
-from indexer.store.lexical import LexicalIndex
+from indexer.store.replica import Replica
 from indexer.store.selection import Selection
 from indexer.store.sqlite import read_transaction
 from indexer.store.stored import Passage
-from indexer.store.vectors import VectorIndex
 from indexer.text.analysis import analyze_query
 from indexer.times import iso
 
 Scores = NDArray[np.float32]
-
-EXACT_CHUNKS = 200_000
-"""Scopes up to this many chunks are scanned exactly; larger ones go through the approximate index."""
 
 
 class View:
@@ -41,18 +37,14 @@ class View:
         selection: Selection,
         population: Selection,
         engine: Engine,
-        vectors: Callable[[bool], VectorIndex],
-        lexical: Callable[[], LexicalIndex],
-        dim: int = 0,
+        replica: Replica,
     ) -> None:
-        """Search ``selection``; ``vectors(approximate)`` and ``lexical()`` give the indexes when they are needed."""
+        """Search ``selection`` on the replica's indexes; ``population`` is all that may be seen at the moment."""
         self.scope = scope
         self._selection = selection
         self._population = population
         self._engine = engine
-        self._vectors = vectors
-        self._lexical = lexical
-        self._dim = dim
+        self._replica = replica
 
     @property
     def rows(self) -> Ids:
@@ -62,7 +54,7 @@ class View:
     @property
     def plan(self) -> str:
         """How vectors are searched: ``exact`` (every row in scope is scored) or ``approximate``."""
-        return "exact" if len(self.rows) <= EXACT_CHUNKS else "approximate"
+        return self._replica.plan(len(self.rows))
 
     @property
     def coverage(self) -> Coverage:
@@ -76,12 +68,12 @@ class View:
     def search_vectors(self, query: Scores, k: int, rows: Ids | None = None) -> tuple[Ids, Scores]:
         """Return the k nearest rows and their inner products, best first; ``rows`` (sorted) narrows the scope."""
         allowed = self._narrowed(rows)
-        return self._vectors(len(allowed) > EXACT_CHUNKS).search(query, k, allowed)
+        return self._replica.vectors().search(query, k, allowed)
 
     def vector_scores(self, query: Scores, rows: Sequence[int] | Ids) -> Scores:
         """Return the exact score of each row, minus infinity for one that was deleted since."""
         wanted = np.asarray(rows, np.int64)
-        index = self._vectors(False)
+        index = self._replica.vectors()
         try:
             return index.scores(query, wanted)
         except KeyError:
@@ -108,7 +100,9 @@ class View:
                     truth.check_row("vectors", truth.VECTOR_FIELDS, row)
                     found[row.row] = row.vector
         blobs = [found[row] for row in wanted if row in found]
-        return np.frombuffer(b"".join(blobs), "<f2").reshape(len(blobs), self._dim).astype(np.float16, copy=False)
+        return (
+            np.frombuffer(b"".join(blobs), "<f2").reshape(len(blobs), self._replica.dim).astype(np.float16, copy=False)
+        )
 
     def search_terms(self, query: str, k: int, rows: Ids | None = None) -> tuple[Ids, Scores]:
         """Return the k best rows by BM25 and their scores, best first; ``rows`` (sorted) narrows the scope.
@@ -121,7 +115,7 @@ class View:
         terms = analyze_query(query, languages)
         if not terms or not len(allowed):
             return np.empty(0, np.int64), np.empty(0, np.float32)
-        return self._lexical().search(terms, k, allowed, self._population.rows)
+        return self._replica.lexical().search(terms, k, allowed, self._population.rows)
 
     def passages(self, rows: Sequence[int] | Ids) -> list[Passage]:
         """Return the passages of rows, in their order; rows that were deleted since are left out.

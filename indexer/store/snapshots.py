@@ -1,0 +1,255 @@
+"""Derived generations: what can be made again from the truth, kept so that opening a collection is quick.
+
+A generation is a folder ``derived/<seq>``, named by the change number that it covers. Its manifest is written last and
+holds the size and sha256 of every file, the collection, the encoder's fingerprint and the change log's chain at that
+number: a generation of another collection, or of a log that parted from this one, is never read. It is made aside,
+synced, and renamed into place; readers that mapped an older one keep it until they let go.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from sqlalchemy import Connection
+
+from indexer.errors import DamagedError
+from indexer.store import truth
+
+T = TypeVar("T")
+
+FORMAT = 1
+MANIFEST = "MANIFEST.json"
+
+_NAME = re.compile(r"\d{12}\Z")
+_ASIDE = ".new-"
+_BLOCK = 1 << 20
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What a generation was derived from. ``chain`` is the change log's, in hexadecimal."""
+
+    collection_id: str
+    fingerprint: str
+    seq: int
+    chain: str
+
+
+class Unsound(Exception):
+    """A derived file is not what its manifest says. Mended by making it again."""
+
+
+class Generation:
+    """One generation on disk. Files are checked against the manifest when they are read first."""
+
+    def __init__(self, folder: Path) -> None:
+        """Read the manifest.
+
+        Raises:
+            Unsound: it is missing, damaged or of another format.
+        """
+        self.folder = folder
+        try:
+            body, _, digest = (folder / MANIFEST).read_text().rstrip("\n").rpartition("\n")
+            if hashlib.sha256(body.encode()).hexdigest() != digest:
+                raise Unsound(MANIFEST)
+            manifest = json.loads(body)
+            if manifest["format"] != FORMAT:
+                raise Unsound(MANIFEST)
+            self.origin = Origin(**manifest["origin"])
+            self.files: dict[str, dict[str, Any]] = manifest["files"]
+        except (OSError, ValueError, KeyError, TypeError) as exc:
+            raise Unsound(MANIFEST) from exc
+
+    def check(self, name: str) -> Path:
+        """Return the path of a file that is what the manifest says.
+
+        Raises:
+            Unsound: it is missing or changed; carries its name.
+        """
+        path = self.folder / name
+        try:
+            expected = self.files[name]
+            sound = path.stat().st_size == expected["bytes"] and _sha256(path) == expected["sha256"]
+        except (OSError, KeyError) as exc:
+            raise Unsound(name) from exc
+        if not sound:
+            raise Unsound(name)
+        return path
+
+    def arrays(self, name: str) -> dict[str, NDArray[Any]]:
+        """Return the arrays of a file."""
+        with np.load(io.BytesIO(self.check(name).read_bytes()), allow_pickle=False) as archive:
+            return {key: archive[key] for key in archive.files}
+
+    def json(self, name: str) -> Any:
+        """Return the content of a JSON file."""
+        return json.loads(self.check(name).read_text())
+
+    def matrix(self, name: str, dim: int) -> NDArray[np.float16]:
+        """Return the rows of a float16 matrix, mapped and not read."""
+        path = self.check(name)
+        if not path.stat().st_size:
+            return np.empty((0, dim), np.float16)
+        return np.memmap(path, np.float16, mode="r").reshape(-1, dim)
+
+    def findings(self) -> list[str]:
+        """Return the names of the files that are not what the manifest says."""
+        wrong: list[str] = []
+        for name in self.files:
+            try:
+                self.check(name)
+            except Unsound:
+                wrong.append(name)
+        return wrong
+
+
+class Snapshots:
+    """The generations of one collection."""
+
+    def __init__(self, folder: Path) -> None:
+        """Keep generations under ``folder``."""
+        self.folder = folder
+        self.discarded = 0
+
+    def newest(self, seq: int, fits: Callable[[Origin], bool]) -> Generation | None:
+        """Return the newest sound generation up to a change number that fits; others are removed, with a warning.
+
+        One of a later number is left alone: another process may have published it just now.
+        """
+        for path in self.paths():
+            if int(path.name) > seq:
+                continue
+            try:
+                generation = Generation(path)
+            except Unsound:
+                if path.exists():
+                    self.discard(path, MANIFEST)
+                continue
+            if fits(generation.origin):
+                return generation
+            self.discard(path, "of another state of the collection")
+        return None
+
+    def load(
+        self, connection: Connection, identity: tuple[str, str], read: Callable[[Generation], T]
+    ) -> tuple[T, int] | None:
+        """Return what the newest sound generation gives, and its change number; damaged ones are discarded.
+
+        ``identity`` is the collection's id and its encoder's fingerprint.
+        """
+        end = truth.last_change(connection).seq
+
+        def fits(origin: Origin) -> bool:
+            chain = truth.chain_at(connection, origin.seq).hex()
+            return (origin.collection_id, origin.fingerprint, origin.chain) == (*identity, chain)
+
+        while True:
+            generation = self.newest(end, fits)
+            if generation is None:
+                return None
+            try:
+                return read(generation), generation.origin.seq
+            except (Unsound, DamagedError) as exc:
+                # A folder that is gone was replaced by another process: the next look finds the newer one.
+                if generation.folder.exists():
+                    self.discard(generation.folder, str(exc))
+
+    def paths(self) -> list[Path]:
+        """Return the folders of all generations, newest first."""
+        if not self.folder.is_dir():
+            return []
+        return sorted((path for path in self.folder.iterdir() if _NAME.match(path.name)), reverse=True)
+
+    def discard(self, path: Path, what: str) -> None:
+        """Remove a generation that cannot be used, and say so."""
+        log.warning("derived files %s are damaged or stale (%s): they are made again from the truth", path, what)
+        self.discarded += 1
+        shutil.rmtree(path, ignore_errors=True)
+
+    def clear(self) -> None:
+        """Remove every generation."""
+        for path in self.paths():
+            shutil.rmtree(path, ignore_errors=True)
+
+    def publish(self, origin: Origin, files: Mapping[str, Callable[[IO[bytes]], object]]) -> Path:
+        """Write a generation, make it durable and visible at once, and remove the older ones.
+
+        Every file is written by its callable. Called by one process at a time.
+        """
+        self.folder.mkdir(mode=0o700, exist_ok=True)
+        self.sweep()
+        aside = self.folder / f"{_ASIDE}{uuid.uuid4().hex}"
+        aside.mkdir(mode=0o700)
+        target = self.folder / f"{origin.seq:012d}"
+        try:
+            entries = {name: _write(aside / name, write) for name, write in files.items()}
+            body = json.dumps({"format": FORMAT, "origin": asdict(origin), "files": entries}, sort_keys=True)
+            text = f"{body}\n{hashlib.sha256(body.encode()).hexdigest()}\n"
+            _write(aside / MANIFEST, lambda stream: stream.write(text.encode()))
+            _sync_folder(aside)
+            if target.exists():
+                # Of the same change number, so of the same content: only a rebuild comes here.
+                target.rename(self.folder / f"{_ASIDE}{uuid.uuid4().hex}")
+            aside.rename(target)
+            _sync_folder(self.folder)
+        except BaseException:
+            shutil.rmtree(aside, ignore_errors=True)
+            raise
+        for path in self.paths():
+            if path != target:
+                shutil.rmtree(path, ignore_errors=True)
+        self.sweep()
+        return target
+
+    def sweep(self) -> None:
+        """Remove what a publisher left half done."""
+        for path in self.folder.glob(f"{_ASIDE}*"):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def array_writer(arrays: Mapping[str, NDArray[Any]]) -> Callable[[IO[bytes]], None]:
+    """Return what writes arrays into one file."""
+    return lambda stream: np.savez(stream, allow_pickle=False, **arrays)
+
+
+def json_writer(value: object) -> Callable[[IO[bytes]], Any]:
+    """Return what writes a value as JSON."""
+    return lambda stream: stream.write(json.dumps(value, ensure_ascii=False).encode())
+
+
+def _write(path: Path, write: Callable[[IO[bytes]], Any]) -> dict[str, Any]:
+    descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
+    with os.fdopen(descriptor, "w+b") as stream:
+        write(stream)
+        stream.flush()
+        os.fsync(stream.fileno())
+    return {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb", buffering=0) as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _sync_folder(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
