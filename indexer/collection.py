@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from sqlalchemy import and_, func, select
 
+from indexer.check import verify
 from indexer.errors import CollectionNotFoundError, EncoderMismatchError, NoteNotFoundError
 from indexer.records import EncoderSpec, Scope
 from indexer.store import schema as t
@@ -34,6 +35,7 @@ from indexer.times import day, iso, now_us
 
 TRUTH = "truth.sqlite"
 LOCK = "writer.lock"
+DERIVED = "derived"
 DELETE_TIMEOUT_S = 5.0
 PUBLISH_BEHIND = 500
 
@@ -212,7 +214,7 @@ class Collection:
             notes = connection.scalar(select(func.count()).select_from(t.notes).where(n.deleted == 0)) or 0
             versions = connection.scalar(select(func.count()).select_from(t.versions)) or 0
             seq = truth.last_change(connection).seq
-        derived = self._folder / "derived"
+        derived = self._folder / DERIVED
         return CollectionInfo(
             name=self.name,
             notes=notes,
@@ -232,7 +234,7 @@ class Collection:
 
     def verify(self) -> list[Finding]:
         """Return what is not as it should be; empty = all is well."""
-        return []
+        return verify(self._engine, self._folder / DERIVED, self.spec, self.collection_id)
 
     def rebuild(self) -> None:
         """Make the derived files anew from the truth."""
