@@ -24,7 +24,6 @@ _USED = {
         "subject_id",
         "hadm_id",
         "category",
-        "description",
         "chartdate",
         "charttime",
         "iserror",
@@ -161,13 +160,12 @@ class _Recognised:
 
 
 def _mimic_iii(row: _Recognised) -> Note:
-    category, description = row.get("category"), row.get("description")
     day = row.get("chartdate")
     return Note(
         note_id=row.need("row_id", "id"),
         patient_id=row.get("subject_id"),
         encounter_id=row.get("hadm_id"),
-        note_type="/".join(part.strip() for part in (category, description) if part) or None,
+        note_type=(row.get("category") or row.get("description") or "").strip() or None,
         authored_at=row.get("charttime") or (day.removesuffix(MIDNIGHT).strip() if day else None),
         status=Status.ENTERED_IN_ERROR if (row.get("iserror") or "").startswith("1") else Status.FINAL,
         text=row.need("text", "text"),

@@ -150,19 +150,20 @@ def test_noteevents_of_mimic_iii(tmp_path, pack):
             text=text,
             patient_id="22532",
             encounter_id="167853",
-            note_type="Discharge summary/Report",
+            note_type="Discharge summary",
             authored_at="2151-08-04",
             source="mimic-iii",
+            metadata={"DESCRIPTION": "Report"},
         ),
         Note(
             note_id="175",
             text=SENTENCES["en"],
             patient_id="22532",
-            note_type="Nursing/Report",
+            note_type="Nursing",
             authored_at="2118-06-02 22:15:00",
             status=Status.ENTERED_IN_ERROR,
             source="mimic-iii",
-            metadata={"STORETIME": "x", "CGID": "9"},
+            metadata={"STORETIME": "x", "DESCRIPTION": "Report", "CGID": "9"},
         ),
     ]
     assert [(error.line, error.field) for error in errors] == [(7, "id"), (8, "authored_at")]
