@@ -5,6 +5,7 @@ Law: every character that is not white space lies in exactly one chunk. Nothing 
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -23,8 +24,12 @@ DEFAULT_CHUNK_TOKENS = 256
 
 TokenSpans = Callable[[Sequence[str]], list[NDArray[np.int64]]]
 
+_SLACK_TOKENS = 2
+_SLACK_FROM_TOKENS = 64
+
 _GRAPHEME = regex.compile(r"\X")
-_CLAUSE_END = regex.compile(r"[,;:)\]](?=\s)|[，、；：）。]|\s[-–—](?=\s)")
+_STOP = regex.compile(r"[.!?](?=\s)|[。！？]")
+_CLAUSE_END = regex.compile(r"[,;:)\]](?=\s)|[，、；：）]|\s[-–—](?=\s)")
 _WHITE_SPACE = regex.compile(r"\s+")
 _HEADER_MARKS = " \t\r\n\u3000,.:：-*_#=【】[]<>＜＞"
 
@@ -45,10 +50,12 @@ def split_chunks(text: str, *, language: str | None, token_spans: TokenSpans, ma
     note_language = language or identify(text)
     tokens = token_spans([text])[0]
     pieces: list[_Piece] = []
+    # A tokenizer may need a token more for a passage alone than inside the note.
+    slack = _SLACK_TOKENS if max_tokens >= _SLACK_FROM_TOKENS else 0
+    budget = _Budget(text, tokens[:, 0], tokens[:, 1], max_tokens - slack)
     for section in split_sections(text, note_language):
-        budget = _Budget(text, tokens[:, 0], tokens[:, 1], max_tokens)
         pieces.extend(_Piece(span, section) for span in _pack(budget, section, note_language))
-    pieces = _fitting(text, _with_bare_headers(text, pieces, tokens[:, 0], max_tokens), token_spans, max_tokens)
+    pieces = _fitting(text, _with_bare_headers(budget, pieces), token_spans, max_tokens)
     return [
         Chunk(
             n=n,
@@ -133,14 +140,22 @@ def _cluster_ends(text: str, span: Span) -> list[int]:
 
 
 def _best_cut(text: str, start: int, limit: int, clusters: list[int]) -> int:
-    """Return where to cut in ``(start, limit]``: behind a clause, else white space, else a whole grapheme."""
+    """Return where to cut in ``(start, limit]``: behind a sentence, a clause, white space, else a whole grapheme.
+
+    Returns ``start`` where the first grapheme does not fit.
+    """
     earliest = start + (limit - start) // 2
-    for pattern in (_CLAUSE_END, _WHITE_SPACE):
-        ends = [match.end() for match in pattern.finditer(text, earliest, limit)]
-        if ends and ends[-1] > start:
-            return ends[-1]
-    index = int(np.searchsorted(clusters, limit, side="right")) - 1
-    return clusters[index] if index >= 0 and clusters[index] > start else start
+    for pattern in (_STOP, _CLAUSE_END, _WHITE_SPACE):
+        ends: list[int] = [match.end() for match in pattern.finditer(text, earliest, limit)]
+        for end in reversed(ends):
+            if end > start and _last_up_to(clusters, end) == end:
+                return end
+    return max(start, _last_up_to(clusters, limit))
+
+
+def _last_up_to(ends: list[int], limit: int) -> int:
+    index = bisect_right(ends, limit) - 1
+    return ends[index] if index >= 0 else 0
 
 
 def _trimmed(text: str, start: int, end: int) -> Span | None:
@@ -152,31 +167,30 @@ def _trimmed(text: str, start: int, end: int) -> Span | None:
     return Span(first, first + len(stripped))
 
 
-def _with_bare_headers(
-    text: str, pieces: list[_Piece], token_starts: NDArray[np.int64], max_tokens: int
-) -> list[_Piece]:
+def _with_bare_headers(budget: _Budget, pieces: list[_Piece]) -> list[_Piece]:
     """Join a header that has nothing under it with the chunk behind it: alone it would match and say nothing."""
     joined: list[_Piece] = []
-    held: _Piece | None = None
+    header: _Piece | None = None
     for piece in pieces:
-        if held is not None:
-            first, last = np.searchsorted(token_starts, (held.span.start, piece.span.end))
-            if last - first <= max_tokens:
-                piece = _Piece(Span(held.span.start, piece.span.end), piece.section)
+        whole = piece
+        if header is not None:
+            if budget.count(header.span.start, piece.span.end) <= budget.max_tokens:
+                whole = _Piece(Span(header.span.start, piece.span.end), piece.section)
             else:
-                joined.append(held)
-            held = None
-        if piece.section.title is not None and _is_bare(text, piece):
-            held = piece
+                joined.append(header)
+            header = None
+        if _is_bare(budget.text, piece):
+            header = whole
         else:
-            joined.append(piece)
-    if held is not None:
-        joined.append(held)
-    return joined
+            joined.append(whole)
+    return [*joined, header] if header is not None else joined
 
 
 def _is_bare(text: str, piece: _Piece) -> bool:
-    return text[piece.span.start : piece.span.end].strip(_HEADER_MARKS) == piece.section.title
+    title = piece.section.title
+    return title is not None and text[piece.span.start : piece.span.end].strip(_HEADER_MARKS) == title.strip(
+        _HEADER_MARKS
+    )
 
 
 def _fitting(text: str, pieces: list[_Piece], token_spans: TokenSpans, max_tokens: int) -> list[_Piece]:

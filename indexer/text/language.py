@@ -41,7 +41,7 @@ _ONE_LANGUAGE_SCRIPTS = (
     ("ka", re.compile(r"[\u10a0-\u10ff]")),
     ("th", re.compile(r"[\u0e01-\u0e4e]")),
 )
-# Characters in a form that only one of the two writes: Japanese without kana ("70歳男性", a table of drugs) is not Chinese.
+# Characters in a form that only one of the two writes: Japanese without kana ("70歳男性", a table) is not Chinese.
 _JAPANESE_FORMS = frozenset(
     "歳検薬発圧図対応経広拡験険関続帰覚観読実売総鉄縁継緑録遅転軽痩頚児様毎剤脳臓髄齢摂塩浄済焼帯効労悪変気歯徳単従両処満黒県"
 )

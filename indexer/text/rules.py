@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from types import MappingProxyType
+from typing import Any
 
 from indexer.errors import UnsupportedLanguageError
 from indexer.text.folding import fold_term
 
-SUPPORTED: tuple[str, ...] = ("en",)
+SUPPORTED: tuple[str, ...] = ("de", "en", "es", "fr", "it", "ja", "nl", "pt", "ro", "ru", "zh")
 """Languages with a data file, ISO 639-1, sorted."""
 
 
@@ -26,8 +27,8 @@ class LanguageRules:
     ``headers`` maps a folded header to its canonical key. ``labels`` are words that stand before a colon inside a
     section ("HEENT:", "BP:") and never open one. ``qualifiers`` may follow a header without changing its meaning
     ("on admission"). ``abbreviations`` end in a full stop that ends no sentence; ``unit_endings`` end one only before
-    a capital. ``ordinal_before`` and ``ordinal_after`` are the words around "3." that make it an ordinal, and
-    ``dotted_dates`` says whether "7.4." is a date.
+    a capital (and behind a number, if they are abbreviations too). ``ordinal_before`` and ``ordinal_after`` are the
+    words around "3." that make it an ordinal, and ``dotted_dates`` says whether "7.4." is a date.
     """
 
     language: str
@@ -90,6 +91,6 @@ def _folded_set(words: list[str]) -> frozenset[str]:
     return frozenset(fold_term(word).rstrip(".") for word in words)
 
 
-def _read(name: str) -> dict[str, object]:
+def _read(name: str) -> dict[str, Any]:
     text = resources.files("indexer.text").joinpath("data", name).read_text(encoding="utf-8")
     return tomllib.loads(text)

@@ -1,7 +1,8 @@
 """Sections of a note, found by their headers as people write them.
 
-Headers stand on a line of their own, before a colon, in 【brackets】, or run on in one line ("...,PLAN:, "). Which title means
-what is data (data/<language>.toml); what merely looks like a header opens a section with key ``None``.
+Headers stand on a line of their own, before a colon, in 【brackets】, or run on in one line ("...,PLAN:, ").
+Which title means what is data (data/<language>.toml); what merely looks like a header opens a section with
+key ``None``.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ _BRACKETED = re.compile(
     r"【(?P<a>[^】\n]{1,24})】|[〔［\[](?P<b>[^〕］\]\n]{1,24})[〕］\]]|[＜《〈<](?P<c>[^＞》〉>\n]{1,24})[＞》〉>]"
 )
 _LENTICULAR = re.compile(r"【(?P<title>[^】\n]{1,24})】")
-_COLON = re.compile(r"\s*[*_]{0,3}\s*[:：]")
+_COLON = re.compile(r"\s*[*_]{0,3}\s*(?:(?<!\d)[:：]|[:：](?!\d))")  # not that of 10:30
 _DASH = re.compile(r"\s+[-–—]+\s+|\t")
 _RUN_ON = re.compile(
     r"(?:(?<=[.。;；!！?？)\]」】])|(?<=[.。;；],)|(?<=\t)|(?<=\s\s)|(?<=,)(?=[A-ZА-ЯЁ]{2})|(?<=[\s，,、])(?=[\u3400-\u9fff]))"
@@ -44,9 +45,8 @@ _SOAP_KEYS = {"s": "subjective", "o": "objective", "a": "assessment", "p": "plan
 
 _TAIL_PAREN = re.compile(r"\s*[(\[][^)\]]*[)\]]\s*\Z")
 _TAIL_DATE = re.compile(r"(?:\s+\w{1,5}\.?)?\s*\(?\d[\d./:年月日 -]*\)?\Z")
-_JOINERS = re.compile(
-    r"\s*(?:[/&+・,、;]|\band\b|\by\b|\be\b|\bet\b|\bund\b|\bu\.|\ben\b|\bsi\b|\bи\b|及び|および|及|与|和|と)\s*"
-)
+_JOINERS = re.compile(r"\s*(?:[/&+・,、;]|\b(?:and|y|e|et|und|u\.|en|si|и)(?!\w)|及び|および|及|与|和|と)\s*")
+_TITLE_EDGES = " \t\u3000*_=."
 _EDGES = " \t\u3000.-–—*_#:'\"="
 
 
@@ -160,12 +160,12 @@ def _title_at(text: str, line_start: int, at: int, end: int, titles: _Titles, bu
     window = min(end, at + _MAX_TITLE_CHARS)
     colon = _COLON.search(text, at, window)
     if colon and colon.start() > at and (key := titles.key_of(text[at : colon.start()])):
-        return _Header(line_start, colon.end(), key, text[at : colon.start()].strip())
+        return _Header(line_start, colon.end(), key, text[at : colon.start()].strip(_TITLE_EDGES))
     if bullet:
         return None
     dash = _DASH.search(text, at, window)
     for stop in (end, dash.start() if dash else end):
-        title = text[at:stop].strip(" \t\u3000*_=")
+        title = text[at:stop].strip(_TITLE_EDGES)
         if 1 < len(title) <= _MAX_TITLE_CHARS and not title[0].islower() and (key := titles.key_of(title)):
             return _Header(line_start, stop, key, title)
     return None
@@ -173,7 +173,7 @@ def _title_at(text: str, line_start: int, at: int, end: int, titles: _Titles, bu
 
 def _unknown_at(text: str, line_start: int, at: int, end: int, titles: _Titles, shouted: bool) -> _Header | None:
     """Return the line as a header of unknown meaning, if it is shaped like one."""
-    line = text[at:end].strip(" \t\u3000*_=")
+    line = text[at:end].strip(_TITLE_EDGES)
     if not line or len(line) > _MAX_UNKNOWN_CHARS or not line[0].isalpha() or line[0].islower():
         return None
     title = line[:-1].rstrip() if line[-1] in ":：" else line

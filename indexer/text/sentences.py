@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import unicodedata
+from bisect import bisect_right
 from dataclasses import dataclass
 from functools import cache
 
@@ -25,6 +27,9 @@ _SHORT_NUMBER = re.compile(r"\d{1,2}\Z")
 _DOTTED = re.compile(r"(?:[^\W\d_]\.)+[^\W\d_]\Z")
 _NEXT_WORD = re.compile(r"[^\W_]+")
 _GLUED = re.compile(r"[^\W\d_]{3,}\Z")
+
+_COUNT_BEFORE = re.compile(r"\A.*\d[x×]?")
+_VOWELS = frozenset("aeiouyаеиоуыэюяіαεηιουω")
 
 _SOFT_WRAP_CHARS = 40
 _SOFT_WRAP_CJK_CHARS = 30
@@ -53,7 +58,8 @@ def split_sentences(text: str, language: str | None, span: Span | None = None) -
     """
     start, end = (0, len(text)) if span is None else (span.start, span.end)
     rules = _stop_rules(language if language in SUPPORTED else None)
-    cuts = sorted({*_line_cuts(text, start, end), *_stop_cuts(text, start, end, rules)})
+    lines = _line_cuts(text, start, end)
+    cuts = sorted({*lines, *_stop_cuts(text, start, end, lines, rules)})
     spans: list[Span] = []
     for left, right in zip([start, *cuts], [*cuts, end], strict=True):
         piece = text[left:right]
@@ -97,10 +103,13 @@ def _is_cjk(char: str) -> bool:
     return "\u3041" <= char <= "\u30ff" or "\u3400" <= char <= "\u9fff" or "\uff01" <= char <= "\uff9f"
 
 
-def _stop_cuts(text: str, start: int, end: int, rules: _StopRules) -> list[int]:
+def _stop_cuts(text: str, start: int, end: int, lines: list[int], rules: _StopRules) -> list[int]:
     cuts: list[int] = []
     sentence_start = start
     for match in _FULL_STOPS.finditer(text, start, end):
+        last_line = bisect_right(lines, match.start()) - 1
+        if last_line >= 0:
+            sentence_start = max(sentence_start, lines[last_line])
         ends = _ends_cjk(text, match, end) if match["cjk"] else _ends_latin(text, match, sentence_start, end, rules)
         if ends:
             cut = match.end("cjk") if match["cjk"] else match.end("latin")
@@ -111,6 +120,8 @@ def _stop_cuts(text: str, start: int, end: int, rules: _StopRules) -> list[int]:
 
 def _ends_cjk(text: str, match: re.Match[str], end: int) -> bool:
     before, after = text[match.start() - 1 : match.start()], text[match.end() : match.end() + 2]
+    if after and unicodedata.category(after[0])[0] == "M":
+        return False  # the mark belongs to the stop
     if match["cjk"].startswith("．") and before.isdigit() and after[:1].isdigit():
         return False  # full-width decimals
     # A quotation that the sentence goes on with: 「痛い。」と話す
@@ -126,13 +137,13 @@ def _ends_latin(text: str, match: re.Match[str], sentence_start: int, end: int, 
     before_at = max(sentence_start, match.start() - _TOKEN_WINDOW)
     token_match = _TOKEN_BEFORE.search(text[before_at : match.start()])
     if token_match is None:
-        return False  # dots that stand alone
+        return bool(gap) and following.isupper() and match.start() > sentence_start  # "done . Next"
     token = token_match[0].lstrip(_OPENERS)
     if match["comma"]:
         return True  # ".,Next": line ends that were turned into commas
     if not gap and not _is_glued_sentence(token, stop, text, match.end("latin")):
         return False
-    if following.islower():
+    if following.islower() or unicodedata.category(following)[0] == "M":
         return False
     if stop[0] != ".":
         return True
@@ -155,9 +166,7 @@ def _is_abbreviation(
     text: str, token: str, token_at: int, after_at: int, sentence_start: int, rules: _StopRules
 ) -> bool:
     """Return whether the full stop behind the token belongs to it."""
-    if _ENUMERATOR.match(token) and not text[sentence_start:token_at].strip(" \t\r\n\u3000(-–•*,"):
-        return True
-    if len(token) == 1 and token.isalpha():
+    if _ENUMERATOR.match(token) and text[sentence_start:token_at].rstrip(" \t\r\n\u3000(-–•*,")[-1:] in ("", ":", ";"):
         return True
     next_word = _NEXT_WORD.match(text, after_at)
     word = fold_term(next_word[0]) if next_word else ""
@@ -166,12 +175,22 @@ def _is_abbreviation(
     if _SHORT_NUMBER.match(token):
         previous = _TOKEN_BEFORE.search(text[max(sentence_start, token_at - _TOKEN_WINDOW) : token_at].rstrip())
         before = fold_term(previous[0].strip(_OPENERS)) if previous else ""
-        return before in rules.ordinal_before or word in rules.ordinal_after
+        if before in rules.ordinal_before or word in rules.ordinal_after:
+            return True
     folded = fold_term(token.rpartition("(")[2])
-    tail = folded.rpartition("/")[2].rpartition("-")[2]
-    if folded in rules.unit_endings or tail in rules.unit_endings or tail.lstrip("0123456789,.") in rules.unit_endings:
-        return not text[after_at].isupper()
-    return folded in rules.abbreviations or tail in rules.abbreviations or _DOTTED.match(token) is not None
+    forms = {folded, folded.rpartition("/")[2], folded.rpartition("-")[2], _COUNT_BEFORE.sub("", folded)}
+    short = (len(folded) == 1 and folded.isalpha()) or _is_vowelless(token, folded)
+    is_abbreviation = short or not forms.isdisjoint(rules.abbreviations) or _DOTTED.match(token) is not None
+    if not forms.isdisjoint(rules.unit_endings):
+        # "5 m." may end a sentence, "M. Dupont" may not: what is also an abbreviation needs a number before it.
+        counted = token[0].isdigit() or text[max(sentence_start, token_at - 2) : token_at].rstrip()[-1:].isdigit()
+        return (is_abbreviation and not counted) or not text[after_at].isupper()
+    return is_abbreviation
+
+
+def _is_vowelless(token: str, folded: str) -> bool:
+    """Return whether the token is letters that nobody can say ("Cl", "Tbl"), and no acronym ("MRT")."""
+    return 1 < len(folded) <= 4 and folded.isalpha() and not token.isupper() and _VOWELS.isdisjoint(folded)
 
 
 @cache
