@@ -1,0 +1,235 @@
+from __future__ import annotations
+
+import unicodedata
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from indexer.text.analysis import STEMMERS, analyze, analyze_query
+
+LANGUAGES = [*sorted(STEMMERS), "zh", "ja", None]
+
+
+def finds(query: str, passage: str, language: str | None, *, languages=LANGUAGES) -> float:
+    """Return how much of the query's weight the passage can match."""
+    weights = analyze_query(query, languages)
+    return sum(weight for term, weight in weights.items() if term in set(analyze(passage, language)))
+
+
+@pytest.mark.parametrize(
+    ("language", "query", "passage"),
+    [
+        ("en", "infections", "signs of infection"),
+        ("en", "x-ray", "chest xray clear"),
+        ("en", "xray", "Chest X-Ray"),
+        ("en", "non insulin dependent", "non-insulin-dependent diabetes"),
+        ("es", "operaciones", "tras la operación"),
+        ("es", "operacion", "tras la OPERACIÓN"),
+        ("es", "operación", "tras la operacion"),
+        ("es", "insuficiencia cardiaca", "insuficiencia cardíaca"),
+        ("es", "año", "hace un AÑO"),
+        ("fr", "hopital", "à l'hôpital"),
+        ("fr", "l’hôpital", "hopital"),
+        ("fr", "œdeme", "Oedème"),
+        ("de", "odem", "Ödeme beidseits"),
+        ("de", "Oedem", "Ödeme beidseits"),
+        ("de", "Strasse", "Straße"),
+        ("ru", "сердечной", "СЕРДЕЧНАЯ недостаточность"),
+        ("ru", "еще", "ещё"),
+        ("nl", "onderzoeken", "bij onderzoek"),
+        ("ro", "insuficienţă", "insuficiență cardiacă"),
+        ("ro", "insuficienta", "insuficiență cardiacă"),
+        ("pt", "infeccoes", "infecções urinárias"),
+        ("it", "qualita", "qualità"),
+        ("zh", "糖尿病", "患者有2型糖尿病病史"),
+        ("zh", "肺", "双肺呼吸音清"),
+        ("ja", "糖尿病", "２型糖尿病の既往"),
+        ("ja", "カテーテル", "ｶﾃｰﾃﾙ検査"),
+        ("ja", "CT", "頭部ＣＴ検査"),
+        ("ja", "ct検査", "頭部CT検査"),
+        ("ru", "МРТ", "на мрт"),
+        ("ru", "COVID-19", "перенёс covid19"),
+    ],
+)
+def test_passage_is_found(language, query, passage):
+    assert finds(query, passage, language) > 0.5
+    assert finds(query, passage, language, languages=[language]) > 0.5
+
+
+@pytest.mark.parametrize(
+    ("language", "query", "passage"),
+    [
+        ("en", "infection", "no injection given"),
+        ("en", "t3", "t4 normal"),
+        ("es", "cadera", "cadena"),
+        ("de", "Herz", "Harz"),
+        ("ru", "печень", "печать"),
+        ("fr", "rein", "rien de plus"),
+        ("zh", "糖尿病", "尿糖阴性"),
+        ("ja", "が", "か"),
+        ("ja", "ガス", "カス"),
+        ("en", "E11.9", "E11.8"),
+        ("en", "40 mg", "400 mg 40 ml"),
+        ("en", "2.5 mg", "25 mg"),
+        ("en", "0123456", "123456"),
+    ],
+)
+def test_passage_of_something_else_is_hardly_found(language, query, passage):
+    whole = finds(query, query, language)
+    assert finds(query, passage, language) < 0.7 * whole
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("40 mg", "40mg"),
+        ("40 mg", "40 мг"),
+        ("40 mg", "４０ｍｇ"),
+        ("40 mg", "40 ㎎"),
+        ("5 毫克", "5mg"),
+        ("2.5 mg", "2,5 mg"),
+        ("2,50 mg", "2.5mg"),
+        ("5 µg", "5 mcg"),
+        ("1,250 mg", "1250 mg"),
+        ("1.250 mg", "1250 mg"),
+        ("0,125 mg", "0.125 mg"),
+        ("10-20 mg", "20 mg"),
+        ("7,5 %", "7.5%"),
+        ("40 mg/24h", "40mg"),
+    ],
+)
+def test_dose_is_one_term_however_it_is_written(one, other):
+    dose = set(analyze(one, "en")) & set(analyze(other, "ru"))
+    assert any(term[0].isdigit() and not term[-1].isdigit() for term in dose), dose
+
+
+def test_dose_counts_once_more_than_its_parts():
+    assert analyze("take 40 mg daily", "en") == ["en:take", "40", "mg", "40mg", "en:daili"]
+    assert analyze("40 patients", "en") == ["40", "en:patient"]
+    assert "5mg" not in analyze("item 5, mg normal", "en")
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("E11.9", "e119"),
+        ("COVID-19", "covid19"),
+        ("COVID‑19", "COVID-19"),
+        ("IL-6", "IL6"),
+        ("HbA1c", "HBA1C"),
+        ("SARS-CoV-2", "sars-cov2"),
+        ("555-123-4567", "555.123.4567"),
+        ("+34 912 345 678", "+34-912-345-678"),
+        ("MRN-00123", "mrn00123"),
+    ],
+)
+def test_code_is_one_term_in_every_language(one, other):
+    for language in LANGUAGES:
+        assert set(analyze(one, language)) & set(analyze(other, None))
+        assert finds(one, other, language) >= 0.8 * finds(one, one, language)
+
+
+def test_code_is_found_by_its_chapter():
+    assert finds("E11", "Diagnosis: E11.9", "en") == 1
+
+
+def test_identifiers_keep_their_zeros_and_dates_their_days():
+    assert "00123" in analyze("id 00123", "en")
+    assert "2023-04-05" in analyze("on 2023-04-05.", "en")
+    assert "120/80" in analyze("BP 120/80", "en")
+    assert analyze("3.2.1", None)[0] == "3.2.1"
+
+
+def test_stems_of_one_language_do_not_match_in_another():
+    assert not set(analyze("pan", "es")) & set(analyze("pan", "nl"))
+    assert not set(analyze("opera", "it")) & set(analyze_query("opera", ["es"]))
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_name_of_a_drug_is_found_in_every_language(language):
+    assert finds("Warfarin", "warfarin", language) == 1
+    assert finds("warfarina", "WARFARINA", language) == 1
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_word_counts_once_for_any_passage(language):
+    """A passage has the terms of one language, and those weigh one a word."""
+    for word in ("operación", "insuffisance", "сердечная", "warfarin"):
+        assert finds(f"{word}", word, language) == pytest.approx(1)
+
+
+def test_words_of_a_question_are_left_out():
+    assert set(analyze_query("What anticoagulant does the patient take?", ["en"])) == {
+        "anticoagulant", "en:anticoagul", "patient", "en:patient", "take", "en:take",
+    }  # fmt: skip
+    assert "es:que" not in analyze_query("¿Qué anticoagulante toma?", ["es"])
+    assert "です" not in analyze_query("糖尿病です", ["ja"])
+
+
+def test_negations_and_words_of_other_languages_stay():
+    for query, term in (
+        ("no fever", "en:no"),
+        ("sin fiebre", "es:sin"),
+        ("не курит", "ru:не"),
+        ("die at home", "en:die"),
+    ):
+        assert term in analyze_query(query, list(STEMMERS))
+
+
+def test_question_of_stop_words_alone_is_still_asked():
+    assert analyze_query("who is the", ["en"])
+
+
+def test_pairs_weigh_more_than_characters_and_a_single_character_is_enough():
+    weights = analyze_query("糖尿病", ["zh"])
+    assert weights["糖尿"] > 5 * weights["糖"]
+    assert analyze_query("肺", ["zh"]) == {"肺": 1.0}
+
+
+@pytest.mark.parametrize("text", ["", "  \n", "…!?", "%", "\u200b", "-", "'"])
+def test_text_without_words_has_no_terms(text):
+    assert analyze(text, "en") == []
+    assert analyze_query(text, ["en"]) == {}
+
+
+def test_unknown_language_is_taken_as_it_is():
+    assert analyze("Infekce plic", "cs") == ["infekce", "plic"]
+    assert finds("infekce", "Infekce plic", "cs", languages=["cs"]) == 1
+
+
+TEXTS = st.text(
+    st.one_of(
+        st.sampled_from(list("abcéñßöœșţёйжßI1290 .,-/:'%+mgl糖尿病のカーガｶﾞﾊﾟ한국Ａ１ｍ㎎µ½²\u0301\u00ad\n")),
+        st.characters(),
+    ),
+    max_size=60,
+)
+
+
+@given(TEXTS, st.sampled_from(LANGUAGES))
+def test_analysis_is_deterministic_and_a_text_finds_itself(text, language):
+    terms = analyze(text, language)
+    assert terms == analyze(text, language)
+    assert all(terms)
+    weights = analyze_query(text, [language])
+    assert bool(weights) == bool(terms)
+    assert all(weight > 0 for weight in weights.values())
+    assert not weights or set(weights) & set(terms)
+
+
+@given(TEXTS, st.sampled_from(LANGUAGES))
+def test_composition_and_width_change_nothing(text, language):
+    terms = analyze(text, language)
+    for form in ("NFC", "NFD"):
+        assert analyze(unicodedata.normalize(form, text), language) == terms
+    wide = "".join(chr(ord(char) + 0xFEE0) if "!" <= char <= "~" and char != "`" else char for char in text)
+    assert analyze(wide, language) == terms
+
+
+@given(TEXTS, st.sampled_from(sorted(STEMMERS)))
+def test_every_term_of_a_passage_is_asked_for_by_the_same_text(text, language):
+    """Nothing is analysed on one side only; stop words apart."""
+    weights = analyze_query(text + " zzxq", [language])
+    left_out = set(analyze(text, language)) - set(weights)
+    assert all(finds(term.rpartition(":")[2], term.rpartition(":")[2], None) for term in left_out)
