@@ -5,7 +5,7 @@ Law: every character that is not white space lies in exactly one chunk. Nothing 
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -52,7 +52,7 @@ def split_chunks(text: str, *, language: str | None, token_spans: TokenSpans, ma
     pieces: list[_Piece] = []
     # A tokenizer may need a token more for a passage alone than inside the note.
     slack = _SLACK_TOKENS if max_tokens >= _SLACK_FROM_TOKENS else 0
-    budget = _Budget(text, tokens[:, 0], tokens[:, 1], max_tokens - slack)
+    budget = _Budget(text, tokens[:, 0].tolist(), tokens[:, 1].tolist(), max_tokens - slack)
     for section in split_sections(text, note_language):
         pieces.extend(_Piece(span, section) for span in _pack(budget, section, note_language))
     pieces = _fitting(text, _with_bare_headers(budget, pieces), token_spans, max_tokens)
@@ -82,15 +82,13 @@ class _Budget:
     """The note with its tokens, counted once."""
 
     text: str
-    starts: NDArray[np.int64]
-    ends: NDArray[np.int64]
+    starts: list[int]
+    ends: list[int]
     max_tokens: int
 
     def count(self, start: int, end: int) -> int:
         """Return how many tokens overlap the range."""
-        first = int(np.searchsorted(self.ends, start, side="right"))
-        last = int(np.searchsorted(self.starts, end, side="left"))
-        return max(0, last - first)
+        return max(0, bisect_left(self.starts, end) - bisect_right(self.ends, start))
 
 
 def _pack(budget: _Budget, section: Section, language: str | None) -> Iterator[Span]:
@@ -119,8 +117,8 @@ def _split_long(budget: _Budget, sentence: Span) -> Iterator[Span]:
     start = sentence.start
     clusters: list[int] | None = None
     while budget.count(start, sentence.end) > budget.max_tokens:
-        first = int(np.searchsorted(budget.ends, start, side="right"))
-        limit = min(int(budget.starts[first + budget.max_tokens]), sentence.end)
+        first = bisect_right(budget.ends, start)
+        limit = min(budget.starts[first + budget.max_tokens], sentence.end)
         if clusters is None:
             clusters = _cluster_ends(budget.text, sentence)
         cut = _best_cut(budget.text, start, limit, clusters)

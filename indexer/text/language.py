@@ -23,23 +23,25 @@ _MIN_LETTERS = 10
 _LONG_LETTERS = 120  # from here on lingua is trusted alone: it reads trigrams only
 _SURE = 0.8
 _CHUNK_MIN_LETTERS = 60
-_CHUNK_MIN_WORDS = 5
+_CHUNK_MIN_HITS = 3.0
+_CLEAR_HITS = 5.0
+_CLEAR_FACTOR = 2.5
 _CJK_WEIGHT = 3  # a Han character says about as much as three letters
 
-_LETTERS = re.compile(r"[^\W\d_]")
-_LATIN = re.compile(r"[A-Za-z\u00aa\u00ba\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u024f\u1e00-\u1eff]")
-_CYRILLIC = re.compile(r"[\u0400-\u052f]")
-_KANA = re.compile(r"[\u3041-\u3096\u30a1-\u30fa\uff66-\uff6f\uff71-\uff9d]")
-_HAN = re.compile(r"[\u3005\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af]")
+_LETTERS = re.compile(r"[^\W\d_]+")
+_LATIN = re.compile(r"[A-Za-z\u00aa\u00ba\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u024f\u1e00-\u1eff]+")
+_CYRILLIC = re.compile(r"[\u0400-\u052f]+")
+_KANA = re.compile(r"[\u3041-\u3096\u30a1-\u30fa\uff66-\uff6f\uff71-\uff9d]+")
+_HAN = re.compile(r"[\u3005\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af]+")
 _WORD = re.compile(r"[^\W\d_]+")
 
 _ONE_LANGUAGE_SCRIPTS = (
-    ("ko", re.compile(r"[\u1100-\u11ff\u3131-\u318e\uac00-\ud7a3]")),
-    ("el", re.compile(r"[\u0386-\u03ff\u1f00-\u1fff]")),
-    ("he", re.compile(r"[\u05d0-\u05ea]")),
-    ("hy", re.compile(r"[\u0531-\u0587]")),
-    ("ka", re.compile(r"[\u10a0-\u10ff]")),
-    ("th", re.compile(r"[\u0e01-\u0e4e]")),
+    ("ko", re.compile(r"[\u1100-\u11ff\u3131-\u318e\uac00-\ud7a3]+")),
+    ("el", re.compile(r"[\u0386-\u03ff\u1f00-\u1fff]+")),
+    ("he", re.compile(r"[\u05d0-\u05ea]+")),
+    ("hy", re.compile(r"[\u0531-\u0587]+")),
+    ("ka", re.compile(r"[\u10a0-\u10ff]+")),
+    ("th", re.compile(r"[\u0e01-\u0e4e]+")),
 )
 # Characters in a form that only one of the two writes: Japanese without kana ("70歳男性", a table) is not Chinese.
 _JAPANESE_FORMS = frozenset(
@@ -84,7 +86,7 @@ def identify_chunk(text: str, inherited: str | None) -> str | None:
         return identify(text)
     sample = _sample(text)
     script = _script(sample)
-    if script is None or len(_LETTERS.findall(sample)) * (_CJK_WEIGHT if script == "cjk" else 1) < _CHUNK_MIN_LETTERS:
+    if script is None or _count(_LETTERS, sample) * (_CJK_WEIGHT if script == "cjk" else 1) < _CHUNK_MIN_LETTERS:
         return inherited
     if script == "latin":
         return _identify_latin_chunk(sample, inherited)
@@ -106,27 +108,33 @@ def _sample(text: str) -> str:
     return " ".join((text[:size], text[middle : middle + size], text[late : late + size]))
 
 
+def _count(letters: re.Pattern[str], sample: str) -> int:
+    return sum(map(len, letters.findall(sample)))
+
+
 def _script(sample: str) -> str | None:
     """Return "latin", "cyrillic", "cjk", a language code for a script of one language, or ``None``."""
-    latin = len(_LATIN.findall(sample))
+    letters = _count(_LETTERS, sample)
+    latin = letters if sample.isascii() else _count(_LATIN, sample)
     weights = {"latin": latin}
-    if len(sample) > latin and not sample.isascii():
-        weights["cyrillic"] = len(_CYRILLIC.findall(sample))
-        weights["cjk"] = _CJK_WEIGHT * (len(_HAN.findall(sample)) + len(_KANA.findall(sample)))
-        for language, letters in _ONE_LANGUAGE_SCRIPTS:
-            weights[language] = len(letters.findall(sample)) * (_CJK_WEIGHT if language == "ko" else 1)
+    if latin <= _CJK_WEIGHT * (letters - latin):
+        weights["cyrillic"] = _count(_CYRILLIC, sample)
+        weights["cjk"] = _CJK_WEIGHT * (_count(_HAN, sample) + _count(_KANA, sample))
+        for language, script in _ONE_LANGUAGE_SCRIPTS:
+            weights[language] = _count(script, sample) * (_CJK_WEIGHT if language == "ko" else 1)
     best = max(weights, key=lambda name: weights[name])
-    if weights[best] < _MIN_LETTERS or weights[best] * 2 < len(_LETTERS.findall(sample)):
-        return None
-    return best
+    return best if weights[best] >= _MIN_LETTERS and weights[best] * 2 >= letters else None
 
 
 def _identify_latin(sample: str) -> str | None:
+    hits = _function_word_hits(sample)
+    clear = _clear_winner(hits)
+    if clear is not None:
+        return _NORWEGIAN.get(clear, clear)
     scores = _latin_scores(sample)
-    if len(_LATIN.findall(sample)) < _LONG_LETTERS:
-        # Few trigrams: let each function word weigh as much as a factor e.
-        hits = _function_word_hits(sample)
-        scores = {language: score * math.exp(hits.get(language, 0)) for language, score in scores.items()}
+    if _count(_LATIN, sample) < _LONG_LETTERS:
+        # Few trigrams: let a function word that is this language's alone weigh as much as a factor e.
+        scores = {language: score * math.exp(hits.get(language, 0.0)) for language, score in scores.items()}
     total = sum(scores.values())
     best = max(scores, key=lambda language: scores[language])
     if total <= 0 or scores[best] / total < _SURE:
@@ -136,17 +144,43 @@ def _identify_latin(sample: str) -> str | None:
 
 def _identify_latin_chunk(sample: str, inherited: str) -> str:
     hits = _function_word_hits(sample)
-    best = max(hits, key=lambda language: hits[language])
-    own = hits.get("nb" if inherited == "no" else inherited, 0)
-    if hits[best] < _CHUNK_MIN_WORDS or hits[best] < 2 * own:
+    best = max(hits, key=lambda language: hits[language], default=None)
+    own = hits.get("nb" if inherited == "no" else inherited, 0.0)
+    if best is None or hits[best] < _CHUNK_MIN_HITS or hits[best] < 2 * own:
         return inherited
     found = _identify_latin(sample)
     return inherited if found is None else found
 
 
-def _function_word_hits(sample: str) -> dict[str, int]:
-    words = [word.lower() for word in _WORD.findall(sample)]
-    return {language: sum(word in known for word in words) for language, known in function_words().items()}
+def _clear_winner(hits: dict[str, float]) -> str | None:
+    """Return the language whose function words leave no doubt, so that the models need not be asked."""
+    best = max(hits, key=lambda language: hits[language], default=None)
+    if best is None or hits[best] < _CLEAR_HITS:
+        return None
+    others = max((value for language, value in hits.items() if language != best), default=0.0)
+    return best if hits[best] >= _CLEAR_FACTOR * others else None
+
+
+def _function_word_hits(sample: str) -> dict[str, float]:
+    """Return by language how many of its function words occur; a word of n languages counts 1/n for each."""
+    weights = _word_weights()
+    hits: dict[str, float] = {}
+    for word in _WORD.findall(sample.lower()):
+        found = weights.get(word)
+        if found is not None:
+            languages, weight = found
+            for language in languages:
+                hits[language] = hits.get(language, 0.0) + weight
+    return hits
+
+
+@cache
+def _word_weights() -> dict[str, tuple[tuple[str, ...], float]]:
+    owners: dict[str, list[str]] = {}
+    for language, words in function_words().items():
+        for word in words:
+            owners.setdefault(word, []).append(language)
+    return {word: (tuple(languages), 1.0 / len(languages)) for word, languages in owners.items()}
 
 
 def _identify_cyrillic(sample: str) -> str | None:
@@ -158,13 +192,13 @@ def _identify_cyrillic(sample: str) -> str | None:
     }
     best = max(confidences, key=lambda language: confidences[language])
     # Short Russian diagnoses look Bulgarian to trigrams; the neighbours must win clearly and on enough text.
-    if best != "ru" and (confidences[best] < _SURE or len(_CYRILLIC.findall(sample)) < _CHUNK_MIN_LETTERS):
+    if best != "ru" and (confidences[best] < _SURE or _count(_CYRILLIC, sample) < _CHUNK_MIN_LETTERS):
         return "ru" if not re.search("[іїєґІЇЄҐ]", sample) else None
     return best
 
 
 def _identify_cjk(sample: str) -> str | None:
-    kana, han = len(_KANA.findall(sample)), len(_HAN.findall(sample))
+    kana, han = _count(_KANA, sample), _count(_HAN, sample)
     if kana >= 2 and kana * 12 >= han:
         return "ja"
     japanese = sum(char in _JAPANESE_FORMS for char in sample)

@@ -17,6 +17,7 @@ from indexer.text.folding import fold_term
 from indexer.text.rules import SUPPORTED, load_rules
 
 _MAX_TITLE_CHARS = 60
+_BEGINNING_CHARS = 2  # a title is looked at closely only if a known one begins like it
 _MAX_UNKNOWN_CHARS = 50
 _MAX_UNKNOWN_CJK_CHARS = 16
 _MAX_UNKNOWN_WORDS = 6
@@ -40,6 +41,8 @@ _RUN_ON = re.compile(
     r"(?:(?<=[.。;；!！?？)\]」】])|(?<=[.。;；],)|(?<=\t)|(?<=\s\s)|(?<=,)(?=[A-ZА-ЯЁ]{2})|(?<=[\s，,、])(?=[\u3400-\u9fff]))"
     r"\s*(?P<title>[^\W\d_][^:：.。;；,，\n]{0,58}?)\s*[:：]"
 )
+_UPPER = re.compile(r"[A-ZÀ-ÖØ-ÞĂÎȘȚА-ЯЁ]+")
+_CASED = re.compile(r"[A-Za-zÀ-ÖØ-öø-ÿĂăÎîȘșȚțА-Яа-яЁё]+")
 _SOAP = re.compile(r"(?P<letter>[SOAPＳＯＡＰ])(?=[:：)）]|[\s\u3000]*\Z|\u3000)")
 _SOAP_KEYS = {"s": "subjective", "o": "objective", "a": "assessment", "p": "plan"}
 
@@ -67,19 +70,24 @@ class _Titles:
     headers: dict[str, str]
     labels: frozenset[str]
     qualifiers: tuple[str, ...]
+    beginnings: frozenset[str]
 
     def key_of(self, title: str) -> str | None:
         """Return the canonical key of a title as written, or ``None``."""
         folded = fold_term(title).strip(_EDGES)
         if folded in self.headers:
             return self.headers[folded]
+        if folded[:_BEGINNING_CHARS] not in self.beginnings or folded in self.labels:
+            return None
         bare = _TAIL_DATE.sub("", _TAIL_PAREN.sub("", folded)).strip(_EDGES)
         for form in (bare, self._without_qualifier(bare)):
             if form in self.headers:
                 return self.headers[form]
         parts = [part.strip(_EDGES) for part in _JOINERS.split(bare)]
+        if len(parts) < 2:
+            return None
         keys = [self.headers.get(part) or self.headers.get(self._without_qualifier(part)) for part in parts]
-        return keys[0] if len(keys) > 1 and all(keys) else None
+        return keys[0] if all(keys) else None
 
     def is_label(self, title: str) -> bool:
         return fold_term(title).strip(_EDGES) in self.labels
@@ -111,17 +119,14 @@ def split_sections(text: str, language: str | None) -> list[Section]:
 
 
 def _find_headers(text: str, titles: _Titles) -> list[_Header]:
-    shouted = _is_shouted(text)
     soap = _soap_lines(text)
     headers: list[_Header] = []
     for line in _LINE.finditer(text):
-        headers.extend(_line_headers(text, line, titles, soap, shouted))
+        headers.extend(_line_headers(text, line, titles, soap))
     return headers
 
 
-def _line_headers(
-    text: str, line: re.Match[str], titles: _Titles, soap: dict[int, str], shouted: bool
-) -> Iterator[_Header]:
+def _line_headers(text: str, line: re.Match[str], titles: _Titles, soap: dict[int, str]) -> Iterator[_Header]:
     prefix = _PREFIX.match(text, line.start(), line.end())
     at = prefix.end() if prefix else line.start()
     if at >= line.end():
@@ -136,7 +141,7 @@ def _line_headers(
     else:
         header = _title_at(text, line.start(), at, line.end(), titles, bullet)
         if header is None and not bullet:
-            header = _unknown_at(text, line.start(), at, line.end(), titles, shouted)
+            header = _unknown_at(text, line.start(), at, line.end(), titles)
     if header is not None:
         yield header
         run_on_from = header.content
@@ -171,7 +176,7 @@ def _title_at(text: str, line_start: int, at: int, end: int, titles: _Titles, bu
     return None
 
 
-def _unknown_at(text: str, line_start: int, at: int, end: int, titles: _Titles, shouted: bool) -> _Header | None:
+def _unknown_at(text: str, line_start: int, at: int, end: int, titles: _Titles) -> _Header | None:
     """Return the line as a header of unknown meaning, if it is shaped like one."""
     line = text[at:end].strip(_TITLE_EDGES)
     if not line or len(line) > _MAX_UNKNOWN_CHARS or not line[0].isalpha() or line[0].islower():
@@ -185,7 +190,7 @@ def _unknown_at(text: str, line_start: int, at: int, end: int, titles: _Titles, 
         limit = _MAX_UNKNOWN_CJK_CHARS if title[0] > "\u3000" else _MAX_UNKNOWN_CHARS
         return _Header(line_start, end, None, title) if len(title) <= limit else None
     capitals = sum(char.isupper() for char in title)
-    if shouted or not title.isupper() or capitals < _MIN_CAPITALS or any(char.isdigit() for char in title):
+    if not title.isupper() or capitals < _MIN_CAPITALS or any(char.isdigit() for char in title) or _is_shouted(text):
         return None
     return _Header(line_start, end, None, title)
 
@@ -214,9 +219,8 @@ def _meaningful(text: str, headers: list[_Header]) -> list[_Header]:
 def _is_shouted(text: str) -> bool:
     """Return whether capitals say nothing because most of the note is written in them."""
     sample = text[:2000]
-    upper = sum(char.isupper() for char in sample)
-    lower = sum(char.islower() for char in sample)
-    return upper > lower
+    upper = sum(map(len, _UPPER.findall(sample)))
+    return upper * 2 > sum(map(len, _CASED.findall(sample)))
 
 
 def _soap_lines(text: str) -> dict[int, str]:
@@ -242,4 +246,5 @@ def _titles(language: str | None) -> _Titles:
             headers.setdefault(title, key)
     labels = frozenset().union(*(rules.labels for rules in loaded))
     qualifiers = tuple(dict.fromkeys(words for rules in loaded for words in rules.qualifiers))
-    return _Titles(headers, labels - headers.keys(), qualifiers)
+    beginnings = frozenset(title[:_BEGINNING_CHARS] for title in (*headers, *qualifiers))
+    return _Titles(headers, labels - headers.keys(), qualifiers, beginnings)
