@@ -37,6 +37,7 @@ class ForbiddenError(AccessError):
 
 INTERNAL = Code(500, 1, "internal", "Internal error")
 INTERRUPTED_EXIT = 130
+_AS_WRITTEN = {"date_from": "from", "date_to": "to"}
 
 CODES: dict[type[errors.ClinragError], Code] = {
     errors.CollectionNotFoundError: Code(404, 2, "collection-not-found", "No such collection"),
@@ -71,8 +72,15 @@ def code_of(error: BaseException) -> Code:
     return INTERNAL
 
 
+def field_of(error: errors.ArgumentError) -> str:
+    """Return the field of an argument as callers write it."""
+    return _AS_WRITTEN.get(error.field, error.field)
+
+
 def message_of(error: BaseException) -> str:
     """Return what a user may read of an error. Foreign messages can hold note text, so only their type is said."""
+    if isinstance(error, errors.ArgumentError):
+        return f"{field_of(error)} {error.reason}"
     if isinstance(error, errors.ClinragError):
         return str(error)
     if code_of(error).status == 507:

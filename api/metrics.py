@@ -20,7 +20,7 @@ class Metrics:
     """The metrics of one application, in a registry of their own."""
 
     def __init__(self) -> None:
-        disable_created_metrics()  # a second series for every counter that nobody asks for
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for every counter that nobody asks for
         self._registry = CollectorRegistry()
         self._requests = Counter("clinrag_requests", "Requests", ["method", "route", "status"], registry=self._registry)
         self._seconds = Histogram(

@@ -11,8 +11,8 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
-from api.codes import INTERNAL, Code, code_of, message_of
-from api.schemas import FieldProblem, Problem
+from api.codes import INTERNAL, Code, code_of, field_of, message_of
+from api.schemas import OWN_ERRORS, FieldProblem, Problem
 from indexer.errors import ArgumentError, ClinragError
 
 _PLAIN = re.compile(r"[A-Za-z0-9_]{1,40}\Z")
@@ -68,7 +68,7 @@ def _ours(request: Request, error: Exception) -> Response:
         raise error  # the outermost layer logs where it came from, and answers
     fields = None
     if isinstance(error, ArgumentError):
-        fields = [FieldProblem(field=error.field, reason=error.reason)]
+        fields = [FieldProblem(field=field_of(error), reason=error.reason)]
     return problem(code, message_of(error), _request_id(request), fields)
 
 
@@ -99,6 +99,8 @@ def _place(found: Mapping[str, Any]) -> str:
 def _reason(found: dict[str, Any]) -> str:
     """Return what is wrong. Types are named and values are not: pydantic's own message can repeat the input."""
     kind = str(found["type"])
+    if kind in OWN_ERRORS:
+        return str(found["msg"])
     context = found.get("ctx", {})
     known = {
         "missing": "is missing",

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, model_validator
+from pydantic_core import PydanticCustomError
 
 from indexer.records import Scope
 
@@ -14,6 +15,28 @@ MAX_K = 100
 MAX_PAGE = 1_000
 
 ScalarValue = str | int | float | bool | None
+
+OWN_ERRORS = ("lone_surrogate", "not_scalar")
+"""The kinds of error whose message is ours, and holds nothing of the input."""
+
+
+def _characters(text: str) -> str:
+    if any(0xD800 <= ord(char) <= 0xDFFF for char in text):
+        raise PydanticCustomError("lone_surrogate", "holds half of a surrogate pair")
+    return text
+
+
+def _scalars(metadata: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    if any(isinstance(value, list | dict) for value in metadata.values()):
+        raise PydanticCustomError("not_scalar", "holds a list or an object; give texts, numbers, true, false, null")
+    for text in (*metadata, *metadata.values()):
+        if isinstance(text, str):
+            _characters(text)
+    return metadata
+
+
+Text = Annotated[str, AfterValidator(_characters)]
+Metadata = Annotated[dict[str, JsonValue], AfterValidator(_scalars)]
 
 
 class Wire(BaseModel):
@@ -35,18 +58,18 @@ class Result(BaseModel):
 class ScopeModel(Wire):
     """Which notes a query may see; ``null`` and the empty list leave an attribute free."""
 
-    patient_id: str | None = None
-    encounter_id: str | None = None
-    language: list[str] = Field(default=[], description="ISO 639-1 codes of the passage")
-    note_type: list[str] = []
-    section: list[str] = Field(default=[], description="canonical section keys")
-    source: list[str] = []
-    date_from: str | None = Field(
+    patient_id: Text | None = None
+    encounter_id: Text | None = None
+    language: list[Text] = Field(default=[], description="ISO 639-1 codes of the passage")
+    note_type: list[Text] = []
+    section: list[Text] = Field(default=[], description="canonical section keys")
+    source: list[Text] = []
+    date_from: Text | None = Field(
         default=None, alias="from", description="first authored date, inclusive, any precision"
     )
-    date_to: str | None = Field(default=None, alias="to", description="last authored date, inclusive, any precision")
-    as_of: str | None = Field(default=None, description="show what was stored at this time")
-    metadata: dict[str, ScalarValue] = {}
+    date_to: Text | None = Field(default=None, alias="to", description="last authored date, inclusive, any precision")
+    as_of: Text | None = Field(default=None, description="show what was stored at this time")
+    metadata: Metadata = {}
 
     @model_validator(mode="before")
     @classmethod
@@ -76,7 +99,7 @@ class ScopeModel(Wire):
             date_from=self.date_from,
             date_to=self.date_to,
             as_of=self.as_of,
-            metadata=dict(self.metadata),
+            metadata={key: value for key, value in self.metadata.items() if not isinstance(value, list | dict)},
         )
 
 
@@ -88,8 +111,8 @@ LanguagePolicy = Literal["balanced", "any", "same"]
 class SearchBody(Wire):
     """POST /v1/search."""
 
-    query: str
-    collection: str
+    query: Text
+    collection: Text
     k: K = 10
     mode: Mode = "hybrid"
     language_policy: LanguagePolicy = "balanced"
@@ -99,12 +122,12 @@ class SearchBody(Wire):
 class AnswerBody(Wire):
     """POST /v1/answer."""
 
-    question: str
-    collection: str
+    question: Text
+    collection: Text
     k: K = 10
     language_policy: LanguagePolicy = "balanced"
     scope: ScopeModel = ScopeModel()
-    generator: str | None = Field(default=None, description="one of those that the server allows")
+    generator: Text | None = Field(default=None, description="one of those that the server allows")
 
 
 class CoverageModel(Result):
@@ -191,8 +214,8 @@ class AnswerResponse(Result):
 class CollectionBody(Wire):
     """POST /v1/collections."""
 
-    name: str
-    encoder: str | None = Field(default=None, description="a catalog name; absent: the server's default")
+    name: Text
+    encoder: Text | None = Field(default=None, description="a catalog name; absent: the server's default")
 
 
 class CollectionModel(Result):

@@ -20,7 +20,7 @@ def run(settings: Settings) -> None:
         ArgumentError: the address cannot be listened on, or needs keys that are not there.
     """
     app = create_app(settings)
-    listening = _listen(settings.host, settings.port)
+    listening = listen(settings.host, settings.port)
     set_up(settings.log_level)
     config = uvicorn.Config(
         app,
@@ -37,7 +37,12 @@ def run(settings: Settings) -> None:
     uvicorn.Server(config).run(sockets=[listening])
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
+    """Return a listening socket.
+
+    Raises:
+        ArgumentError: the address is taken, or is none of this machine.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family, backlog=512)

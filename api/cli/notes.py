@@ -8,7 +8,7 @@ import sys
 import click
 
 from api.cli.context import CliContext, pass_context
-from api.cli.options import collection_option, json_option
+from api.cli.options import WORDS, collection_option, json_option
 
 
 @click.group()
@@ -17,7 +17,7 @@ def notes() -> None:
 
 
 @notes.command()
-@click.argument("note_id", metavar="ID")
+@click.argument("note_id", metavar="ID", type=WORDS)
 @collection_option
 @click.option("--version", type=click.IntRange(1), help="An older version; absent: the current one.")
 @json_option
@@ -42,7 +42,7 @@ def show(context: CliContext, note_id: str, collection: str, version: int | None
 
 
 @notes.command()
-@click.argument("note_ids", metavar="ID...", nargs=-1, required=True)
+@click.argument("note_ids", metavar="ID...", nargs=-1, required=True, type=WORDS)
 @collection_option
 @json_option
 @pass_context

@@ -13,6 +13,24 @@ from indexer.records import Scalar, Scope
 Command = TypeVar("Command", bound=Callable[..., object])
 
 
+class Words(click.ParamType[str]):
+    """A text that is not a path: bytes of the command line that are no UTF-8 are refused, they can match nothing."""
+
+    name = "text"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the text."""
+        text = str(value)
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            self.fail("is not UTF-8", param, ctx)
+        return text
+
+
+WORDS = Words()
+
+
 class MetaPair(click.ParamType[tuple[str, Scalar]]):
     """``KEY=TEXT``, or ``KEY:=JSON`` for a number, true, false or null: 5 and "5" are two values."""
 
@@ -22,7 +40,7 @@ class MetaPair(click.ParamType[tuple[str, Scalar]]):
         """Return the two sides."""
         if isinstance(value, tuple):
             return value
-        key, equals, given = str(value).partition("=")
+        key, equals, given = WORDS.convert(value, param, ctx).partition("=")
         as_json = key.endswith(":")
         key = key.removesuffix(":")
         if not equals or not key:
@@ -60,7 +78,8 @@ class ColumnMap(click.ParamType[dict[str, str]]):
 
 def collection_option(command: Command) -> Command:
     """Add ``--collection``."""
-    return click.option("-c", "--collection", required=True, metavar="NAME", help="The collection.")(command)
+    option = click.option("-c", "--collection", required=True, type=WORDS, metavar="NAME", help="The collection.")
+    return option(command)
 
 
 def json_option(command: Command) -> Command:
@@ -69,15 +88,15 @@ def json_option(command: Command) -> Command:
 
 
 _SCOPE = (
-    click.option("--patient", metavar="ID", help="Only notes of this patient."),
-    click.option("--encounter", metavar="ID", help="Only notes of this encounter."),
-    click.option("--language", multiple=True, metavar="xx", help="Only passages in this language; repeatable."),
-    click.option("--type", "note_type", multiple=True, metavar="T", help="Only notes of this type; repeatable."),
-    click.option("--section", multiple=True, metavar="S", help="Only passages of this section; repeatable."),
-    click.option("--source", multiple=True, metavar="S", help="Only notes from this source; repeatable."),
-    click.option("--from", "date_from", metavar="DATE", help="Only notes authored on or after this date."),
-    click.option("--to", "date_to", metavar="DATE", help="Only notes authored on or before this date."),
-    click.option("--as-of", metavar="TIME", help="The collection as it was known at this time."),
+    click.option("--patient", type=WORDS, metavar="ID", help="Only notes of this patient."),
+    click.option("--encounter", type=WORDS, metavar="ID", help="Only notes of this encounter."),
+    click.option("--language", type=WORDS, multiple=True, metavar="xx", help="Only passages in it; repeatable."),
+    click.option("--type", "note_type", type=WORDS, multiple=True, metavar="T", help="Only notes of it; repeatable."),
+    click.option("--section", type=WORDS, multiple=True, metavar="S", help="Only passages of it; repeatable."),
+    click.option("--source", type=WORDS, multiple=True, metavar="S", help="Only notes from it; repeatable."),
+    click.option("--from", "date_from", type=WORDS, metavar="DATE", help="Only notes authored on or after this date."),
+    click.option("--to", "date_to", type=WORDS, metavar="DATE", help="Only notes authored on or before this date."),
+    click.option("--as-of", type=WORDS, metavar="TIME", help="The collection as it was known at this time."),
     click.option(
         "--meta",
         multiple=True,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from api.cli.context import CliContext, pass_context
-from api.cli.options import collection_option, json_option, scope_of, scope_options
+from api.cli.options import WORDS, collection_option, json_option, scope_of, scope_options
 
 if TYPE_CHECKING:
     from rag.search import LanguagePolicy, Mode
@@ -23,7 +23,7 @@ _POLICY = click.option(
 
 
 @click.command()
-@click.argument("query")
+@click.argument("query", type=WORDS)
 @collection_option
 @_K
 @scope_options
@@ -47,7 +47,7 @@ def search(
     """Find passages, whatever language they are in."""
     from api.service import Question
 
-    question = Question(_argument(query), collection, scope_of(scope), k, mode, language_policy)
+    question = Question(query, collection, scope_of(scope), k, mode, language_policy)
     result = context.service.search(question)
     if as_json:
         click.echo(result.json_text())
@@ -58,7 +58,7 @@ def search(
 
 
 @click.command()
-@click.argument("question")
+@click.argument("question", type=WORDS)
 @collection_option
 @_K
 @scope_options
@@ -80,7 +80,7 @@ def ask(
     """Answer a question with sentences that each point to a note."""
     from api.service import Question
 
-    asked = Question(_argument(question), collection, scope_of(scope), k, "hybrid", language_policy)
+    asked = Question(question, collection, scope_of(scope), k, "hybrid", language_policy)
     result = context.service.ask(asked, generator)
     if as_json:
         click.echo(result.json_text())
@@ -88,8 +88,3 @@ def ask(
     from api.cli.output import print_answer
 
     print_answer(result)
-
-
-def _argument(text: str) -> str:
-    """Return the text of an argument; bytes that are no UTF-8 are marked, as they can match nothing."""
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
