@@ -10,6 +10,7 @@ from pathlib import Path
 from indexer.collection import DELETE_TIMEOUT_S, LOCK, TRUTH, Collection
 from indexer.errors import ArgumentError, CollectionExistsError, CollectionNotFoundError
 from indexer.records import EncoderSpec
+from indexer.store.failpoints import failpoint
 from indexer.store.lock import exclusive
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
@@ -41,7 +42,9 @@ class Library:
         private_folder(fresh)
         try:
             Collection.create(fresh, encoder_name, spec)
+            failpoint("create.filled")
             fresh.rename(target)
+            failpoint("create.renamed")
         except OSError as exc:
             shutil.rmtree(fresh, ignore_errors=True)
             if target.exists():
@@ -79,6 +82,7 @@ class Library:
         with exclusive(target / LOCK, f"collection {name!r}", DELETE_TIMEOUT_S):
             gone = self._folder / f"{_GONE}{uuid.uuid4().hex}"
             target.rename(gone)
+            failpoint("drop.renamed")
         for leftover in self._folder.glob(f"{_GONE}*"):
             shutil.rmtree(leftover, ignore_errors=True)
 

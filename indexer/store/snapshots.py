@@ -27,6 +27,7 @@ from sqlalchemy import Connection
 
 from indexer.errors import DamagedError
 from indexer.store import truth
+from indexer.store.failpoints import failpoint
 
 T = TypeVar("T")
 
@@ -199,14 +200,18 @@ class Snapshots:
         target = self.folder / f"{origin.seq:012d}"
         try:
             entries = {name: _write(aside / name, write) for name, write in files.items()}
+            failpoint("publish.files")
             body = json.dumps({"format": FORMAT, "origin": asdict(origin), "files": entries}, sort_keys=True)
             text = f"{body}\n{hashlib.sha256(body.encode()).hexdigest()}\n"
             _write(aside / MANIFEST, lambda stream: stream.write(text.encode()))
             _sync_folder(aside)
+            failpoint("publish.synced")
             if target.exists():
                 # Of the same change number, so of the same content: only a rebuild comes here.
                 target.rename(self.folder / f"{_ASIDE}{uuid.uuid4().hex}")
+                failpoint("publish.aside")
             aside.rename(target)
+            failpoint("publish.renamed")
             _sync_folder(self.folder)
         except BaseException:
             shutil.rmtree(aside, ignore_errors=True)
@@ -214,6 +219,7 @@ class Snapshots:
         for path in self.paths():
             if path != target:
                 shutil.rmtree(path, ignore_errors=True)
+        failpoint("publish.swept")
         self.sweep()
         return target
 
@@ -237,6 +243,7 @@ def _write(path: Path, write: Callable[[IO[bytes]], Any]) -> dict[str, Any]:
     descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
     with os.fdopen(descriptor, "w+b") as stream:
         write(stream)
+        failpoint("publish.writing")
         stream.flush()
         os.fsync(stream.fileno())
     return {"bytes": path.stat().st_size, "sha256": _sha256(path)}

@@ -21,6 +21,7 @@ from sqlalchemy.exc import DatabaseError
 
 from indexer.errors import CollectionNotFoundError, DamagedError, StorageFullError, WriterBusyError
 from indexer.records import Scalar
+from indexer.store.failpoints import failpoint
 
 PAGE_BYTES = 8192
 BUSY_TIMEOUT_MS = 5000
@@ -94,7 +95,10 @@ def write_transaction(engine: Engine) -> Iterator[Connection]:
     with mapped_errors(), engine.connect() as connection:
         writing = connection.execution_options(**{_WRITE: True})
         with writing.begin():
+            failpoint("transaction.begun")
             yield writing
+            failpoint("transaction.written")
+        failpoint("transaction.committed")
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from sqlalchemy import Connection, Engine, Table, and_, delete, exists, select, 
 from indexer.errors import ClinragError
 from indexer.store import schema as t
 from indexer.store import truth
+from indexer.store.failpoints import failpoint
 from indexer.store.sqlite import last_ids, write_transaction
 from indexer.store.stored import Committed, Deleted, Prepared, Refusal
 from indexer.times import now_us, period
@@ -86,6 +87,7 @@ class Writer:
             known = {note_id: row for note_id, row in _known(connection, wanted).items() if not row.deleted}
             if known:
                 _drop_versions(connection, [row.note for row in known.values()])
+                failpoint("delete.dropped")
                 log = _Log(connection)
                 for note_id, row in known.items():
                     values = {"id": row.note, "note_id": note_id, "current": row.current, "deleted": 1}
@@ -159,8 +161,11 @@ class _Batch:
                 chunk_rows.append(truth.sealed(truth.CHUNK_FIELDS, values))
             log.add(truth.STORE, note, version, prepared.note.stored_at)
         _insert(self._connection, t.notes, new_notes)
+        failpoint("store.notes")
         _insert(self._connection, t.versions, version_rows)
+        failpoint("store.versions")
         _insert(self._connection, t.chunks, chunk_rows)
+        failpoint("store.chunks")
         return log.write()
 
     def _next(self, table: str) -> int:
