@@ -25,9 +25,11 @@ class LexicalIndex(Protocol):
     Statistics (how many chunks, their mean length, how many hold a term) are those of ``population``: the chunks that
     a reader could see at all, so that a deleted or later chunk shapes no score. Results are ordered by score
     descending, then id ascending, and hold only ids that contain a query term. Ids of ``allowed`` and ``population``
-    that are unknown or removed are passed over. Scores are float32. Weights are positive. Searching is safe from many
-    threads at once, also while one thread adds or removes: a search sees the index as it was at one moment. Adding and
-    removing happen under the collection's writer (one thread at a time) and are visible to the next search.
+    that are unknown or removed are passed over; what is found for an array may be kept for the next search with the
+    same one, so arrays that were passed must not be changed. Scores are float32. Weights are positive. Searching is
+    safe from many threads at once, also while one thread adds or removes: a search sees the index as it was at one
+    moment. Adding and removing happen under the collection's writer (one thread at a time) and are visible to the next
+    search.
     """
 
     def __len__(self) -> int:

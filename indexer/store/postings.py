@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexer.errors import DamagedError
+from indexer.store.impacts import Impacts, direct
 from indexer.store.lexical import K1, B, Ids, Scores, checked_ids, checked_terms, idf
 from indexer.store.row_matrix import Positions, with_room
 from indexer.store.vectors import best, positions
@@ -71,8 +72,10 @@ class _State:
 
 @dataclass(frozen=True, slots=True)
 class _Term:
-    """A query term: where it occurs, how often, and what one occurrence is worth."""
+    """A query term: where it occurs (first ``n_base`` in the base), how often, and what one occurrence is worth."""
 
+    term_id: int
+    n_base: int
     chunks: NDArray[np.int32]
     tfs: NDArray[np.uint16]
     worth: float
@@ -91,6 +94,9 @@ class PostingsIndex:
         self._term_ids: dict[str, int] = {}
         self._base = _Base(np.zeros(1, np.int64), np.empty(0, np.int32), np.empty(0, np.uint16))
         self._fresh: dict[int, tuple[array[int], array[int]]] = {}
+        self._impacts = Impacts(np.empty(0, np.int32))
+        self._n_base = 0
+        self._last_counted: tuple[_State, Ids | None, tuple[NDArray[np.bool_] | None, int, float]] | None = None
         self._id_buffer: Ids = np.empty(0, np.int64)
         self._length_buffer: NDArray[np.int32] = np.empty(0, np.int32)
         self._state = _State(self._id_buffer, self._length_buffer, np.empty(0, np.bool_), np.empty(0, np.intp), 0)
@@ -107,7 +113,7 @@ class PostingsIndex:
                 return
             state = self._state
             n = len(state.ids)
-            for position, document in enumerate(documents, start=n):
+            for position, document in enumerate([Counter(document) for document in documents], start=n):
                 self._post(position, document)
             lengths = np.fromiter((len(document) for document in documents), np.int32, len(documents))
             # What lies behind the end of the published arrays belongs to the writer: readers hold shorter views.
@@ -146,21 +152,32 @@ class PostingsIndex:
         """Return the k best ids and scores."""
         checked_terms(terms, k)
         state = self._state
-        seen, n_seen, mean_length = _population(state, population)
+        impacts = self._impacts
+        seen, n_seen, mean_length = self._statistics(state, population)
         query = [
             term for term in (self._term(state, name, weight, seen, n_seen) for name, weight in terms.items()) if term
         ]
         scope = None if allowed is None else state.living(positions(state.ids, allowed))
+        if scope is not None and len(scope) == state.n_alive:
+            scope = None
         if not query or (scope is not None and not len(scope)):
             return np.empty(0, np.int64), np.empty(0, np.float32)
-        fixed, by_length = (K1 * (1 - B), K1 * B / mean_length) if mean_length else (K1, 0.0)
         n_postings = sum(len(term.chunks) for term in query)
         if scope is not None and 8 * len(scope) * len(query) < n_postings:
             at = scope
         else:
-            at = _promising(state, query, k, (np.float32(fixed), np.float32(by_length)), scope)
+            at = _promising(state, query, k, scope, mean_length, impacts)
         scores, holds = _exact_scores(state, query, at, mean_length)
         return best(state.ids[at[holds]], scores[holds], k)
+
+    def _statistics(self, state: _State, population: Ids | None) -> tuple[NDArray[np.bool_] | None, int, float]:
+        """Return ``_counted``, kept for the next search: many are asked of one population."""
+        known = self._last_counted
+        if known is not None and known[0] is state and known[1] is population:
+            return known[2]
+        counted = _counted(state, population)
+        self._last_counted = (state, population, counted)
+        return counted
 
     def terms(self) -> list[str]:
         """Return every term that some indexed chunk holds, sorted."""
@@ -171,10 +188,10 @@ class PostingsIndex:
             if len(self._postings(term_id, len(state.ids))[0]) > self._dead_holding(state, term_id)
         )
 
-    def _post(self, position: int, document: Sequence[str]) -> None:
+    def _post(self, position: int, document: Counter[str]) -> None:
         """Write one chunk into the fresh postings. Readers do not look beyond the positions of their state."""
         with self._fresh_lock:
-            for name, tf in Counter(document).items():
+            for name, tf in document.items():
                 term_id = self._term_ids.get(name)
                 if term_id is None:
                     term_id = len(self._terms)
@@ -218,7 +235,8 @@ class PostingsIndex:
             n_holding = len(chunks) - self._dead_holding(state, term_id, chunks)
         else:
             n_holding = int(np.count_nonzero(seen[chunks]))
-        return _Term(chunks, tfs, weight * idf(n_seen, n_holding) * (K1 + 1))
+        n_base = int(np.searchsorted(chunks, self._n_base))
+        return _Term(term_id, n_base, chunks, tfs, weight * idf(n_seen, n_holding) * (K1 + 1))
 
     def _dead_holding(self, state: _State, term_id: int, chunks: NDArray[np.int32] | None = None) -> int:
         """Return how many removed chunks hold a term."""
@@ -278,6 +296,8 @@ class PostingsIndex:
         )
         ids = index._id_buffer = np.asarray(arrays["ids"], np.int64)
         lengths = index._length_buffer = np.asarray(arrays["lengths"], np.int32)
+        index._impacts = Impacts(lengths)
+        index._n_base = len(lengths)
         n_postings = int(base.starts[-1])
         fits = len(base.starts) == len(index._terms) + 1 == len(cuts) and len(ids) == len(lengths)
         if not fits or not len(base.chunks) == len(base.tfs) == n_postings:
@@ -287,14 +307,14 @@ class PostingsIndex:
         return index
 
 
-def _population(state: _State, population: Ids | None) -> tuple[NDArray[np.bool_] | None, int, float]:
+def _counted(state: _State, population: Ids | None) -> tuple[NDArray[np.bool_] | None, int, float]:
     """Return which positions statistics are taken over (``None``: all living), how many, and their mean length."""
     if population is None:
         n = state.n_alive
         return None, n, state.living_length / n if n else 0.0
     at = state.living(positions(state.ids, population))
     if len(at) == state.n_alive:
-        return _population(state, None)
+        return _counted(state, None)
     seen = np.zeros(len(state.ids), np.bool_)
     seen[at] = True
     return seen, len(at), int(state.lengths[at].sum(dtype=np.int64)) / len(at) if len(at) else 0.0
@@ -326,39 +346,37 @@ def _exact_scores(
 
 
 def _promising(
-    state: _State,
-    query: Sequence[_Term],
-    k: int,
-    damping: tuple[np.float32, np.float32],
-    scope: Positions | None,
+    state: _State, query: Sequence[_Term], k: int, scope: Positions | None, mean_length: float, impacts: Impacts
 ) -> Positions:
     """Return the positions in scope that can be among the k best: all of those, and few others."""
     n = len(state.ids)
     totals = np.zeros(-(-n // _WIDE) * _WIDE, np.float32)
-    outside = np.ones(n, np.bool_) if scope is not None else None
-    if outside is not None:
+    outside = None
+    if scope is not None:
+        outside = np.ones(n, np.bool_)
         outside[scope] = False
+    off = impacts.off_by(mean_length)
+    # Totals may be off by the factor in both directions, and by a little more in single precision.
+    slack = 0.9999 / (off or 1.0)
     by_worth = sorted(query, key=lambda term: (-term.worth, len(term.chunks)))
     left = float(sum(term.worth for term in by_worth))
     bound = 0.0
     for done, term in enumerate(by_worth):
         if done and len(term.chunks) > _COSTLY:
-            bound = _kth_at_least(totals, k, outside, state.dead)
-            if left < bound * 0.9999:
+            bound = _kth_at_least(totals, k, outside, state.dead) * slack
+            if left < bound:
                 break
-        tfs = term.tfs.astype(np.float32)
-        lengths = state.lengths[term.chunks] * damping[1]
-        lengths += tfs + damping[0]
-        tfs *= np.float32(term.worth)
-        tfs /= lengths
-        totals[term.chunks] += tfs
+        n_kept = term.n_base if off is not None else 0
+        if n_kept:
+            impacts.add_to(totals, term.term_id, term.chunks[:n_kept], term.tfs[:n_kept], term.worth)
+        chunks, tfs = term.chunks[n_kept:], term.tfs[n_kept:]
+        if len(chunks):
+            totals[chunks] += direct(state.lengths, chunks, tfs, term.worth, mean_length)
         left -= term.worth
     else:
         left = 0.0
-        bound = _kth_at_least(totals, k, outside, state.dead)
-    # Single precision may be off by a little: nothing that close to the bound is left out.
-    least = max((bound - left) * 0.9999, 1e-30)
-    return np.flatnonzero(totals[:n] >= least)
+        bound = _kth_at_least(totals, k, outside, state.dead) * slack
+    return np.flatnonzero(totals[:n] >= max((bound - left) * slack, 1e-30))
 
 
 def _kth_at_least(totals: Scores, k: int, outside: NDArray[np.bool_] | None, dead: Positions) -> float:

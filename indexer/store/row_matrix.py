@@ -53,10 +53,14 @@ class RowState:
 
     def located(self, ids: Ids) -> Positions:
         """Return the position of each id, in the order asked. Raises ``KeyError`` for an id that is not there."""
-        at = self.wanted(np.asarray(ids, np.int64))
-        if len(at) != len(ids):
-            known = set(self.ids[at].tolist())
-            raise KeyError(next(int(wanted) for wanted in ids if int(wanted) not in known))
+        asked = np.asarray(ids, np.int64)
+        order = np.argsort(asked, kind="stable")
+        found = self.wanted(asked[order])
+        if len(found) != len(asked):
+            known = set(self.ids[found].tolist())
+            raise KeyError(next(wanted for wanted in asked.tolist() if wanted not in known))
+        at = np.empty_like(found)
+        at[order] = found
         return at
 
     def rows_at(self, at: Positions) -> Rows:

@@ -135,13 +135,13 @@ def checked_rows(ids: Ids, vectors: Rows, dim: int, last_id: int) -> tuple[Ids, 
 
 
 def positions(ids: Ids, wanted: Ids) -> NDArray[np.intp]:
-    """Return where each wanted id lies in the ascending ``ids``; ids that are not there are left out."""
-    if not len(ids):
+    """Return where each wanted id lies in the ascending ``ids``; both sorted. Ids that are not there are left out."""
+    if not len(ids) or not len(wanted):
         return np.empty(0, dtype=np.intp)
     if ids[-1] - ids[0] == len(ids) - 1:  # Without gaps, as row numbers mostly are: no search is needed.
-        offsets = wanted - ids[0]
-        inside = (offsets >= 0) & (offsets < len(ids))
-        return np.asarray(offsets if inside.all() else offsets[inside], dtype=np.intp)
+        if wanted[0] < ids[0] or wanted[-1] > ids[-1]:
+            wanted = wanted[np.searchsorted(wanted, ids[0]) : np.searchsorted(wanted, ids[-1], side="right")]
+        return np.asarray(wanted - ids[0] if ids[0] else wanted, dtype=np.intp)
     found = np.minimum(np.searchsorted(ids, wanted), len(ids) - 1)
     return np.asarray(found[ids[found] == wanted], dtype=np.intp)
 
