@@ -33,10 +33,12 @@ def b64(data: bytes) -> str:
 
 def pdf(*pages: str) -> bytes:
     """Return a PDF with one line of text a page, in any script of the basic plane (a ToUnicode map tells which)."""
+    codes = sorted({char.encode("utf-16-be").hex().encode() for char in "".join(pages)})
     cmap = (
         b"/CIDInit /ProcSet findresource begin 12 dict begin begincmap /CMapName /X def "
         b"1 begincodespacerange <0000> <FFFF> endcodespacerange "
-        b"1 beginbfrange <0000> <FFFF> <0000> endbfrange endcmap end end"
+        b"%d beginbfchar %s endbfchar endcmap end end"
+        % (len(codes), b" ".join(b"<%s> <%s>" % (code, code) for code in codes))
     )
     kids = " ".join(f"{6 + 2 * n} 0 R" for n in range(len(pages)))
     objects = [

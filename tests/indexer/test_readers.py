@@ -6,7 +6,7 @@ import os
 import tracemalloc
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from indexer.errors import ArgumentError, SourceError
@@ -125,6 +125,7 @@ def test_language_tags_become_iso_639_1(tag, code):
 # --- JSON lines -----------------------------------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(texts=st.lists(storable, min_size=1, max_size=5), ascii_only=st.booleans(), end=st.sampled_from(["\n", "\r\n"]))
 def test_json_lines_give_back_every_text_exactly(tmp_path_factory, texts, ascii_only, end):
     path = tmp_path_factory.mktemp("jsonl") / "n.jsonl"
@@ -217,6 +218,7 @@ def test_a_folder_of_texts_is_read_in_order_with_relative_paths_as_ids(tmp_path)
     assert [note.note_id for note in read(tmp_path / "a" / "2.txt")[0]] == ["2.txt"]
 
 
+@settings(deadline=None)
 @given(text=storable)
 def test_plain_text_keeps_every_character(tmp_path_factory, text):
     path = tmp_path_factory.mktemp("text") / "n.txt"

@@ -3,7 +3,7 @@
 import logging
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from indexer.readers.markup import html_text
@@ -87,6 +87,7 @@ def test_html_becomes_lines(source, text):
     assert html_text(source) == text
 
 
+@settings(deadline=None)
 @given(
     st.lists(
         st.sampled_from(["<p>", "</p>", "<td>", "<tr>", "<li>", "<pre>", "</table>", "<script>", "a", " ", "<br>"])

@@ -5,7 +5,7 @@ import tracemalloc
 
 import hl7
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from indexer.readers import read_sources
@@ -171,6 +171,7 @@ def escaped(text: str) -> str:
     return text.replace("\0", "\\")
 
 
+@settings(deadline=None)
 @given(
     text=st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0\x0b\x1c"), min_size=1).filter(
         str.strip
@@ -307,6 +308,7 @@ def test_a_report_that_does_not_do_is_named(read_hl7, segments, field):
     assert (notes, [error.field for error in errors]) == ([], [field])
 
 
+@settings(deadline=None)
 @given(st.lists(st.text(st.sampled_from("ab^~&")), min_size=1, max_size=8))
 def test_fields_are_cut_as_the_hl7_package_cuts_them(fields):
     data = message("MDM^T02", "ZZ1|" + "|".join(fields) + "|end")

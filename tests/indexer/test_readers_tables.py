@@ -10,7 +10,7 @@ from decimal import Decimal
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from indexer.readers import read_sources
@@ -35,6 +35,7 @@ def table(*rows: list[str], delimiter: str = ",") -> bytes:
 # --- CSV and TSV ----------------------------------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(texts=st.lists(cells, min_size=1, max_size=4), delimiter=st.sampled_from([",", "\t", ";", "|"]))
 def test_a_table_gives_back_every_text_exactly(tmp_path_factory, texts, delimiter):
     path = tmp_path_factory.mktemp("csv") / "n.csv"
