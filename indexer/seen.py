@@ -16,8 +16,9 @@ class SeenNotes:
     Ids are told apart by 128 bits, contents by 64.
     """
 
-    def __init__(self) -> None:
-        """Start empty."""
+    def __init__(self, recent: int = _RECENT) -> None:
+        """Start empty; ``recent`` is how many a dict holds."""
+        self._limit = recent
         self._recent: dict[bytes, int] = {}
         self._older: list[tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.uint64]]] = []
 
@@ -31,7 +32,7 @@ class SeenNotes:
         if before is not None:
             return before == content
         self._recent[key] = content
-        if len(self._recent) >= _RECENT:
+        if len(self._recent) >= self._limit:
             self._settle()
         return None
 
