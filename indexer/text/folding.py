@@ -15,7 +15,7 @@ def fold_term(term: str) -> str:
     """
     if term.isascii():
         return " ".join(term.lower().split())
-    return " ".join(term.translate(_TABLE).split())
+    return unicodedata.normalize("NFC", " ".join(term.translate(_TABLE).split()))
 
 
 class _FoldTable(dict[int, str]):

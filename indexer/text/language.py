@@ -24,7 +24,10 @@ _LONG_LETTERS = 120  # from here on lingua is trusted alone: it reads trigrams o
 _SURE = 0.8
 _CHUNK_MIN_LETTERS = 60
 _CHUNK_MIN_HITS = 3.0
-_CLEAR_HITS = 5.0
+_FULL_WORD = 4
+_WORD_FACTOR = 1.5
+_RARE = 0.1
+_CLEAR_HITS = 4.0
 _CLEAR_FACTOR = 2.5
 _CJK_WEIGHT = 3  # a Han character says about as much as three letters
 
@@ -48,6 +51,8 @@ _JAPANESE_FORMS = frozenset(
     "歳検薬発圧図対応経広拡験険関続帰覚観読実売総鉄縁継緑録遅転軽痩頚児様毎剤脳臓髄齢摂塩浄済焼帯効労悪変気歯徳単従両処満黒県"
 )
 _CHINESE_FORMS = frozenset("们这说时为个对发现经检药应压图实气头颈岁脏肿诊疗见侧给术复无热结双边质节间")
+_UKRAINIAN_LETTERS = re.compile(r"[іїєґІЇЄҐ]")
+_BULGARIAN_LETTERS = re.compile(r"[ъЪ]")
 _RUSSIAN_LETTERS = re.compile(r"[ыэёЫЭЁ]")
 
 # Languages that share the Latin script with the supported ones: known, so that they are not taken for one of them.
@@ -131,10 +136,20 @@ def _identify_latin(sample: str) -> str | None:
     clear = _clear_winner(hits)
     if clear is not None:
         return _NORWEGIAN.get(clear, clear)
+    if (
+        max(hits.values(), default=0.0) < 1
+        and sum(len(word) for word in _WORD.findall(sample) if len(word) >= _FULL_WORD) < _MIN_LETTERS
+    ):
+        return None  # "WBC 12.3 Hgb 9.8 Plt 230": letters, but no words
     scores = _latin_scores(sample)
     if _count(_LATIN, sample) < _LONG_LETTERS:
-        # Few trigrams: let a function word that is this language's alone weigh as much as a factor e.
-        scores = {language: score * math.exp(hits.get(language, 0.0)) for language, score in scores.items()}
+        # Few trigrams: function words weigh as factors, and the neighbours without rules must win clearly.
+        scores = {
+            language: score
+            * math.exp(_WORD_FACTOR * hits.get(language, 0.0))
+            * (1.0 if language in SUPPORTED else _RARE)
+            for language, score in scores.items()
+        }
     total = sum(scores.values())
     best = max(scores, key=lambda language: scores[language])
     if total <= 0 or scores[best] / total < _SURE:
@@ -162,10 +177,10 @@ def _clear_winner(hits: dict[str, float]) -> str | None:
 
 
 def _function_word_hits(sample: str) -> dict[str, float]:
-    """Return by language how many of its function words occur; a word of n languages counts 1/n for each."""
+    """Return by language how many different function words occur; a word of n languages counts 1/n for each."""
     weights = _word_weights()
     hits: dict[str, float] = {}
-    for word in _WORD.findall(sample.lower()):
+    for word in set(_WORD.findall(sample.lower())):
         found = weights.get(word)
         if found is not None:
             languages, weight = found
@@ -191,10 +206,14 @@ def _identify_cyrillic(sample: str) -> str | None:
         for value in _detector(_CYRILLIC_LANGUAGES).compute_language_confidence_values(sample)
     }
     best = max(confidences, key=lambda language: confidences[language])
-    # Short Russian diagnoses look Bulgarian to trigrams; the neighbours must win clearly and on enough text.
-    if best != "ru" and (confidences[best] < _SURE or _count(_CYRILLIC, sample) < _CHUNK_MIN_LETTERS):
-        return "ru" if not re.search("[іїєґІЇЄҐ]", sample) else None
-    return best
+    if best == "ru" or (confidences[best] >= _SURE and _marks(best).search(sample)):
+        return best
+    # Short Russian diagnoses look Bulgarian to trigrams: a neighbour must show letters that Russian hardly uses.
+    return None if _marks("uk").search(sample) else "ru"
+
+
+def _marks(language: str) -> re.Pattern[str]:
+    return _UKRAINIAN_LETTERS if language == "uk" else _BULGARIAN_LETTERS
 
 
 def _identify_cjk(sample: str) -> str | None:

@@ -1,0 +1,120 @@
+"""Language identification: the supported languages, their neighbours, and texts that say nothing."""
+
+import pytest
+
+from indexer.text.language import SUPPORTED, identify, identify_chunk
+
+NOTES = {
+    "en": "The patient was admitted with chest pain. She denies fever and takes aspirin 81 mg daily.",
+    "es": "Paciente de 65 años que acude por dolor torácico. Niega fiebre y toma aspirina 100 mg al día.",
+    "fr": "Le patient est hospitalisé pour une douleur thoracique. Pas de fièvre, il prend de l'aspirine.",
+    "de": "Der Patient wurde wegen Brustschmerzen aufgenommen. Kein Fieber, er nimmt täglich Aspirin ein.",
+    "it": "Il paziente è stato ricoverato per dolore toracico. Nega febbre e assume aspirina ogni giorno.",
+    "nl": "De patiënt werd opgenomen met pijn op de borst. Geen koorts en hij gebruikt dagelijks aspirine.",
+    "pt": "O doente foi internado por dor torácica. Nega febre e toma aspirina todos os dias em casa.",
+    "ro": "Pacientul a fost internat pentru durere toracică. Neagă febra și ia aspirină în fiecare zi.",
+    "ru": "Пациент поступил с болью в груди. Лихорадки нет, принимает аспирин ежедневно.",
+    "zh": "患者因胸痛入院，无发热，每日服用阿司匹林100mg。",
+    "ja": "患者は胸痛のため入院した。発熱なし。アスピリンを毎日内服している。",
+}
+
+NEIGHBOURS = {
+    "eu": "62 urteko gizona, 2 hilabetetako astenia eta anemia zituena. Ondoren ekografia egin zitzaion eta ez zen ezer.",
+    "ca": "Pacient de 60 anys que acudeix per dolor toràcic. No té febre i pren aspirina cada dia amb els àpats a casa seva.",
+    "uk": "Пацієнт надійшов із болем у грудях. Гарячки немає, приймає аспірин щодня, інші ліки не вживає.",
+    "pl": "Pacjent został przyjęty z powodu bólu w klatce piersiowej. Nie ma gorączki, przyjmuje aspirynę codziennie.",
+    "sv": "Patienten lades in med bröstsmärta. Ingen feber och han tar aspirin varje dag efter frukosten hemma.",
+    "no": "Pasienten ble innlagt med brystsmerter. Ikke feber, og han bruker Albyl-E hver dag etter frokost hjemme.",
+    "ko": "환자는 흉통으로 입원하였으며 열은 없습니다.",
+    "el": "Ο ασθενής εισήχθη με θωρακικό άλγος.",
+}
+
+
+def test_every_supported_language_is_tested() -> None:
+    assert set(NOTES) == set(SUPPORTED)
+
+
+@pytest.mark.parametrize("language", sorted(NOTES))
+def test_a_supported_language_is_found(language: str) -> None:
+    assert identify(NOTES[language]) == language
+
+
+@pytest.mark.parametrize("language", sorted(NEIGHBOURS))
+def test_a_neighbour_is_not_taken_for_a_supported_language(language: str) -> None:
+    assert identify(NEIGHBOURS[language]) == language
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "   \n",
+        "BP 120/80 HR 72",
+        "120/80",
+        "NKDA",
+        "WBC 12.3 Hgb 9.8 Plt 230 Na 138 K 4.2",
+        "Paracetamol 500 mg, Ibuprofen 400 mg, Amoxicillin 1 g",
+        "diabetes mellitus",
+        "!!! ??? ...",
+    ],
+)
+def test_texts_that_tell_no_language_have_none(text: str) -> None:
+    assert identify(text) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "language"),
+    [
+        ("¿Qué anticoagulante toma el paciente?", "es"),
+        ("Which anticoagulant does the patient take?", "en"),
+        ("患者服用什么抗凝药？", "zh"),
+        ("抗凝固薬は何を内服中ですか", "ja"),
+        ("Какой антикоагулянт принимает пациент?", "ru"),
+        ("Эрозия шейки матки", "ru"),
+        ("Welk antistollingsmiddel gebruikt de patiënt?", "nl"),
+    ],
+)
+def test_short_questions_are_identified(text: str, language: str) -> None:
+    assert identify(text) == language
+
+
+def test_japanese_without_kana_is_not_chinese() -> None:
+    assert identify("７０歳男性　主訴　胸部圧迫感　検査　心電図異常") == "ja"
+
+
+def test_latin_abbreviations_do_not_hide_chinese() -> None:
+    assert identify("CT：双肺结节，WBC 12.3×10^9/L，PLT 230，CRP升高，考虑感染") == "zh"
+
+
+@pytest.mark.parametrize("language", sorted(NOTES))
+def test_a_chunk_inherits_its_notes_language(language: str) -> None:
+    assert identify_chunk("WBC 12.3, Hb 9.8, CRP 45, Na 138", language) == language
+    assert identify_chunk(NOTES[language], language) == language
+
+
+def test_a_list_of_drugs_does_not_change_the_language() -> None:
+    drugs = (
+        "Atorvastatin 40 mg, Metoprolol 47.5 mg, Pantoprazol 40 mg, Amlodipin 5 mg, Ramipril 10 mg, Clopidogrel 75 mg"
+    )
+    assert identify_chunk(drugs, "ja") == "ja"
+    assert identify_chunk(drugs, "de") == "de"
+
+
+def test_a_table_in_han_stays_japanese_in_a_japanese_note() -> None:
+    assert (
+        identify_chunk("主訴 胸痛 既往歴 高血圧 糖尿病 家族歴 特記事項無 生活歴 喫煙 飲酒 無 体温 血圧 脈拍", "ja")
+        == "ja"
+    )
+
+
+@pytest.mark.parametrize(
+    ("inherited", "language"), [("es", "en"), ("zh", "en"), ("en", "ru"), ("en", "zh"), ("de", "fr")]
+)
+def test_a_chunk_surely_in_another_language_has_its_own(inherited: str, language: str) -> None:
+    text = " ".join([NOTES[language]] * 3)
+    assert identify_chunk(text, inherited) == language
+
+
+def test_a_chunk_of_a_note_without_language_is_identified_alone() -> None:
+    assert identify_chunk(NOTES["it"], None) == "it"
+    assert identify_chunk("BP 120/80", None) is None
