@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rag.training import losses
-from rag.training.batches import Batch, Pairs, Questions, Sampler, Texts
+from rag.training.batches import Batch, Pairs, Questions, Sampler
 from rag.training.student import Student, Teacher
 
 _QUERY, _PASSAGE = "query: ", "passage: "
@@ -77,7 +77,7 @@ def align(
             parts, tokens = step_loss(student, teacher, kind, batch, settings)
             total = torch.stack(list(parts.values())).sum()
             optimizer.zero_grad(set_to_none=True)
-            total.backward()
+            total.backward()  # type: ignore[no-untyped-call]
             norm = float(torch.nn.utils.clip_grad_norm_(parameters.values(), 1.0))
             if math.isfinite(norm):
                 optimizer.step()
@@ -175,9 +175,9 @@ def _rate(share: float, warmup: float) -> float:
     return 0.02 + 0.49 * (1.0 + math.cos(math.pi * (share - warmup) / (1.0 - warmup)))
 
 
-def _groups(parameters: dict[str, torch.nn.Parameter], settings: AlignSettings) -> list[dict[str, Any]]:
+def _groups(parameters: dict[str, Tensor], settings: AlignSettings) -> list[dict[str, Any]]:
     """Return one group a layer, with its factor of the learning rate."""
-    groups: dict[int, list[torch.nn.Parameter]] = {}
+    groups: dict[int, list[Tensor]] = {}
     numbers = {name: _layer(name) for name in parameters}
     top = max(numbers.values())
     for name, value in parameters.items():
@@ -195,7 +195,7 @@ def _layer(name: str) -> int:
 
 def _save(
     folder: Path,
-    parameters: dict[str, torch.nn.Parameter],
+    parameters: dict[str, Tensor],
     average: dict[str, Tensor],
     optimizer: torch.optim.Optimizer,
     progress: Progress,
@@ -218,7 +218,7 @@ def _save(
 
 def _resume(
     folder: Path,
-    parameters: dict[str, torch.nn.Parameter],
+    parameters: dict[str, Tensor],
     average: dict[str, Tensor],
     optimizer: torch.optim.Optimizer,
 ) -> Progress:

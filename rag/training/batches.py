@@ -1,4 +1,4 @@
-"""What one training step sees: batches of each kind, drawn from (seed, step) alone, so that a resumed run draws the same.
+"""What one training step sees: a batch of one kind, drawn from (seed, step) alone; a resumed run draws the same.
 
 A batch of pairs may mix language pairs: neighbours of a row's own language are its hardest negatives.
 """
@@ -9,7 +9,7 @@ import json
 import random
 import tomllib
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -102,7 +102,7 @@ class Sampler:
     def draw(self, kind: str, step: int) -> Batch:
         """Return the batch of a step."""
         chance = random.Random(f"{self.seed}/{step}/{kind}")  # noqa: S311 - no secret
-        draws = {
+        draws: dict[str, Callable[[random.Random], Batch]] = {
             "bitext": self._draw_bitext,
             "terms": self._draw_terms,
             "statements": self._draw_statements,
@@ -115,7 +115,9 @@ class Sampler:
     def _draw_bitext(self, chance: random.Random) -> Pairs:
         # neighbours in length order make batches of like length: a batch of short ones is a large one
         at = chance.randrange(len(self._bitext))
-        room, rows, seen = self.sizes.bitext_characters, [], set()
+        room = self.sizes.bitext_characters
+        rows: list[Row] = []
+        seen: set[str] = set()
         for row in self._bitext[at:] + self._bitext[:at]:
             if row["id"] in seen or chance.random() < 0.5:
                 continue

@@ -8,7 +8,7 @@ import json
 import unicodedata
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import regex
 
@@ -59,7 +59,7 @@ def is_held_out_tico(row_id: str) -> bool:
 
 def normalised(text: str) -> str:
     """Return the text folded to letters and digits: equal for texts that differ in case, width or punctuation."""
-    return _NOT_LETTERS.sub(" ", unicodedata.normalize("NFKC", text).casefold()).strip()
+    return str(_NOT_LETTERS.sub(" ", unicodedata.normalize("NFKC", text).casefold())).strip()
 
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:
@@ -69,8 +69,7 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
         SourceError: not there, not UTF-8, or a line is no JSON object; the message names file and line.
     """
     try:
-        opened = gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
-        with opened as lines:
+        with _opened(path) as lines:
             for number, line in enumerate(lines, 1):
                 if not line.strip():
                     continue
@@ -84,6 +83,12 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
         raise SourceError(f"{path.name} cannot be read as JSON lines in UTF-8: {type(error).__name__}") from error
 
 
+def _opened(path: Path) -> TextIO:
+    if path.suffix == ".gz":
+        return gzip.open(path, "rt", encoding="utf-8")
+    return path.open(encoding="utf-8")
+
+
 class HeldOut:
     """The evaluated texts of a data folder: whole texts of any kind, terms by language, shingles of English answers."""
 
@@ -93,29 +98,36 @@ class HeldOut:
         self.terms: set[tuple[str, str]] = set()
         self._shingles: set[int] = set()
         self.case_texts: set[str] = set()
-        for name in _EVALUATED_PARALLEL:
-            for row in _rows_if_there(data / "parallel" / f"{name}.jsonl.gz"):
-                self._add(text for key in _LANGUAGES for text in _strings(row.get(key)))
-        for row in _rows_if_there(data / "parallel" / "tico19.jsonl.gz"):
-            if is_held_out_tico(str(row["id"])):
-                self._add(text for key in _LANGUAGES for text in _strings(row.get(key)))
-        for name in _EVALUATED_RETRIEVAL:
-            for part in ("corpus", "queries"):
-                for row in _rows_if_there(data / "eval" / name / f"{part}.jsonl.gz"):
-                    self._add(_strings(row["text"]))
-                    if part == "corpus" and row.get("language", "en") == "en":
-                        self._shingles.update(_shingles(str(row["text"])))
-        for pattern in _EVALUATED_TERMS:
-            for path in sorted((data / "terms").glob(f"{pattern}.jsonl.gz")):
-                # an English label alone gives nothing away, and most are plain words ("Asthma")
-                self._add_terms(row for row in read_rows(path) if row["language"] != "en")
-        for name in ("hpo", "doid"):
-            rows = _rows_if_there(data / "terms" / f"{name}.jsonl.gz")
-            self._add_terms(row for row in rows if is_held_out_concept(str(row["concept"])))
+        self._read_parallel(data / "parallel")
+        self._read_retrieval(data / "eval")
+        self._read_terms(data / "terms")
         for language in ("en", "es"):
             for row in _rows_if_there(data / "notes" / f"codiesp_{language}.jsonl.gz"):
                 if is_held_out_case(str(row["id"])):
                     self.case_texts.add(normalised(str(row["text"]))[:200])
+
+    def _read_parallel(self, folder: Path) -> None:
+        for name in (*_EVALUATED_PARALLEL, "tico19"):
+            for row in _rows_if_there(folder / f"{name}.jsonl.gz"):
+                if name != "tico19" or is_held_out_tico(str(row["id"])):
+                    self._add(text for key in _LANGUAGES for text in _strings(row.get(key)))
+
+    def _read_retrieval(self, folder: Path) -> None:
+        for name in _EVALUATED_RETRIEVAL:
+            for part in ("corpus", "queries"):
+                for row in _rows_if_there(folder / name / f"{part}.jsonl.gz"):
+                    self._add(_strings(row["text"]))
+                    if part == "corpus" and row.get("language", "en") == "en":
+                        self._shingles.update(_shingles(str(row["text"])))
+
+    def _read_terms(self, folder: Path) -> None:
+        for pattern in _EVALUATED_TERMS:
+            for path in sorted(folder.glob(f"{pattern}.jsonl.gz")):
+                # an English label alone gives nothing away, and most are plain words ("Asthma")
+                self._add_terms(row for row in read_rows(path) if row["language"] != "en")
+        for name in ("hpo", "doid"):
+            rows = _rows_if_there(folder / f"{name}.jsonl.gz")
+            self._add_terms(row for row in rows if is_held_out_concept(str(row["concept"])))
 
     def holds_text(self, text: str) -> bool:
         """Whether this very text (folded) is evaluated."""

@@ -9,6 +9,7 @@ its low half and weight ``j + 16`` in its high half; a weight is ``(half - 8) * 
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,7 +79,7 @@ class PackageFile:
             raise SourceError(f"{path.name} has groups of {group} weights, {GROUP} are understood")
         self.shape = Shape(hidden, layers, heads, feed_forward, vocabulary, positions, types, epsilon)
         self.pieces = self._read_pieces()
-        n_rules, rule_bytes = self._unpack("iI")
+        _, rule_bytes = self._unpack("iI")
         self._at += rule_bytes
         self._directory = self._read_directory()
 
@@ -119,7 +120,7 @@ class PackageFile:
         bounds = self._take("<u4", count + 1).astype(np.int64)
         scores = self._take("<f4", count).astype(np.float32)
         blob = self._take("u1", text_bytes).tobytes()
-        texts = [blob[a:b].decode("utf-8", "replace") for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+        texts = [blob[a:b].decode("utf-8", "replace") for a, b in itertools.pairwise(bounds)]
         return Pieces(texts, scores, bos, eos, pad, unk)
 
     def _read_directory(self) -> dict[str, tuple[int, int, int]]:

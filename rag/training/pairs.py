@@ -74,7 +74,7 @@ def build(data: Path, out: Path) -> dict[str, dict[str, int]]:
 
 
 def bitext_rows(data: Path, held_out: HeldOut) -> Iterator[Row]:
-    """Yield ``{"id", "source", "texts": {language: text}}``: one meaning in two languages or more, English among them."""
+    """Yield ``{"id", "source", "texts": {language: text}}``: one meaning in two languages or more, one is English."""
     for name in (
         "tico19",
         "tanaka_en_ja",
@@ -114,7 +114,7 @@ def _cases(data: Path, held_out: HeldOut) -> Iterator[Row]:
 
 
 def term_rows(data: Path, held_out: HeldOut) -> Iterator[Row]:
-    """Yield ``{"id", "source", "terms": {language: [terms]}, "parents": [...]}`` for concepts in two languages or more."""
+    """Yield ``{"id", "source", "terms": {language: [terms]}, "parents"}`` of concepts in two languages or more."""
     for name in ("hpo", "doid", "tico_covid"):
         concepts: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
         for row in read_rows(data / "terms" / f"{name}.jsonl.gz"):

@@ -35,7 +35,7 @@ class Student(torch.nn.Module):
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self.tokenizer.no_padding()
         self.max_length = max_length
-        self.bfloat16 = bfloat16
+        self.in_bfloat16 = bfloat16
         if freeze_embeddings:
             self.body.get_input_embeddings().weight.requires_grad_(False)
 
@@ -67,7 +67,7 @@ class Student(torch.nn.Module):
                 mask[row, : len(one)] = 1
             tokens, mask = tokens.to(device), mask.to(device)
             # the body alone in bfloat16: similarities need float32 (a step of bfloat16 near 1 is .004)
-            with torch.autocast(device.type, torch.bfloat16, enabled=self.bfloat16):
+            with torch.autocast(device.type, torch.bfloat16, enabled=self.in_bfloat16):
                 states = self.body(input_ids=tokens, attention_mask=mask).last_hidden_state
             states = states.float()  # (b, T, D)
             weight = mask.unsqueeze(-1).float()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,14 +25,14 @@ _COUNTED = regex.compile(r"[\p{Latin}\p{Cyrillic}]")
 _LONE_LETTER = regex.compile(r"▁?[\p{Latin}\p{Cyrillic}\p{Greek}]\Z")
 
 
-def token_shares(tokenizer: Any, weighted_texts: Iterable[tuple[str, float]]) -> Counter[int]:
+def token_shares(tokenizer: Any, weighted_texts: Iterable[tuple[str, float]]) -> dict[int, float]:
     """Return each token's share of one language's text, summing to 1.
 
     Args:
         tokenizer: a ``tokenizers.Tokenizer``.
         weighted_texts: texts (or single words) with how often each stands; 1.0 for running text.
     """
-    found: Counter[int] = Counter()
+    found: defaultdict[int, float] = defaultdict(float)
     batch: list[tuple[str, float]] = []
     for item in weighted_texts:
         batch.append(item)
@@ -41,7 +41,7 @@ def token_shares(tokenizer: Any, weighted_texts: Iterable[tuple[str, float]]) ->
             batch = []
     _count(tokenizer, batch, found)
     total = sum(found.values()) or 1.0
-    return Counter({token: value / total for token, value in found.items()})
+    return {token: value / total for token, value in found.items()}
 
 
 def choose_tokens(
@@ -122,7 +122,7 @@ def prune_tokenizer(tokenizer: dict[str, Any], keep: NDArray[np.int64]) -> dict[
     }
 
 
-def _count(tokenizer: Any, batch: list[tuple[str, float]], found: Counter[int]) -> None:
+def _count(tokenizer: Any, batch: list[tuple[str, float]], found: defaultdict[int, float]) -> None:
     encoded = tokenizer.encode_batch_fast([text for text, _ in batch], add_special_tokens=False)
     for (_, weight), one in zip(batch, encoded, strict=True):
         for token in one.ids:

@@ -1,0 +1,277 @@
+"""The shipped retriever: a small BERT kept at 4 and 8 bits, run with torch and tokenizers alone.
+
+`sentence-transformers` needs seconds to import; a search on the command line does not wait for it. The folder holds
+
+- ``model.safetensors``: word embeddings as 4-bit groups of 32 (``word.halves`` ``(V, D/2) uint8``, byte ``j`` of a
+  group has weight ``j`` low and ``j + 16`` high; ``word.steps`` ``(V, D/32) float16``; weight = (half - 8) * step),
+  each linear layer as ``(out, in) int8`` with a float32 scale a row, the rest in float;
+- ``tokenizer.json``, ``config.json`` (shape, prompts, lengths), ``modules.json`` so that
+  ``SentenceTransformer(folder)`` loads the same model through `packed_module`.
+
+Shapes: B texts, T tokens, D width, H heads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
+from torch import Tensor
+from torch.nn import functional
+
+from indexer.errors import ArgumentError, EncoderUnavailableError
+from indexer.records import EncoderSpec
+
+GROUP = 32
+FORMAT = 1
+# larger chunks fall out of the second-level cache: measured slower a text
+_CHUNK_TOKENS = 1024
+
+
+class PackedBody(torch.nn.Module):
+    """Token ids to unit vectors. Weights are buffers: this model is read, never trained."""
+
+    word_halves: Tensor
+    word_steps: Tensor
+    positions: Tensor
+
+    def __init__(self, folder: Path, dtype: torch.dtype | None = None) -> None:
+        """Read a folder; compute in ``dtype``, by default bfloat16 where the processor multiplies it faster.
+
+        Raises:
+            EncoderUnavailableError: files missing, damaged, or of a format this version does not know.
+        """
+        super().__init__()
+        self.config = read_config(folder)
+        self.dtype = dtype or fastest_dtype()
+        self.heads = int(self.config["heads"])
+        self.epsilon = float(self.config["epsilon"])
+        try:
+            weights = load_file(folder / "model.safetensors")
+            self.register_buffer("word_halves", weights["word.halves"])
+            self.register_buffer("word_steps", weights["word.steps"])
+            self.register_buffer("positions", weights["positions"].float())
+            self.first_norm = self._norm(weights, "first")
+            self.layers = torch.nn.ModuleList(
+                _Layer(weights, number, self.heads, self.epsilon, self.dtype)
+                for number in range(int(self.config["layers"]))
+            )
+        except (OSError, SafetensorError, KeyError) as error:
+            raise EncoderUnavailableError(
+                f"the weights in {folder.name} cannot be read ({type(error).__name__}); install clinrag again"
+            ) from error
+        self.eval()
+
+    @torch.inference_mode()
+    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """Return ``(B, D)`` float32 unit rows of ``(B, T)`` ids and mask (1 is a token)."""
+        states = self._embed(tokens).to(self.dtype)  # (B, T, D)
+        hidden = None if bool(mask.all()) else mask[:, None, None, :].bool()  # (B, 1, 1, T)
+        for layer in self.layers:
+            states = layer(states, hidden)
+        weight = mask.unsqueeze(-1).float()  # (B, T, 1)
+        pooled = (states.float() * weight).sum(1) / weight.sum(1).clamp(min=1.0)  # (B, D)
+        # bfloat16 leaves norms at .998 to 1.002: unit length is made in float32
+        return functional.normalize(pooled, dim=-1)
+
+    def _embed(self, tokens: Tensor) -> Tensor:
+        flat = tokens.reshape(-1)
+        halves = self.word_halves[flat].view(len(flat), -1, GROUP // 2)  # (n, D/32, 16)
+        steps = self.word_steps[flat].float().unsqueeze(-1)  # (n, D/32, 1)
+        values = torch.cat([halves & 15, halves >> 4], -1).float().sub_(8.0).mul_(steps)  # (n, D/32, 32)
+        words = values.view(*tokens.shape, -1)  # (B, T, D)
+        return self.first_norm(words + self.positions[: tokens.shape[1]])  # type: ignore[no-any-return]
+
+    def _norm(self, weights: dict[str, Tensor], name: str) -> torch.nn.LayerNorm:
+        return _layer_norm(weights, name, self.epsilon, torch.float32)
+
+
+class _Layer(torch.nn.Module):
+    """One post-norm transformer layer."""
+
+    def __init__(self, weights: dict[str, Tensor], number: int, heads: int, epsilon: float, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.heads = heads
+        name = f"layer.{number}."
+        self.qkv = _linear(weights, name + "qkv", dtype)
+        self.out = _linear(weights, name + "out", dtype)
+        self.up = _linear(weights, name + "up", dtype)
+        self.down = _linear(weights, name + "down", dtype)
+        self.attention_norm = _layer_norm(weights, name + "attention_norm", epsilon, dtype)
+        self.output_norm = _layer_norm(weights, name + "output_norm", epsilon, dtype)
+
+    def forward(self, states: Tensor, hidden: Tensor | None) -> Tensor:
+        batch, length, width = states.shape
+        split = self.qkv(states).view(batch, length, 3, self.heads, width // self.heads)
+        query, key, value = split.permute(2, 0, 3, 1, 4)  # each (B, H, T, D/H)
+        mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=hidden)
+        states = self.attention_norm(states + self.out(mixed.transpose(1, 2).reshape(batch, length, width)))
+        result: Tensor = self.output_norm(states + self.down(functional.gelu(self.up(states))))
+        return result
+
+
+class PackedEncoder:
+    """The encoder port over a packed folder: torch, tokenizers and safetensors, nothing else."""
+
+    def __init__(self, folder: Path, dtype: torch.dtype | None = None) -> None:
+        """Load the folder.
+
+        Raises:
+            EncoderUnavailableError: the folder holds no packed model of this format.
+        """
+        self._body = PackedBody(folder, dtype)
+        config = self._body.config
+        self._tokenizer = load_tokenizer(folder)
+        self._query_prompt = str(config["query_prompt"])
+        self._passage_prompt = str(config["passage_prompt"])
+        self._max_length = int(config["max_length"])
+        self._spec = EncoderSpec(
+            model_id=str(config["model_id"]),
+            weights_sha256=weights_sha256(folder),
+            pooling="mean",
+            query_prompt=self._query_prompt,
+            passage_prompt=self._passage_prompt,
+            dim=int(config["dim"]),
+            normalize=True,
+            max_length=self._max_length,
+        )
+        prompts = (self._query_prompt, self._passage_prompt)
+        overhead = max(len(self._tokenizer.encode(prompt).ids) for prompt in prompts)
+        self._max_tokens = self._max_length - overhead - 2
+
+    @property
+    def spec(self) -> EncoderSpec:
+        """What makes these vectors comparable with others."""
+        return self._spec
+
+    @property
+    def max_tokens(self) -> int:
+        """Tokens of a caller's text that fit into one passage; two are kept back for how joints tokenise."""
+        return self._max_tokens
+
+    @property
+    def device(self) -> str:
+        """Where the model runs, with its dtype: recorded, no part of the fingerprint."""
+        return f"cpu {self._body.dtype}"
+
+    def encode_queries(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Return one row a query, ``(n, dim)``."""
+        return self._encode(texts, self._query_prompt)
+
+    def encode_passages(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Return one row a passage, ``(n, dim)``."""
+        return self._encode(texts, self._passage_prompt)
+
+    def token_spans(self, texts: Sequence[str]) -> list[NDArray[np.int64]]:
+        """Return the tokenizer's own spans, ``(n_tokens, 2)`` in code points, without prompt or specials."""
+        encoded = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        return [np.array(one.offsets, dtype=np.int64).reshape(-1, 2) for one in encoded]
+
+    def _encode(self, texts: Sequence[str], prompt: str) -> NDArray[np.float32]:
+        rows = np.zeros((len(texts), self._spec.dim), dtype=np.float32)
+        filled = [index for index, text in enumerate(texts) if text.strip()]
+        if not filled:
+            return rows
+        found = self._tokenizer.encode_batch([prompt + texts[index] for index in filled])
+        ids = [one.ids for one in found]
+        for index, one in zip(filled, ids, strict=True):
+            if len(one) > self._max_tokens:  # near the limit: the promise is on the text's own tokens
+                own = len(self._tokenizer.encode(texts[index], add_special_tokens=False).ids)
+                if own > self._max_tokens:
+                    raise ArgumentError(
+                        f"texts[{index}]", f"has {own} tokens, the encoder takes {self._max_tokens}; cut it into chunks"
+                    )
+        rows[filled] = embed_ids(self._body, ids)
+        return rows
+
+
+def embed_ids(body: PackedBody, ids: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+    """Return ``(n, dim)`` unit rows of token ids, in their order; like lengths run together, so little is padding."""
+    order = sorted(range(len(ids)), key=lambda index: len(ids[index]))
+    rows = np.zeros((len(ids), int(body.config["dim"])), dtype=np.float32)
+    start = 0
+    while start < len(order):
+        end = start + 1
+        while end < len(order) and (end + 1 - start) * len(ids[order[end]]) <= _CHUNK_TOKENS:
+            end += 1
+        chunk = order[start:end]
+        width = max(len(ids[index]) for index in chunk)
+        tokens = np.zeros((len(chunk), width), dtype=np.int64)
+        mask = np.zeros((len(chunk), width), dtype=np.int64)
+        for row, index in enumerate(chunk):
+            tokens[row, : len(ids[index])] = ids[index]
+            mask[row, : len(ids[index])] = 1
+        rows[chunk] = body(torch.from_numpy(tokens), torch.from_numpy(mask)).numpy()
+        start = end
+    return rows
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return the folder's configuration.
+
+    Raises:
+        EncoderUnavailableError: missing, or of another format.
+    """
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise EncoderUnavailableError(f"{folder.name} has no readable config.json: no packed model") from error
+    if not isinstance(config, dict) or config.get("format") != FORMAT:
+        raise EncoderUnavailableError(f"{folder.name} is no packed model of format {FORMAT}")
+    return config
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """Return the folder's tokenizer, padding and truncation off.
+
+    Raises:
+        EncoderUnavailableError: missing or damaged.
+    """
+    try:
+        text = (folder / "tokenizer.json").read_text(encoding="utf-8")
+        tokenizer = Tokenizer.from_str(text)
+    except Exception as error:  # tokenizers raises bare Exception for a damaged file
+        raise EncoderUnavailableError(f"{folder.name} has no readable tokenizer.json") from error
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
+
+
+def weights_sha256(folder: Path) -> str:
+    """Return one hash over weights and tokenizer, in hexadecimal."""
+    total = hashlib.sha256()
+    for name in ("model.safetensors", "tokenizer.json"):
+        with (folder / name).open("rb") as stream:
+            total.update(hashlib.file_digest(stream, "sha256").digest())
+    return total.hexdigest()
+
+
+def fastest_dtype() -> torch.dtype:
+    """Return bfloat16 where the processor multiplies it in hardware, else float32."""
+    info = Path("/proc/cpuinfo")
+    flags = info.read_text(encoding="ascii", errors="ignore") if info.exists() else ""
+    return torch.bfloat16 if "amx_bf16" in flags or "avx512_bf16" in flags else torch.float32
+
+
+def _linear(weights: dict[str, Tensor], name: str, dtype: torch.dtype) -> torch.nn.Linear:
+    values = weights[name + ".weight"].float() * weights[name + ".scale"][:, None]  # (out, in)
+    layer = torch.nn.Linear(values.shape[1], values.shape[0], device="meta")
+    layer.weight = torch.nn.Parameter(values.to(dtype), requires_grad=False)
+    layer.bias = torch.nn.Parameter(weights[name + ".bias"].to(dtype), requires_grad=False)
+    return layer
+
+
+def _layer_norm(weights: dict[str, Tensor], name: str, epsilon: float, dtype: torch.dtype) -> torch.nn.LayerNorm:
+    layer = torch.nn.LayerNorm(len(weights[name + ".weight"]), eps=epsilon, device="meta")
+    layer.weight = torch.nn.Parameter(weights[name + ".weight"].to(dtype), requires_grad=False)
+    layer.bias = torch.nn.Parameter(weights[name + ".bias"].to(dtype), requires_grad=False)
+    return layer
