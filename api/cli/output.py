@@ -118,7 +118,7 @@ def _facts(hit: HitModel) -> list[str]:
     if hit.section_title:
         section = f"{section} ({hit.section_title.strip()})" if section else hit.section_title.strip()
     facts = [
-        hit.authored_at or "undated",
+        hit.authored_at[:10] if hit.authored_at else "undated",
         hit.language or "language unknown",
         hit.note_type or "",
         section,

@@ -17,12 +17,20 @@ from api.logs import JsonLines
 from api.settings import Settings
 from indexer.errors import ArgumentError, StorageFullError
 from indexer.library import Library
-from tests.api.conftest import serving
+from tests.api.conftest import NOTES, serving
 
 CANARY = "Zyxwvut-Canary"
 SEARCH = {"query": "fever", "collection": "ward"}
 ANSWER = {"question": "fever?", "collection": "ward"}
 NOTE = {"id": "n", "text": "t"}
+
+
+@pytest.fixture(scope="module")
+def ward(server: httpx.Client) -> httpx.Client:
+    """One collection for the whole module: what is refused changes nothing."""
+    assert server.post("/v1/collections", json={"name": "ward"}).status_code == 201
+    assert server.post("/v1/collections/ward/notes", json={"notes": NOTES}).json()["stored"] == 4
+    return server
 
 
 @pytest.mark.parametrize(

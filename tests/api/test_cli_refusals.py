@@ -1,0 +1,189 @@
+"""What a user can get wrong on the command line: a message with the mend, exit code 2, and nothing changed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from indexer.encoders.encoder import HashingEncoder
+from indexer.library import Library
+from indexer.records import EncoderSpec
+from tests.api.conftest import NOTES, Clinrag, one_json
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["search", "fever", "-c", "nope"], "no collection 'nope'"),
+        (["ask", "fever?", "-c", "nope"], "no collection 'nope'"),
+        (["collections", "info", "nope"], "no collection 'nope'"),
+        (["collections", "delete", "nope", "--yes"], "no collection 'nope'"),
+        (["collections", "create", "ward"], "there already"),
+        (["collections", "create", "../x"], "letters, digits"),
+        (["notes", "show", "nope", "-c", "ward"], "nope"),
+        (["notes", "show", "letter/1", "--version", "7", "-c", "ward"], "version"),
+        (["search", "", "-c", "ward"], "empty"),
+        (["search", "  \n", "-c", "ward"], "empty"),
+        (["ask", "", "-c", "ward"], "empty"),
+        (["search", "x" * 100_000, "-c", "ward"], "characters"),
+        (["ask", "x" * 100_000, "-c", "ward"], "characters"),
+        (["search", "fever", "-c", "ward", "-k", "0"], "1<=x<=100"),
+        (["search", "fever", "-c", "ward", "-k", "101"], "1<=x<=100"),
+        (["search", "fever", "-c", "ward", "--mode", "magic"], "hybrid"),
+        (["search", "fever", "-c", "ward", "--patient", ""], "patient_id is empty"),
+        (["search", "fever", "-c", "ward", "--from", "yesterday"], "from is not an ISO 8601 date"),
+        (["search", "fever", "-c", "ward", "--as-of", "2024-02-30"], "as_of"),
+        (["search", "fever", "-c", "ward", "--meta", "novalue"], "KEY=TEXT"),
+        (["search", "fever", "-c", "ward", "--meta", "a:=[1]"], "JSON"),
+        (["search", "fe\udcffver", "-c", "ward"], "UTF-8"),
+        (["search", "fever"], "--collection"),
+        (["ask", "fever?", "-c", "ward", "--generator", "magic"], "extractive"),
+        (["index", "NOTES", "-c", "ward", "--encoder", "no-such-encoder"], "no encoder 'no-such-encoder'"),
+        (["index", "NOTES", "-c", "ward", "--encoder", "multiclinicalbert"], "clinrag encoders fetch"),
+        (["index", "NOTES", "-c", "ward", "--map", "text"], "text=note_text"),
+        (["index", "NOTES", "-c", "ward", "--format", "magic"], "one of jsonl"),
+        (["index", "missing.jsonl", "-c", "ward"], "missing.jsonl"),
+        (["index", "NOTES", "-c", "bad name"], "letters, digits"),
+        (["embed", "--encoder", "hashing", "--input", "missing.txt", "--output", "v.npy"], "missing.txt"),
+        (["keys", "add", "bad name", "--scope", "read"], "name"),
+        (["keys", "add", "viewer"], "--scope"),
+        (["serve", "--port", "70000"], "port"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_named_and_change_nothing(
+    indexed: Clinrag, notes_file: Path, arguments: list[str], words: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(notes_file.parent)
+    before = one_json(indexed("collections", "list", "--json").stdout)
+    result = indexed(*(str(notes_file) if word == "NOTES" else word for word in arguments))
+    assert result.exit_code == 2, result.output
+    assert words in result.stderr
+    assert result.stdout == ""
+    assert "Traceback" not in result.stderr
+    assert "xxxxxxxxxx" not in result.stderr
+    assert one_json(indexed("collections", "list", "--json").stdout) == before
+
+
+def test_another_encoder_than_the_collections_is_refused(
+    indexed: Clinrag, notes_file: Path, monkeypatch: pytest.MonkeyPatch
+):
+    class Other(HashingEncoder):
+        @property
+        def spec(self) -> EncoderSpec:
+            return replace(super().spec, model_id="other-model")
+
+    monkeypatch.setattr("indexer.encoders.catalog.load_encoder", lambda name: Other())
+    for encoder in (["--encoder", "other"], []):  # named by the user, or changed on the machine under the same name
+        result = indexed("index", notes_file, "-c", "ward", *encoder)
+        assert result.exit_code == 2
+        assert "was embedded with hashing" in result.stderr
+        assert "other-model" in result.stderr
+        assert "use --encoder hashing" in result.stderr
+    answer = one_json(indexed("search", "apixaban", "-c", "ward", "--json").stdout)
+    assert answer["degraded"] == ["dense"]
+    assert answer["hits"]
+    assert "dense retrieval did not take part" in indexed("search", "apixaban", "-c", "ward").stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("notes.jsonl", b"\x89PNG\r\n\x1a\n" + bytes(64)),
+        ("notes.parquet", b"PAR1 and then something else"),
+        ("notes.csv.gz", b"\x1f\x8b\x08\x00 truncated"),
+        ("bundle.json", b'{"resourceType": "Bundle", "entry": ['),
+    ],
+)
+def test_a_file_that_is_not_what_it_says(indexed: Clinrag, tmp_path: Path, name: str, content: bytes):
+    (tmp_path / name).write_bytes(content)
+    result = indexed("index", tmp_path / name, "-c", "ward", "--strict")
+    assert result.exit_code in (1, 2)
+    assert name in result.stderr
+    assert "Traceback" not in result.output
+    assert one_json(indexed("collections", "info", "ward", "--json").stdout)["notes"] == 4
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read and write everywhere")
+def test_folders_without_permission(clinrag: Clinrag, notes_file: Path, home: Path, tmp_path: Path):
+    sealed = tmp_path / "sealed"
+    sealed.mkdir()
+    (sealed / "a.txt").write_text("fever")
+    sealed.chmod(0o000)
+    home.mkdir()
+    home.chmod(0o500)
+    try:
+        result = clinrag("index", sealed, "-c", "ward")
+        assert result.exit_code == 2
+        assert "sealed" in result.stderr
+        result = clinrag("index", notes_file, "-c", "ward")
+        assert result.exit_code == 1
+        assert "Permission denied" in result.stderr
+    finally:
+        sealed.chmod(0o700)
+        home.chmod(0o700)
+
+
+def test_the_home_is_a_file(clinrag: Clinrag, notes_file: Path, home: Path):
+    home.write_text("not a folder")
+    result = clinrag("index", notes_file, "-c", "ward")
+    assert result.exit_code in (1, 2)
+    assert "Traceback" not in result.output
+    assert str(home) in result.stderr
+
+
+@pytest.fixture
+def small_disk(home: Path) -> Iterator[Path]:
+    """Two megabytes at the place of the home folder."""
+    home.mkdir()
+    mount = shutil.which("mount")
+    if os.geteuid() != 0 or mount is None:
+        pytest.skip("mounting a small disk needs root")
+    done = subprocess.run([mount, "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(home)], capture_output=True)
+    if done.returncode != 0:
+        pytest.skip("this machine does not let root mount a tmpfs")
+    yield home
+    subprocess.run(["umount", "--lazy", str(home)], check=True)
+
+
+def test_a_full_disk_keeps_what_was_stored_and_indexing_goes_on_once_there_is_room(
+    clinrag: Clinrag, small_disk: Path, notes_file: Path, tmp_path: Path
+):
+    assert clinrag("index", notes_file, "-c", "ward", "--encoder", "hashing").exit_code == 0
+    ballast = small_disk / "ballast"
+    room = os.statvfs(small_disk)
+    ballast.write_bytes(bytes(max(0, room.f_bavail * room.f_frsize - 150_000)))
+    many = tmp_path / "many.jsonl"
+    with many.open("w") as file:
+        for number in range(600):
+            record = {"id": f"m{number}", "text": f"Note {number} about fever, cough and {'pain ' * 50}."}
+            file.write(json.dumps(record) + "\n")
+    result = clinrag("index", many, "-c", "ward")
+    assert result.exit_code == 1, result.output
+    assert "disk is full" in result.stderr
+    assert "Traceback" not in result.output
+    kept = one_json(clinrag("search", "apixaban", "-c", "ward", "--json").stdout)
+    assert kept["hits"]
+    ballast.unlink()
+    stored = one_json(clinrag("collections", "info", "ward", "--json").stdout)["notes"]
+    assert stored >= len(NOTES)
+    assert clinrag("collections", "verify", "ward").exit_code == 0
+
+
+def test_a_writer_that_stays_is_named(indexed: Clinrag, notes_file: Path, home: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("CLINRAG_WRITER_TIMEOUT_S", "0")
+    notes_file.write_text('{"id": "fresh", "text": "fever"}\n')
+    collection = Library(home).open("ward")
+    with collection.writer():
+        result = indexed("index", notes_file, "-c", "ward")
+        assert result.exit_code == 1
+        assert f"process {os.getpid()}" in result.stderr
+        assert indexed("search", "fever", "-c", "ward").exit_code == 0  # readers do not wait
+    collection.close()
+    assert one_json(indexed("index", notes_file, "-c", "ward", "--json").stdout)["stored"] == 1

@@ -1,0 +1,229 @@
+"""Real processes: the installed command, a server beside an import, signals in the middle of work."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from indexer.library import Library
+from tests.api.conftest import Clinrag, one_json, wait_ready
+from tests.api.test_http import job_done
+
+COMMAND = [sys.executable, "-m", "api.cli.main"]
+HEAVY = ("torch", "faiss", "fastapi", "langchain_core", "transformers", "numpy", "sqlalchemy", "pydantic", "rich")
+
+
+def environment(home: Path, **more: str) -> dict[str, str]:
+    return {**os.environ, "CLINRAG_HOME": str(home), "CLINRAG_ENCODER": "hashing", "OMP_NUM_THREADS": "1", **more}
+
+
+def clinrag_process(home: Path, *arguments: object, **more: str) -> subprocess.CompletedProcess[str]:
+    command = [*COMMAND, *map(str, arguments)]
+    return subprocess.run(command, env=environment(home, **more), capture_output=True, text=True, timeout=120)
+
+
+@contextmanager
+def server_process(home: Path, **more: str) -> Iterator[tuple[subprocess.Popen[str], httpx.Client]]:
+    """Start `clinrag serve` on a free port; killed at the end if it still runs."""
+    process = subprocess.Popen(
+        [*COMMAND, "serve", "--port", "0"], env=environment(home, **more), stderr=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stderr is not None
+        line = json.loads(process.stderr.readline())
+        assert line["event"] == "listening"
+        drain = threading.Thread(target=process.stderr.read, daemon=True)
+        drain.start()
+        with httpx.Client(base_url=f"http://127.0.0.1:{line['port']}", timeout=60, trust_env=False) as client:
+            wait_ready(client)
+            yield process, client
+    finally:
+        process.kill()
+        process.wait(timeout=60)
+        drain.join(timeout=60)
+        process.stderr.close()
+
+
+def many(prefix: str, count: int) -> list[dict[str, object]]:
+    return [{"id": f"{prefix}-{n}", "text": f"Note {prefix} {n}: fever and cough since day {n}."} for n in range(count)]
+
+
+def written(path: Path, notes: list[dict[str, object]]) -> Path:
+    path.write_text("".join(json.dumps(note) + "\n" for note in notes))
+    return path
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys\nfrom api.cli.main import cli\n"
+        "for words in ([], ['index'], ['search'], ['serve'], ['collections', 'list']):\n"
+        "    try:\n        cli([*words, '--help'], standalone_mode=False)\n    except SystemExit:\n        pass\n"
+        f"print([name for name in {HEAVY!r} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert "--language-policy" in done.stdout
+
+
+def test_the_installed_command_and_its_exit_codes(tmp_path: Path, notes_file: Path):
+    home = tmp_path / "home"
+    indexed = clinrag_process(home, "index", notes_file, "-c", "ward", "--json")
+    assert (indexed.returncode, indexed.stderr) == (0, "")
+    assert one_json(indexed.stdout)["stored"] == 4
+    unknown = clinrag_process(home, "search", "fever", "-c", "nope")
+    assert (unknown.returncode, unknown.stdout) == (2, "")
+    assert unknown.stderr.startswith("Error: no collection 'nope'")
+    wrong = clinrag_process(home, "search")
+    assert wrong.returncode == 2
+    bad = clinrag_process(home, "collections", "list", CLINRAG_PORT="eighty")
+    assert bad.returncode == 2
+    assert "CLINRAG_PORT" in bad.stderr
+
+
+def test_an_import_beside_a_server_with_a_job(tmp_path: Path):
+    home = tmp_path / "home"
+    with server_process(home, CLINRAG_BATCH_NOTES="4") as (_, client):
+        client.post("/v1/collections", json={"name": "ward"})
+        accepted = client.post("/v1/collections/ward/notes", json={"notes": many("served", 100), "wait": False})
+        beside = clinrag_process(
+            home,
+            "index",
+            written(tmp_path / "n.jsonl", many("beside", 200)),
+            "-c",
+            "ward",
+            "--json",
+            CLINRAG_BATCH_NOTES="4",
+        )
+        assert beside.returncode == 0, beside.stderr
+        assert one_json(beside.stdout)["stored"] == 100
+        # What the other process stored is there at the next request.
+        body = {"query": "Note beside 77", "collection": "ward", "mode": "lexical", "k": 1}
+        assert client.get("/v1/collections/ward/notes/beside-77").status_code == 200
+        assert client.post("/v1/search", json=body).json()["hits"]
+        state = job_done(client, accepted.json()["job_id"])
+        assert (state["status"], state["stored"], state["skipped"]) == ("done", 100, 0)
+        info = client.get("/v1/collections/ward").json()
+        assert (info["notes"], info["versions"]) == (200, 200)
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_an_accepted_job_survives_the_server(tmp_path: Path, how: signal.Signals):
+    home = tmp_path / "home"
+    with server_process(home, CLINRAG_BATCH_NOTES="1") as (process, client):
+        client.post("/v1/collections", json={"name": "ward"})
+        accepted = client.post("/v1/collections/ward/notes", json={"notes": many("job", 150), "wait": False})
+        second = client.post("/v1/collections/ward/notes", json={"notes": many("later", 5), "wait": False})
+        assert (accepted.status_code, second.status_code) == (202, 202)
+        process.send_signal(how)
+        assert process.wait(timeout=60) == (0 if how == signal.SIGTERM else -signal.SIGKILL)
+    with server_process(home) as (_, client):
+        first = job_done(client, accepted.json()["job_id"])
+        assert (first["status"], first["done"], first["error"]) == ("done", 150, None)
+        if how == signal.SIGTERM:  # the running batch was finished and counted; after a kill its notes count as skipped
+            assert (first["stored"], first["skipped"]) == (150, 0)
+        assert job_done(client, second.json()["job_id"])["stored"] == 5
+        info = client.get("/v1/collections/ward").json()
+        assert (info["notes"], info["versions"]) == (155, 155)
+    left = [path.name for path in (home / "jobs").rglob("input.json")]
+    assert left == []
+
+
+def test_sigterm_answers_requests_under_way(tmp_path: Path):
+    home = tmp_path / "home"
+    with server_process(home, CLINRAG_BATCH_NOTES="1") as (process, client):
+        client.post("/v1/collections", json={"name": "ward"})
+        answers: list[httpx.Response] = []
+
+        def post() -> None:
+            answers.append(client.post("/v1/collections/ward/notes", json={"notes": many("posted", 60)}))
+
+        thread = threading.Thread(target=post)
+        thread.start()
+        collection = Library(home).open("ward")
+        while collection.info().notes == 0 and thread.is_alive():
+            pass
+        collection.close()
+        process.send_signal(signal.SIGTERM)
+        thread.join(timeout=60)
+        assert process.wait(timeout=60) == 0
+    assert answers[0].json() == {"stored": 60, "skipped": 0, "rejected": []}
+
+
+def test_ctrl_c_loses_nothing_and_the_same_command_goes_on(tmp_path: Path):
+    home = tmp_path / "home"
+    source = written(tmp_path / "n.jsonl", many("note", 800))
+    assert clinrag_process(home, "collections", "create", "ward").returncode == 0
+    arguments = [*COMMAND, "index", str(source), "-c", "ward"]
+    process = subprocess.Popen(
+        arguments,
+        env=environment(home, CLINRAG_BATCH_NOTES="8"),
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    collection = Library(home).open("ward")
+    while collection.info().notes == 0 and process.poll() is None:
+        pass
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "nothing lost; run the same command again to go on" in errors
+    assert "Traceback" not in errors
+    kept = collection.info().notes
+    collection.close()
+    assert 0 < kept < 800
+    again = clinrag_process(home, "index", source, "-c", "ward", "--json")
+    counts = one_json(again.stdout)
+    assert (counts["stored"], counts["skipped"]) == (800 - kept, kept)
+
+
+def test_a_reader_that_goes_away_is_no_failure_of_ours(tmp_path: Path, notes_file: Path):
+    home = tmp_path / "home"
+    clinrag_process(home, "index", notes_file, "-c", "ward")
+    process = subprocess.Popen(
+        [*COMMAND, "search", "fever", "-c", "ward", "-k", "100"],
+        env=environment(home),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.stderr is not None
+    errors = process.stderr.read()
+    process.wait(timeout=60)
+    process.stderr.close()
+    assert "Traceback" not in errors
+
+
+def test_everything_works_without_a_network(clinrag: Clinrag, notes_file: Path, monkeypatch: pytest.MonkeyPatch):
+    def refuse(*arguments: object, **_: object) -> None:
+        raise AssertionError(f"somebody wants the network: {arguments[1:2]}")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket.socket, "connect_ex", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr(socket, "create_connection", refuse)
+    for arguments in (
+        ("index", notes_file, "-c", "ward"),
+        ("search", "insuficiencia renal tras contraste", "-c", "ward"),
+        ("ask", "¿Qué tratamiento con apixabán toma?", "-c", "ward"),
+        ("collections", "info", "ward"),
+        ("encoders", "list"),
+        ("notes", "delete", "lab-2", "-c", "ward"),
+        ("collections", "verify", "ward"),
+        ("collections", "rebuild", "ward"),
+    ):
+        result = clinrag(*arguments)
+        assert result.exit_code == 0, result.output
