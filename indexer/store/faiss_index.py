@@ -40,6 +40,7 @@ EXACT_SCOPE = 200_000
 _GATHER = 1024  # Rows gathered at once; they stay in the second-level cache.
 _SPARE = 24  # Candidates asked for beyond k, so that rounding cannot cost a place.
 _ROUNDING = 4e-6  # FAISS sums in another order than the exact scores.
+_NOTHING = np.float32(np.finfo(np.float32).min)  # What FAISS writes where it has no more rows.
 _TRAINING_ROWS = 16 * 256
 _ENCODED_AT_ONCE = 16_384
 
@@ -57,13 +58,7 @@ class _Scanner(threading.local):
         self, rows: Rows, query: Scores, fetch: int, allowed: NDArray[np.bool_] | None = None
     ) -> tuple[Positions, Scores]:
         """Return the ``fetch`` best ``(positions, FAISS's scores)`` of contiguous rows, best first."""
-        codes: Any = self._index.codes
-        address = faiss.swig_ptr(rows.view(np.uint8).reshape(-1))
-        # The index reads the caller's memory: nothing is copied, and it forgets the rows with the next scan.
-        codes.is_owned = False
-        codes.view_data = codes.c_ptr = address
-        codes.view_size = codes.c_size = rows.nbytes
-        self._index.ntotal = len(rows)
+        self._look_at(rows)
         parameters = None
         if allowed is not None:
             bitmap = np.packbits(allowed, bitorder="little")
@@ -75,15 +70,32 @@ class _Scanner(threading.local):
 
     def scan_gathered(self, rows: Rows, at: Positions, query: Scores, fetch: int) -> tuple[Positions, Scores]:
         """Return the best of some rows, block by block; up to ``fetch`` of each block."""
-        found, scores = [], []
-        for start in range(0, len(at), _GATHER):
-            block = at[start : start + _GATHER]
-            buffer = self._buffer[: len(block)]
-            np.take(rows, block, axis=0, out=buffer, mode="clip")
-            places, values = self.scan(buffer, query, fetch)
-            found.append(block[places])
-            scores.append(values)
-        return np.concatenate(found), np.concatenate(scores)
+        fetch = min(fetch, _GATHER)
+        n_blocks = -(-len(at) // _GATHER)
+        found = np.empty((n_blocks, fetch), np.int64)
+        scores = np.empty((n_blocks, fetch), np.float32)
+        self._look_at(self._buffer)
+        index: Any = self._index
+        for block in range(n_blocks):
+            part = at[block * _GATHER : (block + 1) * _GATHER]
+            np.take(rows, part, axis=0, out=self._buffer[: len(part)], mode="clip")
+            index.ntotal = len(part)
+            # Straight to the library: its Python layer would cost as much as the scan.
+            index.search_c(
+                1, faiss.swig_ptr(query), fetch, faiss.swig_ptr(scores[block]), faiss.swig_ptr(found[block]), None
+            )
+            found[block] = part[np.minimum(found[block], len(part) - 1)]
+        filled = scores.ravel() > _NOTHING
+        return found.ravel()[filled], scores.ravel()[filled]
+
+    def _look_at(self, rows: Rows) -> None:
+        """Let the index read the caller's memory: nothing is copied, and it forgets the rows with the next scan."""
+        codes: Any = self._index.codes
+        address = faiss.swig_ptr(rows.view(np.uint8).reshape(-1))
+        codes.is_owned = False
+        codes.view_data = codes.c_ptr = address
+        codes.view_size = codes.c_size = rows.nbytes
+        self._index.ntotal = len(rows)
 
 
 class FaissVectorIndex:

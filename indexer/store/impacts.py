@@ -17,7 +17,7 @@ from indexer.store.lexical import K1, B, Scores
 _FREQUENT = 2_000  # Postings from which on keeping values pays.
 _DENSE = 12  # A term that one chunk in so many holds is kept as a row over all chunks, zeros included.
 _MOST_VALUES = 24_000_000  # float32 each: about 100 MB over all terms.
-_MOST_OFF = 1.3
+_MOST_OFF = 1.08  # More slack would leave more candidates than the values save.
 
 
 class Impacts:

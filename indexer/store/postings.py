@@ -32,6 +32,7 @@ from indexer.store.vectors import best, positions
 
 _WIDE = 64  # Scores of which one maximum is taken when the k-th best is bounded from below.
 _COSTLY = 4_000  # Postings that are worth a look at whether they can still matter.
+_FEW = 1_000  # Chunks that are rather looked up than added up.
 _MOST_TF = 2**16 - 1
 
 
@@ -163,8 +164,10 @@ class PostingsIndex:
         if not query or (scope is not None and not len(scope)):
             return np.empty(0, np.int64), np.empty(0, np.float32)
         n_postings = sum(len(term.chunks) for term in query)
-        if scope is not None and 8 * len(scope) * len(query) < n_postings:
+        if scope is not None and (len(scope) <= _FEW or 8 * len(scope) * len(query) < n_postings):
             at = scope
+        elif scope is None and 16 * n_postings < len(state.ids):
+            at = state.living(np.unique(np.concatenate([term.chunks for term in query])).astype(np.intp))
         else:
             at = _promising(state, query, k, scope, mean_length, impacts)
         scores, holds = _exact_scores(state, query, at, mean_length)
@@ -360,12 +363,13 @@ def _promising(
     slack = 0.9999 / (off or 1.0)
     by_worth = sorted(query, key=lambda term: (-term.worth, len(term.chunks)))
     left = float(sum(term.worth for term in by_worth))
-    bound = 0.0
     for done, term in enumerate(by_worth):
         if done and len(term.chunks) > _COSTLY:
             bound = _kth_at_least(totals, k, outside, state.dead) * slack
-            if left < bound:
-                break
+            within_reach = totals[:n] >= max((bound - left) * slack, 1e-30)
+            # Looking a chunk up in the terms that are left costs more than adding one of their postings.
+            if left < bound and np.count_nonzero(within_reach) < _FEW + 2 * k:
+                return np.flatnonzero(within_reach)
         n_kept = term.n_base if off is not None else 0
         if n_kept:
             impacts.add_to(totals, term.term_id, term.chunks[:n_kept], term.tfs[:n_kept], term.worth)
@@ -373,10 +377,8 @@ def _promising(
         if len(chunks):
             totals[chunks] += direct(state.lengths, chunks, tfs, term.worth, mean_length)
         left -= term.worth
-    else:
-        left = 0.0
-        bound = _kth_at_least(totals, k, outside, state.dead) * slack
-    return np.flatnonzero(totals[:n] >= max((bound - left) * slack, 1e-30))
+    bound = _kth_at_least(totals, k, outside, state.dead) * slack
+    return np.flatnonzero(totals[:n] >= max(bound * slack, 1e-30))
 
 
 def _kth_at_least(totals: Scores, k: int, outside: NDArray[np.bool_] | None, dead: Positions) -> float:
