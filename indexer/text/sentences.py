@@ -180,12 +180,12 @@ def _is_abbreviation(
     folded = fold_term(token.rpartition("(")[2])
     forms = {folded, folded.rpartition("/")[2], folded.rpartition("-")[2], _COUNT_BEFORE.sub("", folded)}
     short = (len(folded) == 1 and folded.isalpha()) or _is_vowelless(token, folded)
-    is_abbreviation = short or not forms.isdisjoint(rules.abbreviations) or _DOTTED.match(token) is not None
+    is_abbreviation = short or not forms.isdisjoint(rules.abbreviations)
     if not forms.isdisjoint(rules.unit_endings):
         # "5 m." may end a sentence, "M. Dupont" may not: what is also an abbreviation needs a number before it.
         counted = token[0].isdigit() or text[max(sentence_start, token_at - 2) : token_at].rstrip()[-1:].isdigit()
         return (is_abbreviation and not counted) or not text[after_at].isupper()
-    return is_abbreviation
+    return is_abbreviation or _DOTTED.match(token) is not None
 
 
 def _is_vowelless(token: str, folded: str) -> bool:

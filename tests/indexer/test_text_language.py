@@ -19,8 +19,8 @@ NOTES = {
 }
 
 NEIGHBOURS = {
-    "eu": "62 urteko gizona, 2 hilabetetako astenia eta anemia zituena. Ondoren ekografia egin zitzaion eta ez zen ezer.",
-    "ca": "Pacient de 60 anys que acudeix per dolor toràcic. No té febre i pren aspirina cada dia amb els àpats a casa seva.",
+    "eu": "62 urteko gizona, 2 hilabetetako astenia eta anemia zituena. Ondoren ekografia egin zitzaion.",
+    "ca": "Pacient de 60 anys que acudeix per dolor toràcic. No té febre i pren aspirina cada dia amb els àpats.",
     "uk": "Пацієнт надійшов із болем у грудях. Гарячки немає, приймає аспірин щодня, інші ліки не вживає.",
     "pl": "Pacjent został przyjęty z powodu bólu w klatce piersiowej. Nie ma gorączki, przyjmuje aspirynę codziennie.",
     "sv": "Patienten lades in med bröstsmärta. Ingen feber och han tar aspirin varje dag efter frukosten hemma.",

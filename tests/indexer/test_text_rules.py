@@ -10,11 +10,32 @@ from indexer.text.folding import fold_term
 from indexer.text.rules import SUPPORTED, function_words, load_rules, section_keys, supported
 
 CORE_KEYS = {
-    "chief_complaint", "history_of_present_illness", "past_medical_history", "medications", "allergies", "family_history",
-    "social_history", "physical_examination", "vital_signs", "laboratory", "imaging", "procedures", "hospital_course",
-    "diagnosis", "assessment", "plan", "discharge_medications", "follow_up", "findings", "impression", "indication",
-    "technique", "comparison", "operative", "nursing",
-}  # fmt: skip
+    "chief_complaint",
+    "history_of_present_illness",
+    "past_medical_history",
+    "medications",
+    "allergies",
+    "family_history",
+    "social_history",
+    "physical_examination",
+    "vital_signs",
+    "laboratory",
+    "imaging",
+    "procedures",
+    "hospital_course",
+    "diagnosis",
+    "assessment",
+    "plan",
+    "discharge_medications",
+    "follow_up",
+    "findings",
+    "impression",
+    "indication",
+    "technique",
+    "comparison",
+    "operative",
+    "nursing",
+}
 MIN_HEADERS = 400
 
 

@@ -1,7 +1,7 @@
 """Section headers of each language as notes write them, and lines that look like headers and are none."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from indexer.text.rules import SUPPORTED
@@ -13,29 +13,87 @@ def _found(text: str, language: str | None) -> list[tuple[str | None, str | None
 
 
 LINES_OF = {
-    "en": [("Past Medical History:", "past_medical_history"), ("ALLERGIES: none", "allergies"), ("1. Impression", "impression"),
-           ("O/E", "physical_examination"), ("Follow-up", "follow_up"), ("ASSESSMENT AND PLAN", "assessment_and_plan")],
-    "es": [("Antecedentes personales: HTA.", "past_medical_history"), ("MOTIVO DE CONSULTA", "chief_complaint"),
-           ("Exploracion fisica:", "physical_examination"), ("Juicio clínico", "diagnosis"), ("Tratamiento al alta:", "discharge_medications")],
-    "fr": [("Antécédents : HTA", "past_medical_history"), ("MOTIF D’HOSPITALISATION", "chief_complaint"), ("Conduite à tenir :", "plan"),
-           ("Examen clinique :", "physical_examination"), ("Traitement de sortie", "discharge_medications")],
-    "de": [("Vorgeschichte:", "past_medical_history"), ("Anamnese", "history_of_present_illness"), ("Procedere:", "plan"),
-           ("HAUPT-UND NEBENDIAGNOSEN", "diagnosis"), ("Medikation bei Entlassung:", "discharge_medications"), ("Labor vom 03.04.2024:", "laboratory")],
-    "it": [("Anamnesi patologica remota: ipertensione", "past_medical_history"), ("Esame obiettivo", "physical_examination"),
-           ("Terapia alla dimissione:", "discharge_medications"), ("Motivo del ricovero:", "chief_complaint"), ("Decorso postoperatorio", "hospital_course")],
-    "nl": [("Voorgeschiedenis:", "past_medical_history"), ("Reden van opname", "chief_complaint"), ("Lichamelijk onderzoek:", "physical_examination"),
-           ("Conclusie/beleid:", "assessment_and_plan"), ("Ontslagmedicatie", "discharge_medications")],
-    "pt": [("Antecedentes pessoais:", "past_medical_history"), ("Queixa principal: dor", "chief_complaint"), ("EXAME FÍSICO", "physical_examination"),
-           ("Medicação à alta:", "discharge_medications"), ("Hipótese diagnóstica:", "diagnosis")],
-    "ro": [("Antecedente personale patologice:", "past_medical_history"), ("Motivele internării", "chief_complaint"),
-           ("EXAMEN CLINIC GENERAL:", "physical_examination"), ("Epicriza:", "hospital_course"), ("Tratament la externare", "discharge_medications")],
-    "ru": [("Анамнез заболевания: болен неделю", "history_of_present_illness"), ("ЖАЛОБЫ ПРИ ПОСТУПЛЕНИИ", "chief_complaint"),
-           ("Перенесённые заболевания:", "past_medical_history"), ("РЕКОМЕНДАЦИИ", "plan"), ("УЗИ органов брюшной полости:", "imaging")],
-    "zh": [("既往史：高血压10年。", "past_medical_history"), ("主诉：胸痛3天", "chief_complaint"), ("【体格检查】T 36.5℃", "physical_examination"),
-           ("出院带药：", "discharge_medications"), ("初步诊断", "diagnosis")],
-    "ja": [("【既往歴】高血圧", "past_medical_history"), ("主訴：胸痛", "chief_complaint"), ("■身体所見", "physical_examination"),
-           ("＜退院時処方＞", "discharge_medications"), ("入院時現症：", "physical_examination"), ("Ｉｍｐｒｅｓｓｉｏｎ：", "impression")],
-}  # fmt: skip
+    "en": [
+        ("Past Medical History:", "past_medical_history"),
+        ("ALLERGIES: none", "allergies"),
+        ("1. Impression", "impression"),
+        ("O/E", "physical_examination"),
+        ("Follow-up", "follow_up"),
+        ("ASSESSMENT AND PLAN", "assessment_and_plan"),
+    ],
+    "es": [
+        ("Antecedentes personales: HTA.", "past_medical_history"),
+        ("MOTIVO DE CONSULTA", "chief_complaint"),
+        ("Exploracion fisica:", "physical_examination"),
+        ("Juicio clínico", "diagnosis"),
+        ("Tratamiento al alta:", "discharge_medications"),
+    ],
+    "fr": [
+        ("Antécédents : HTA", "past_medical_history"),
+        ("MOTIF D’HOSPITALISATION", "chief_complaint"),
+        ("Conduite à tenir :", "plan"),
+        ("Examen clinique :", "physical_examination"),
+        ("Traitement de sortie", "discharge_medications"),
+    ],
+    "de": [
+        ("Vorgeschichte:", "past_medical_history"),
+        ("Anamnese", "history_of_present_illness"),
+        ("Procedere:", "plan"),
+        ("HAUPT-UND NEBENDIAGNOSEN", "diagnosis"),
+        ("Medikation bei Entlassung:", "discharge_medications"),
+        ("Labor vom 03.04.2024:", "laboratory"),
+    ],
+    "it": [
+        ("Anamnesi patologica remota: ipertensione", "past_medical_history"),
+        ("Esame obiettivo", "physical_examination"),
+        ("Terapia alla dimissione:", "discharge_medications"),
+        ("Motivo del ricovero:", "chief_complaint"),
+        ("Decorso postoperatorio", "hospital_course"),
+    ],
+    "nl": [
+        ("Voorgeschiedenis:", "past_medical_history"),
+        ("Reden van opname", "chief_complaint"),
+        ("Lichamelijk onderzoek:", "physical_examination"),
+        ("Conclusie/beleid:", "assessment_and_plan"),
+        ("Ontslagmedicatie", "discharge_medications"),
+    ],
+    "pt": [
+        ("Antecedentes pessoais:", "past_medical_history"),
+        ("Queixa principal: dor", "chief_complaint"),
+        ("EXAME FÍSICO", "physical_examination"),
+        ("Medicação à alta:", "discharge_medications"),
+        ("Hipótese diagnóstica:", "diagnosis"),
+    ],
+    "ro": [
+        ("Antecedente personale patologice:", "past_medical_history"),
+        ("Motivele internării", "chief_complaint"),
+        ("EXAMEN CLINIC GENERAL:", "physical_examination"),
+        ("Epicriza:", "hospital_course"),
+        ("Tratament la externare", "discharge_medications"),
+    ],
+    "ru": [
+        ("Анамнез заболевания: болен неделю", "history_of_present_illness"),
+        ("ЖАЛОБЫ ПРИ ПОСТУПЛЕНИИ", "chief_complaint"),
+        ("Перенесённые заболевания:", "past_medical_history"),
+        ("РЕКОМЕНДАЦИИ", "plan"),
+        ("УЗИ органов брюшной полости:", "imaging"),
+    ],
+    "zh": [
+        ("既往史：高血压10年。", "past_medical_history"),
+        ("主诉：胸痛3天", "chief_complaint"),
+        ("【体格检查】T 36.5℃", "physical_examination"),
+        ("出院带药：", "discharge_medications"),
+        ("初步诊断", "diagnosis"),
+    ],
+    "ja": [
+        ("【既往歴】高血圧", "past_medical_history"),
+        ("主訴：胸痛", "chief_complaint"),
+        ("■身体所見", "physical_examination"),
+        ("＜退院時処方＞", "discharge_medications"),
+        ("入院時現症：", "physical_examination"),
+        ("Ｉｍｐｒｅｓｓｉｏｎ：", "impression"),
+    ],
+}
 
 NOT_HEADERS_OF = {
     "en": [
@@ -170,10 +228,25 @@ def test_an_empty_note_has_no_section() -> None:
 
 
 PIECES = st.sampled_from(
-    [*(line for cases in LINES_OF.values() for line, _ in cases), "\n", "\r\n", "\n\n", " ", "【", "】", "：", ":", ".,", "。", "S:", "O:"]
-)  # fmt: skip
+    [
+        *(line for cases in LINES_OF.values() for line, _ in cases),
+        "\n",
+        "\r\n",
+        "\n\n",
+        " ",
+        "【",
+        "】",
+        "：",
+        ":",
+        ".,",
+        "。",
+        "S:",
+        "O:",
+    ]
+)
 
 
+@settings(deadline=None)  # the first text loads the rules
 @given(
     text=st.one_of(st.text(max_size=80), st.lists(PIECES, max_size=12).map("".join)),
     language=st.sampled_from([None, "eu", *SUPPORTED]),
