@@ -113,6 +113,10 @@ class Collection:
         except FileNotFoundError:
             return False
 
+    def _check_present(self) -> None:
+        if not self.present():
+            raise CollectionNotFoundError(f"collection {self.name!r} was deleted while it was in use")
+
     def check_encoder(self, spec: EncoderSpec) -> None:
         """Return if the encoder's vectors fit those stored.
 
@@ -133,8 +137,12 @@ class Collection:
 
         Raises:
             WriterBusyError: another process or thread is writing; names it.
+            CollectionNotFoundError: it was deleted since it was opened, perhaps made anew.
         """
+        self._check_present()
         with exclusive(self._folder / LOCK, f"collection {self.name!r}", timeout_s):
+            # Again under the lock, which a deletion takes too: what is written from here on is in the living file.
+            self._check_present()
             yield Writer(self._engine)
 
     def delete_notes(self, note_ids: Sequence[str]) -> Deleted:
@@ -241,10 +249,16 @@ class Collection:
         self._replica.rebuild()
 
     def publish(self, *, always: bool = True) -> None:
-        """Write the derived files for the state of now; without ``always``, only where many changes lie behind them."""
+        """Write the derived files for the state of now.
+
+        Without ``always`` only where many changes lie behind them, and a full disk is logged and no error: they can
+        be made again at any time.
+        """
         behind, changes = self._replica.behind()
-        if behind and (always or behind >= max(PUBLISH_BEHIND, changes // 5)):
+        if always and behind:
             self._replica.publish()
+        elif behind >= max(PUBLISH_BEHIND, changes // 5):
+            self._replica.publish_if_possible()
 
 
 __all__ = [
