@@ -236,6 +236,7 @@ class Service:
         """Store notes with their passages and vectors; what is stored already is skipped before it is embedded.
 
         Raises:
+            CollectionNotFoundError: it was deleted meanwhile.
             EncoderMismatchError: this machine's encoder of that name is not the collection's.
             WriterBusyError: another process writes for longer than the timeout.
             StorageFullError: the disk is full; whole batches before that are stored.
@@ -244,14 +245,20 @@ class Service:
 
         encoder = self.encoder(collection.encoder_name)
         collection.check_encoder(encoder.spec)
-        return index_notes(
-            collection,
-            encoder,
-            items,
-            batch_notes=self.settings.batch_notes,
-            on_progress=on_progress,
-            writer_timeout_s=self.settings.writer_timeout_s,
-        )
+        try:
+            return index_notes(
+                collection,
+                encoder,
+                items,
+                batch_notes=self.settings.batch_notes,
+                on_progress=on_progress,
+                writer_timeout_s=self.settings.writer_timeout_s,
+            )
+        except Exception as error:
+            # Whatever a deletion in the middle makes of files that are gone, this is what happened.
+            if isinstance(error, CollectionNotFoundError) or collection.present():
+                raise
+            raise CollectionNotFoundError(f"collection {collection.name!r} was deleted meanwhile") from error
 
     def index_posted(
         self,

@@ -99,7 +99,7 @@ def test_an_import_beside_a_server_with_a_job(tmp_path: Path):
         beside = clinrag_process(
             home,
             "index",
-            written(tmp_path / "n.jsonl", many("beside", 200)),
+            written(tmp_path / "n.jsonl", many("beside", 100)),
             "-c",
             "ward",
             "--json",

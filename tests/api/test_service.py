@@ -1,0 +1,47 @@
+"""The operations behind both ways in, where neither of them can be made to stand still."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from api.jobs import Outcome
+from api.service import Service
+from api.settings import Settings
+from api.wiring import build_service
+from indexer.errors import CollectionNotFoundError
+
+NOTES = [{"id": f"n{number}", "text": f"fever {number}"} for number in range(10)]
+
+
+@pytest.fixture
+def service(home: Path) -> Iterator[Service]:
+    made = build_service(Settings(home=home, encoder="hashing", batch_notes=2))
+    made.create("ward", "hashing")
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize("made_anew", [False, True])
+@pytest.mark.parametrize("by_another_process", [False, True])
+def test_a_collection_deleted_in_the_middle_of_an_import_is_named_and_nothing_goes_into_its_successor(
+    service: Service, home: Path, made_anew: bool, by_another_process: bool
+):
+    other = build_service(Settings(home=home)) if by_another_process else service
+
+    def delete(so_far: Outcome) -> None:
+        if so_far.done == 4:
+            other.delete_collection("ward")
+            if made_anew:
+                other.create("ward", "hashing")
+
+    with pytest.raises(CollectionNotFoundError, match="'ward' was deleted"):
+        service.index_posted("ward", NOTES, delete)
+    if made_anew:
+        assert other.describe("ward").notes == 0
+    else:
+        with pytest.raises(CollectionNotFoundError):
+            other.describe("ward")
+    other.close()
