@@ -273,15 +273,16 @@ def _built(rows: Rows, kind: Kind) -> faiss.Index:
     """Return a trained and filled structure over float16 rows."""
     n, dim = rows.shape
     quantizer = f"PQ{dim // 2 if dim % 2 == 0 else dim}x4fs"
-    n_cells = int(4 * n**0.5)
+    n_cells = max(1, min(int(4 * n**0.5), n // 40))
     structure: Any = faiss.index_factory(
         dim, quantizer if kind == "pq" else f"IVF{n_cells},{quantizer}", faiss.METRIC_INNER_PRODUCT
     )
+    if kind == "ivf":
+        structure.cp.niter = 10  # More rounds of clustering move few rows and take as long each.
+        structure.nprobe = max(16, n_cells // 6)
     n_training = min(n, _TRAINING_ROWS if kind == "pq" else 40 * n_cells)
     structure.train(rows[np.linspace(0, n - 1, n_training).astype(np.intp)].astype(np.float32))
     for start in range(0, n, _ENCODED_AT_ONCE):
         structure.add(rows[start : start + _ENCODED_AT_ONCE].astype(np.float32))
-    if kind == "ivf":
-        structure.nprobe = max(8, n_cells // 16)
     built: faiss.Index = structure
     return built
