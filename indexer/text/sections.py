@@ -122,7 +122,11 @@ def _find_headers(text: str, titles: _Titles) -> list[_Header]:
     soap = _soap_lines(text)
     headers: list[_Header] = []
     for line in _LINE.finditer(text):
-        headers.extend(_line_headers(text, line, titles, soap))
+        at = line.start()
+        for header in sorted(_line_headers(text, line, titles, soap), key=lambda header: header.start):
+            if header.start >= at:  # a title found in two ways counts once
+                headers.append(header)
+                at = header.content
     return headers
 
 

@@ -172,6 +172,17 @@ def test_brackets_anywhere_in_a_line() -> None:
     ]
 
 
+def test_brackets_and_run_on_headers_of_one_line_keep_their_order() -> None:
+    text = "入院。主訴：【検査】異常なし。既往歴：【家族歴】なし"
+    assert [key for key, _ in _found(text, "ja")] == [
+        None,
+        "chief_complaint",
+        "investigations",
+        "past_medical_history",
+        "family_history",
+    ]
+
+
 def test_soap_letters_count_only_in_company() -> None:
     assert _found("S: tired\nO: afebrile\nA: viral\nP: rest\n", "en") == [
         ("subjective", "S"),
