@@ -152,6 +152,14 @@ class Replica:
             return False
         return True
 
+    def publish_if_possible(self) -> None:
+        """Write a generation where nothing stands against it; what was stored does not depend on it."""
+        try:
+            self.publish()
+        except (OSError, ClinragError) as exc:
+            # Searches go on from memory; the next process that opens the collection tries again.
+            logger.warning("derived files of collection %r were not written: %s", self._identity.name, exc)
+
     def rebuild(self) -> None:
         """Throw away what is derived, in memory and on disk, and make it again from the truth.
 
@@ -177,11 +185,7 @@ class Replica:
             owed = self._snapshots.discarded or (self._seq >= WORTH_KEEPING and not self._snapshots.paths())
             self._snapshots.discarded = 0
         if owed:
-            try:
-                self.publish()
-            except (OSError, ClinragError) as exc:
-                # Searches go on from memory; the next process that opens the collection tries again.
-                logger.warning("derived files of collection %r were not written: %s", self._identity.name, exc)
+            self.publish_if_possible()
 
     def _publish(self) -> None:
         with ExitStack() as stack:
