@@ -15,5 +15,5 @@ def failpoint(name: str) -> None:
 
 def install(handler: Callable[[str], None] | None) -> None:
     """Have this called with the name at each instant of this process; ``None`` takes it away."""
-    global _handler  # noqa: PLW0603 - one process, one handler: children of a test set it after they are forked
+    global _handler
     _handler = handler

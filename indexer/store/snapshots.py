@@ -209,7 +209,6 @@ class Snapshots:
             if target.exists():
                 # Of the same change number, so of the same content: only a rebuild comes here.
                 target.rename(self.folder / f"{_ASIDE}{uuid.uuid4().hex}")
-                failpoint("publish.aside")
             aside.rename(target)
             failpoint("publish.renamed")
             _sync_folder(self.folder)

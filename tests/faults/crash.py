@@ -1,0 +1,433 @@
+"""The crash harness: processes that are killed with SIGKILL, and what must be there afterwards.
+
+All processes are forked from one that has imported everything and never touched SQLite or a thread. The killed one
+writes a line into an acknowledgement file behind each call that returned; what a process wrote there survives its
+death. After each kill another process opens the collection and compares all of it with the account of the plan.
+
+kill -9 proves what a process leaves behind, not what a power cut does: for that, see the order of syncs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import random
+import re
+import resource
+import shutil
+import signal
+import sqlite3
+import statistics
+import sys
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import indexer.store
+from indexer.build import index_notes
+from indexer.collection import Collection
+from indexer.encoders.encoder import HashingEncoder
+from indexer.library import Library
+from indexer.store import failpoints
+from indexer.text.analysis import analyze
+from indexer.text.chunks import split_chunks
+from tests.faults import shim
+from tests.faults.plan import BATCH, WORDS, Plan, Step, token
+
+NAME = "main"
+SIDE = "side"
+N_STEPS = 240
+KILLS_A_SESSION = 25
+LONGEST_S = 0.3
+REACHED_WITHIN_S = 8.0
+
+BROKEN = ("early-acknowledgement", "two-transactions")
+"""Ways in which the harness itself can break the commit path, to see whether it would notice."""
+
+
+def failpoint_names() -> list[str]:
+    """Return every failpoint that the product has, from its source."""
+    folder = Path(indexer.store.__path__[0]).parent
+    names = {name for path in folder.rglob("*.py") for name in re.findall(r'failpoint\("([^"]+)"\)', path.read_text())}
+    return sorted(names)
+
+
+@dataclass
+class Report:
+    """What was done and what was wrong; every list of faults must stay empty."""
+
+    kills: Counter[str] = field(default_factory=Counter)
+    at: Counter[str] = field(default_factory=Counter)
+    acknowledged: int = 0
+    reader_looks: int = 0
+    faults: dict[str, list[str]] = field(
+        default_factory=lambda: {kind: [] for kind in ("lost", "duplicated", "torn", "unreadable", "findings")}
+    )
+    recovery_s: list[float] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the report as one JSON object."""
+        times = sorted(self.recovery_s) or [0.0]
+        return {
+            "kills": self.kills.total(),
+            "kills_by_kind": dict(sorted(self.kills.items())),
+            "kills_by_failpoint": dict(sorted(self.at.items())),
+            "failpoints_not_reached": [name for name in failpoint_names() if not self.at[name]],
+            "acknowledged": self.acknowledged,
+            "reader_looks": self.reader_looks,
+            **{kind: len(found) for kind, found in self.faults.items()},
+            "examples": [f"{kind}: {text}" for kind, found in self.faults.items() for text in found[:3]],
+            "recovery_ms": {
+                "p50": round(1000 * statistics.median(times), 1),
+                "max": round(1000 * times[-1], 1),
+            },
+            "seconds": round(self.seconds, 1),
+        }
+
+
+def run(home: Path, kills: int, seed: int, broken: str | None = None) -> Report:
+    """Kill so many processes and return what was found."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    report = Report()
+    _warm_up()
+    started = time.monotonic()
+    session = 0
+    while report.kills.total() < kills:
+        folder = home / f"session-{session}"
+        _Session(folder, seed * 1000 + session, broken, report).run(min(KILLS_A_SESSION, kills - report.kills.total()))
+        shutil.rmtree(folder, ignore_errors=True)
+        session += 1
+    report.seconds = time.monotonic() - started
+    return report
+
+
+def _warm_up() -> None:
+    """Load what the product loads late, so that the forked processes have it."""
+    with contextlib.suppress(ImportError):
+        importlib.import_module("indexer.store.faiss_index")
+    encoder = HashingEncoder()
+    for language, words in WORDS.items():
+        analyze(" ".join(words), language)
+        split_chunks(" ".join(words), language=language, token_spans=encoder.token_spans, max_tokens=100)
+
+
+class _Session:
+    """One collection from its creation through some kills."""
+
+    def __init__(self, home: Path, seed: int, broken: str | None, report: Report) -> None:
+        self._home = home
+        self._plan = Plan.of(seed, N_STEPS)
+        self._rng = random.Random(seed)
+        self._broken = broken
+        self._report = report
+        self._acks = home / "acknowledged"
+        self._next = 0
+
+    def run(self, kills: int) -> None:
+        self._home.mkdir(parents=True)
+        self._acks.touch()
+        _in_child(lambda: Library(self._home).create(NAME, "hashing", HashingEncoder().spec).close())
+        # A reader that stays keeps the log's index alive; without one, each start recovers the log from the file.
+        reader = self._start_reader() if self._rng.random() < 0.5 else None
+        for _ in range(kills):
+            if not self._kill_once():
+                break
+        if reader is not None:
+            self._end_reader(*reader)
+        self._report.acknowledged += self._acked()
+
+    def _kill_once(self) -> bool:
+        """Kill one process and compare; ``False`` where the session is over."""
+        names = failpoint_names()
+        kind = self._rng.choices(["instant", "failpoint", "syscall"], weights=[6, 3, 2])[0]
+        if kind == "syscall" and shim.loaded() is None:
+            kind = "instant"
+        # The least hit failpoint is next: every one has its turn.
+        name = min(names, key=lambda name: (self._report.at[name], name)) if kind == "failpoint" else None
+        count = self._rng.randint(1, 2) if name else self._rng.randint(1, 60)
+        delay = self._rng.uniform(0.0, LONGEST_S) if kind == "instant" else REACHED_WITHIN_S
+        torn = self._rng.random() < 0.5
+        child = os.fork()
+        if child == 0:
+            _as_child(lambda: self._work(kind, name, count, torn))
+        ended = _wait(child, delay)
+        if ended is None:
+            os.kill(child, signal.SIGKILL)
+            _, ended = os.waitpid(child, 0)
+            kind = "instant"
+        if os.WIFSIGNALED(ended) and os.WTERMSIG(ended) == signal.SIGKILL:
+            self._report.kills[kind] += 1
+            if kind == "failpoint" and name:
+                self._report.at[name] += 1
+        elif ended:
+            self._report.faults["unreadable"].append(f"step {self._next}: the writer failed, see its traceback")
+            return False
+        return self._compare() and bool(ended)
+
+    def _acked(self) -> int:
+        lines = self._acks.read_text().splitlines()
+        return int(lines[-1]) if lines else 0
+
+    def _compare(self) -> bool:
+        acked = self._acked()
+        found = _in_child(lambda: _inspect(self._home, self._plan, acked))
+        if found is None:
+            self._report.faults["unreadable"].append(f"after step {acked}: the collection could not be read")
+            return False
+        self._report.recovery_s.append(found["recovery_s"])
+        for kind, texts in found["faults"].items():
+            self._report.faults[kind] += [f"after step {acked}: {text}" for text in texts]
+        self._next = found["next"]
+        if self._next > acked:
+            # Stored but not acknowledged: the process died between the two.
+            with self._acks.open("a") as stream:
+                stream.write(f"{self._next}\n")
+        return not any(found["faults"].values())
+
+    def _work(self, kind: str, name: str | None, count: int, torn: bool) -> None:
+        """Go through the plan; runs in the process that is killed."""
+        hits: Counter[str] = Counter()
+        acks = os.open(self._acks, os.O_WRONLY | os.O_APPEND)
+
+        def acknowledge(done: int) -> None:
+            os.write(acks, f"{done}\n".encode())
+
+        worker = _Worker(self._home, self._plan, acknowledge, self._broken)
+
+        def reached(point: str) -> None:
+            hits[point] += 1
+            if point == "transaction.written" and self._broken == "early-acknowledgement" and worker.writing:
+                acknowledge(worker.writing)
+            if point == name and hits[point] >= count:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        failpoints.install(reached)
+        preloaded = shim.loaded()
+        if kind == "syscall" and preloaded is not None:
+            action = shim.TORN_KILL if torn else shim.KILL
+            everything = shim.WRITE | shim.SYNC | shim.RENAME | shim.TRUNCATE
+            preloaded.arm(everything, count, action, 0, str(self._home / "collections"))
+        worker.run(self._next)
+
+    def _start_reader(self) -> tuple[int, int]:
+        """Start a process that looks all the time; returns its id and the end of the pipe that it answers on."""
+        ours, theirs = os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.close(ours)
+            _as_child(lambda: _watch(self._home, self._plan, self._acked, theirs))
+        os.close(theirs)
+        return child, ours
+
+    def _end_reader(self, child: int, pipe: int) -> None:
+        (self._home / "stop").touch()
+        with os.fdopen(pipe) as stream:
+            text = stream.read()
+        os.waitpid(child, 0)
+        if not text:
+            self._report.faults["unreadable"].append("the reader beside the writer failed, see its traceback")
+            return
+        seen = json.loads(text)
+        self._report.reader_looks += seen["looks"]
+        self._report.faults["torn"] += seen["torn"]
+
+
+class _Worker:
+    """Does the steps of a plan through the product's public calls."""
+
+    def __init__(self, home: Path, plan: Plan, acknowledge: Callable[[int], None], broken: str | None) -> None:
+        self._library = Library(home)
+        self._plan = plan
+        self._acknowledge = acknowledge
+        self._broken = broken
+        self._encoder = HashingEncoder()
+        self._collection = self._library.open(NAME)
+        self.writing = 0
+
+    def run(self, first: int) -> None:
+        at = first
+        while at < len(self._plan.steps):
+            step = self._plan.steps[at]
+            if step.kind == "store":
+                at = self._store(at)
+                continue
+            self.writing = at + 1 if step.kind == "delete" else 0
+            self._do(step)
+            at += 1
+            self._acknowledge(at)
+
+    def _do(self, step: Step) -> None:
+        if step.kind == "delete":
+            self._collection.delete_notes(step.note_ids)
+        elif step.kind == "publish":
+            self._collection.publish()
+        elif step.kind == "rebuild":
+            self._collection.rebuild()
+        elif step.kind == "search":
+            view = self._collection.view()
+            view.search_terms("warfarin варфарин", 5)
+            view.search_vectors(self._encoder.encode_queries(["chest pain"])[0], 5)
+        elif SIDE in self._library.names():
+            self._library.delete(SIDE)
+        else:
+            with self._library.create(SIDE, "hashing", self._encoder.spec) as side:
+                index_notes(side, self._encoder, self._plan.steps[0].notes)
+
+    def _store(self, first: int) -> int:
+        """Import all steps of a group in one call, each batch a step; return the step behind them."""
+        group = self._plan.steps[first].group
+        end = first
+        while end < len(self._plan.steps) and self._plan.steps[end].group == group:
+            end += 1
+        notes = [note for step in self._plan.steps[first:end] for note in step.notes]
+        self.writing = first + 1
+        acked = first
+
+        def progress(done: int) -> None:
+            nonlocal acked
+            if first + done // BATCH > acked and done % BATCH == 0:
+                acked = first + done // BATCH
+                self._acknowledge(acked)
+                self.writing = acked + 1
+
+        batch = BATCH // 2 if self._broken == "two-transactions" else BATCH
+        index_notes(
+            self._collection, self._encoder, notes, batch_notes=batch, on_progress=lambda seen: progress(seen.done)
+        )
+        return end
+
+
+def _inspect(home: Path, plan: Plan, acked: int) -> dict[str, Any]:
+    """Open what a killed process left and compare all of it with the plan's account."""
+    encoder = HashingEncoder()
+    library = Library(home)
+    faults: dict[str, list[str]] = {"lost": [], "duplicated": [], "torn": [], "findings": []}
+    started = time.monotonic()
+    collection = library.open(NAME)
+    view = collection.view()
+    view.search_terms("warfarin", 3)
+    view.search_vectors(encoder.encode_queries(["fever"])[0], 3)
+    recovery_s = time.monotonic() - started
+    newest = [note.note_id for note in collection.list_notes(None, 100_000)]
+    if len(newest) != len(set(newest)):
+        faults["duplicated"].append("a note is listed twice")
+    held = _all_versions(home)
+    fitting = [k for k in range(len(plan.held)) if plan.held[k].versions == held]
+    reachable = [k for k in fitting if acked <= k <= acked + 1]
+    if not fitting:
+        faults["torn"].append("what is stored is no state between two steps")
+    elif not reachable:
+        faults["lost"].append(f"what is stored is the state of step {max(fitting)}, {acked} were acknowledged")
+    else:
+        faults["duplicated"] += _search_problems(collection, plan, reachable[0])
+    faults["findings"] += [f"{found.where} {found.what}" for found in collection.verify()]
+    collection.close()
+    if SIDE in library.names():
+        with library.open(SIDE) as other:
+            faults["findings"] += [f"{SIDE}: {found.where} {found.what}" for found in other.verify()]
+    return {"recovery_s": recovery_s, "faults": faults, "next": reachable[0] if reachable else acked}
+
+
+def _all_versions(home: Path) -> dict[tuple[str, int], str]:
+    """Return every stored version, read without the product."""
+    path = home / "collections" / NAME / "truth.sqlite"
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        query = "SELECT n.note_id, v.version, v.text FROM versions v JOIN notes n ON n.id = v.note"
+        return {(note_id, version): text for note_id, version, text in database.execute(query)}
+
+
+def _search_problems(collection: Collection, plan: Plan, k: int) -> list[str]:
+    """Look with both arms for the notes of the last steps: each must be found once, under its newest version."""
+    problems: list[str] = []
+    encoder = HashingEncoder()
+    view = collection.view()
+    newest = plan.held[k].newest
+    if view.coverage.notes_searched != len(newest):
+        problems.append(f"the view covers {view.coverage.notes_searched} notes of {len(newest)}")
+    if len(np.unique(view.rows)) != sum(note.chunks for note in collection.list_notes(None, 100_000)):
+        problems.append("the view has not one row for each chunk")
+    for at in range(max(0, k - 2), k):
+        for note in plan.steps[at].notes:
+            number = int(note.note_id[1:])
+            wanted = [note.note_id] if newest.get(note.note_id, (0, ""))[1] == note.text else []
+            if wanted and collection.note(note.note_id).text != note.text:
+                problems.append(f"{note.note_id} has another text")
+            rows, _ = view.search_terms(token(at, number), 5)
+            if [passage.note_id for passage in view.passages(rows)] != wanted:
+                problems.append(f"words of {note.note_id} of step {at} are not found as they should")
+            rows, _ = view.search_vectors(encoder.encode_queries([note.text])[0], 1)
+            first = [passage.text for passage in view.passages(rows)]
+            if wanted and first != [note.text]:
+                problems.append(f"the vector of {note.note_id} of step {at} is not found")
+    return problems
+
+
+def _watch(home: Path, plan: Plan, acked: Callable[[], int], answer: int) -> None:
+    """Look at the collection while others write: each look must show one state of the plan, and never an older one."""
+    states: dict[frozenset[tuple[str, int]], list[int]] = {}
+    for k, held in enumerate(plan.held):
+        states.setdefault(frozenset((name, version) for name, (version, _) in held.newest.items()), []).append(k)
+    torn: list[str] = []
+    last = looks = 0
+    with Library(home).open(NAME) as collection:
+        while not (home / "stop").exists() and not torn:
+            before = max(last, acked())
+            seen = frozenset((note.note_id, note.version) for note in collection.list_notes(None, 100_000))
+            fitting = [k for k in states.get(seen, []) if k >= before]
+            if not fitting:
+                torn.append(f"a reader saw what is no state from step {before} on")
+                continue
+            last = fitting[0]
+            covered = collection.view().coverage.notes_searched
+            if not any(covered == len(held.newest) for held in plan.held[last:]):
+                torn.append(f"a view covered {covered} notes, as no state from step {last} on does")
+            looks += 1
+            time.sleep(0.02)
+    os.write(answer, json.dumps({"looks": looks, "torn": torn}).encode())
+
+
+def _in_child(work: Callable[[], Any]) -> Any:
+    """Run something in a process of its own and return what it gives; ``None`` where it failed."""
+    ours, theirs = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(ours)
+        _as_child(lambda: os.write(theirs, json.dumps(work() or {}).encode()))
+    os.close(theirs)
+    with os.fdopen(ours) as stream:
+        text = stream.read()
+    _, status = os.waitpid(child, 0)
+    return json.loads(text) if status == 0 else None
+
+
+def _as_child(work: Callable[[], Any]) -> None:
+    """Run something and end the process, whatever comes: nothing of the parent's may run twice."""
+    status = 1
+    try:
+        work()
+        status = 0
+    except BaseException:  # noqa: BLE001 - the parent hears of it by the exit status
+        traceback.print_exc(file=sys.stderr)
+    finally:
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def _wait(child: int, timeout_s: float) -> int | None:
+    """Return the status of a process that ended in time."""
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return status
+        time.sleep(0.001)
+    return None

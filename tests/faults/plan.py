@@ -1,0 +1,109 @@
+"""What the crashing process does, step by step, and an independent account of what must be stored after each step.
+
+A step is one transaction of the collection, or none. The account is a plain dict that knows nothing of the product.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from indexer.records import Note
+
+BATCH = 6
+IDS = 40
+WORDS = {
+    "en": "patient denies chest pain fever cough dyspnea oedema warfarin 5 mg daily follow up in clinic".split(),
+    "es": "paciente niega dolor torácico fiebre tos disnea edema warfarina 5 mg al día control en consulta".split(),
+    "ru": "пациент отрицает боль в груди лихорадку кашель одышку отёки варфарин 5 мг ежедневно".split(),
+    "zh": "患者 否认 胸痛 发热 咳嗽 呼吸困难 水肿 华法林 每日 5 毫克 门诊 随访".split(),
+}
+
+Stored = dict[str, tuple[int, str]]
+"""Note id -> newest version and its text, of the notes that are there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One transaction: ``store`` (steps of one ``group`` go into one import), ``delete``; others change nothing."""
+
+    kind: str
+    group: int
+    notes: tuple[Note, ...] = ()
+    note_ids: tuple[str, ...] = ()
+
+
+class Held(NamedTuple):
+    """Everything that is stored after some steps: all versions that are kept, and the newest ones."""
+
+    versions: dict[tuple[str, int], str]
+    newest: Stored
+
+
+@dataclass
+class Plan:
+    """The steps of one session and what is stored after each: ``held[k]`` after ``k`` steps."""
+
+    steps: list[Step] = field(default_factory=list)
+    held: list[Held] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, seed: int, n_steps: int) -> Plan:
+        """Return the same plan for the same seed."""
+        rng = random.Random(seed)
+        plan = cls()
+        group = 0
+        while len(plan.steps) < n_steps:
+            group += 1
+            kinds = ["store", "delete", "publish", "search", "rebuild", "side"]
+            kind = rng.choices(kinds, weights=[50, 20, 12, 10, 5, 3])[0]
+            if kind == "store":
+                n_batches = rng.randint(1, 3)
+                ids = rng.sample(range(IDS), BATCH * n_batches)
+                for n in range(n_batches):
+                    chosen = ids[n * BATCH : (n + 1) * BATCH]
+                    notes = tuple(_note(rng, len(plan.steps), number) for number in chosen)
+                    plan.steps.append(Step(kind, group, notes=notes))
+            elif kind == "delete":
+                gone = tuple(f"n{number}" for number in rng.sample(range(IDS), rng.randint(1, 4)))
+                plan.steps.append(Step(kind, group, note_ids=gone))
+            else:
+                plan.steps.append(Step(kind, group))
+        plan._account()
+        return plan
+
+    def _account(self) -> None:
+        numbers: dict[str, int] = {}
+        versions: dict[tuple[str, int], str] = {}
+        newest: Stored = {}
+        self.held.append(Held({}, {}))
+        for step in self.steps:
+            for note in step.notes:
+                numbers[note.note_id] = numbers.get(note.note_id, 0) + 1
+                versions[note.note_id, numbers[note.note_id]] = note.text
+                newest[note.note_id] = (numbers[note.note_id], note.text)
+            for note_id in step.note_ids:
+                newest.pop(note_id, None)
+                versions = {key: text for key, text in versions.items() if key[0] != note_id}
+            self.held.append(Held(dict(versions), dict(newest)))
+
+
+def token(step: int, number: int) -> str:
+    """Return the word that only this version of this note holds."""
+    return f"zq{step}x{number}"
+
+
+def _note(rng: random.Random, step: int, number: int) -> Note:
+    language = rng.choice(list(WORDS))
+    words = rng.choices(WORDS[language], k=rng.randint(6, 30))
+    # Some notes have two texts in common with others: vectors are shared and must survive the other's deletion.
+    body = " ".join(words) if rng.random() < 0.8 else "Copied forward: " + " ".join(WORDS[language])
+    return Note(
+        note_id=f"n{number}",
+        text=f"{token(step, number)}. {body}.",
+        patient_id=f"p{number % 7}",
+        language=language,
+        authored_at=f"2024-0{1 + number % 9}-1{number % 10}",
+        metadata={"step": step},
+    )
