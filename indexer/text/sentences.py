@@ -28,6 +28,9 @@ _DOTTED = re.compile(r"(?:[^\W\d_]\.)+[^\W\d_]\Z")
 _NEXT_WORD = re.compile(r"[^\W_]+")
 _GLUED = re.compile(r"[^\W\d_]{3,}\Z")
 
+_LETTERED = re.compile(  # "hepatitis C." and "type A." end with their letter, "J. Smith" does not
+    r"\b(?:vitamin|hepatit|typ|tip|class|klas|grup|stad|stage|child|витамин|гепатит|тип|групп|стад)\w* (?:\w+ )?\Z"
+)
 _COUNT_BEFORE = re.compile(r"\A.*\d[x×]?")
 _VOWELS = frozenset("aeiouyаеиоуыэюяіαεηιουω")
 
@@ -179,17 +182,22 @@ def _is_abbreviation(
             return True
     folded = fold_term(token.rpartition("(")[2])
     forms = {folded, folded.rpartition("/")[2], folded.rpartition("-")[2], _COUNT_BEFORE.sub("", folded)}
-    short = (len(folded) == 1 and folded.isalpha()) or _is_vowelless(token, folded)
-    is_abbreviation = short or not forms.isdisjoint(rules.abbreviations)
+    before = text[max(sentence_start, token_at - _TOKEN_WINDOW) : token_at]
+    # "5 m." and "38 UI/j." may end a sentence, "M. Dupont" and "Tbl." may not: a unit stands behind a number.
+    counted = token[0].isdigit() or before.rstrip()[-1:].isdigit()
+    listed = not forms.isdisjoint(rules.abbreviations)
+    short = _is_short(token, folded.rpartition("/")[2])
     if not forms.isdisjoint(rules.unit_endings):
-        # "5 m." may end a sentence, "M. Dupont" may not: what is also an abbreviation needs a number before it.
-        counted = token[0].isdigit() or text[max(sentence_start, token_at - 2) : token_at].rstrip()[-1:].isdigit()
-        return (is_abbreviation and not counted) or not text[after_at].isupper()
-    return is_abbreviation or _DOTTED.match(token) is not None
+        return ((listed or short) and not counted) or not text[after_at].isupper()
+    if short and not listed and (counted or _LETTERED.search(fold_term(before) + " ")):
+        return not text[after_at].isupper()
+    return listed or short or _DOTTED.match(token) is not None
 
 
-def _is_vowelless(token: str, folded: str) -> bool:
-    """Return whether the token is letters that nobody can say ("Cl", "Tbl"), and no acronym ("MRT")."""
+def _is_short(token: str, folded: str) -> bool:
+    """Return whether the token is one letter, or letters that nobody can say ("Cl", "Tbl"), and no acronym ("MRT")."""
+    if len(folded) == 1:
+        return folded.isalpha()
     return 1 < len(folded) <= 4 and folded.isalpha() and not token.isupper() and _VOWELS.isdisjoint(folded)
 
 

@@ -21,6 +21,8 @@ SENTENCES_OF = {
         ("Seen in the clinic of St. Mary by J. R. Smith vs. the team.", "Temp. was normal."),
         ("He waited...", "Then he left."),
         ("Pain, swelling, etc.", "The knee is stable."),
+        ("He takes vitamin D.", "She has hepatitis C.", "J. Smith has seen both."),
+        ("Insulin 38 IU/d.", "Pump tomorrow."),
         ('He said "I am fine."', "Then he fell."),
     ],
     "es": [
