@@ -21,7 +21,7 @@ RRF_K = 60
 SAMPLE_ROWS = 1024
 """A pool's background is taken from at most so many of its rows: the centre is then good to 3 % of a spread."""
 
-PRIOR_ROWS = 10.0
+PRIOR_ROWS = 3.0
 """A pool's own scores count as much as what other pools foretell for it once it has so many rows."""
 
 KNOWN_ROWS = 100
@@ -107,7 +107,7 @@ def backgrounds(
         own = trust[language]
         centre = own * medians[language] + (1 - own) * foretold[language]
         variance = own * spreads[language] ** 2 + (1 - own) * shared
-        result[language] = Background(centre, max(variance**0.5, least_spread), chance_best(pool.size))
+        result[language] = Background(centre, max(variance**0.5, shared**0.5, least_spread), chance_best(pool.size))
     return result
 
 

@@ -6,15 +6,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from indexer.errors import ArgumentError
 from rag.cite import Statement
 from rag.context import ContextPassage
-from rag.support import Candidate, supported
+from rag.phrases import parallel_lines, spoken
+from rag.support import Candidate, Meaning, supported
 
 if TYPE_CHECKING:
     from indexer.encoders.encoder import Encoder
 
 EXTRACTIVE = "extractive"
+
+_PROBED = (("en", "zh"), ("es", "ru"), ("de", "ja"))
+_LEAST_CROSSING = 0.8
+"""An encoder that finds fewer translations compares spellings, not meanings (hashing: .3, e5: 1.0)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +61,8 @@ class ExtractiveGenerator:
         """Compare sentences with the question by this encoder and by words, and quote at most so many."""
         self._encoder = encoder
         self._most = most
+        self._crossing: bool | None = None
+        self._lines: dict[str, NDArray[np.float32]] = {}
 
     @property
     def name(self) -> str:
@@ -64,12 +74,35 @@ class ExtractiveGenerator:
         candidates = _candidates(prompt.passages)
         if not candidates:
             return ()
-        near = None
-        if self._encoder is not None:
-            query = self._encoder.encode_queries([prompt.question])[0]
-            near = self._encoder.encode_passages([candidate.text for candidate in candidates]) @ query
-        chosen = supported(prompt.question, prompt.language, candidates, near)[: self._most]
+        meaning = self._meaning(prompt, candidates)
+        chosen = supported(prompt.question, prompt.language, candidates, meaning)[: self._most]
         return tuple(Statement(candidate.text, (candidate.passage.n,)) for candidate in chosen)
+
+    def _meaning(self, prompt: Prompt, candidates: Sequence[Candidate]) -> Meaning | None:
+        """Return how near the candidates are to the question, where the encoder can tell that across languages."""
+        if self._encoder is None or not self._crosses(self._encoder):
+            return None
+        query = self._encoder.encode_queries([prompt.question])[0]
+        near = self._encoder.encode_passages([candidate.text for candidate in candidates]) @ query
+        present = sorted({spoken(candidate.passage.language) for candidate in candidates})
+        unrelated = {language: self._unrelated(self._encoder, language) @ query for language in present}
+        return Meaning(near, unrelated)
+
+    def _crosses(self, encoder: Encoder) -> bool:
+        """Return whether the encoder brings translations together: the phrases of two languages are a test of it."""
+        if self._crossing is None:
+            found = []
+            for one, other in _PROBED:
+                left, right = encoder.encode_queries(parallel_lines(one)), self._unrelated(encoder, other)
+                found.append(np.argmax(left @ right.T, axis=1) == np.arange(len(left)))
+            self._crossing = bool(np.mean(np.concatenate(found)) >= _LEAST_CROSSING)
+        return self._crossing
+
+    def _unrelated(self, encoder: Encoder, language: str) -> NDArray[np.float32]:
+        """Return vectors of passages that answer no question about a patient."""
+        if language not in self._lines:
+            self._lines[language] = encoder.encode_passages(parallel_lines(language))
+        return self._lines[language]
 
 
 def load_generator(
@@ -103,6 +136,13 @@ def _candidates(passages: Sequence[ContextPassage]) -> list[Candidate]:
     for passage in passages:
         for span in passage.sentences():
             text = passage.quote(span)
-            if any(character.isalnum() for character in text):
+            if _says_something(text):
                 found.setdefault(" ".join(text.split()).casefold(), Candidate(passage, text))
     return list(found.values())
+
+
+def _says_something(text: str) -> bool:
+    """Return whether a sentence is more than a title: it has digits, small letters, or a script without small ones."""
+    letters = [character for character in text if character.isalpha()]
+    titled = bool(letters) and all(character.isupper() for character in letters)
+    return any(character.isdigit() for character in text) or (bool(letters) and not titled)

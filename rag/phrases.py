@@ -13,6 +13,7 @@ from indexer.records import Coverage
 FALLBACK = "en"
 """Language of the fixed sentences where the question's has none."""
 
+_PLACE = re.compile(r"\{\w+\}|\[\d\]|NOT_FOUND")
 _HEAD = re.compile(r"^\[(\w+)\]\n", re.MULTILINE)
 
 
@@ -59,6 +60,11 @@ def phrases(language: str) -> Phrases:
         raise UnsupportedLanguageError(f"there are no phrases in {language}; there are in {', '.join(languages())}")
     parts = _HEAD.split(source.read_text(encoding="utf-8"))[1:]
     return Phrases(**{key: text.strip("\n") for key, text in zip(parts[::2], parts[1::2], strict=True)})
+
+
+def parallel_lines(language: str) -> list[str]:
+    """Return sentences that say the same in every language, in the same order, and nothing about any patient."""
+    return [_PLACE.sub("", line) for line in phrases(language).instructions.splitlines()]
 
 
 def spoken(language: str | None) -> str:

@@ -1,0 +1,160 @@
+"""Nothing evaluated is trained on: by id and by text, on a made folder and, where it is at hand, on the real one."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from indexer.errors import SourceError
+from rag.training.batches import Pairs, Questions, Sampler, Sizes, Texts
+from rag.training.heldout import (
+    HeldOut,
+    bucket,
+    is_held_out_case,
+    is_held_out_concept,
+    is_held_out_tico,
+    normalised,
+    read_rows,
+)
+from rag.training.pairs import SOURCES, build
+from tests.rag.made_training import data_folder, sentence, write_rows
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return data_folder(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def pairs(data, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("pairs")
+    build(data, folder)
+    return folder
+
+
+def rows_of(pairs: Path, kind: str) -> list[dict]:
+    return list(read_rows(pairs / f"{kind}.jsonl"))
+
+
+def assert_nothing_leaks(data: Path, pairs: Path) -> None:
+    held_out = HeldOut(data)
+    for row in rows_of(pairs, "bitext"):
+        if row["source"] == "parallel/tico19":
+            assert not is_held_out_tico(row["id"])
+        if row["source"] == "notes/codiesp":
+            assert not is_held_out_case(row["id"])
+        assert not [text for text in row["texts"].values() if held_out.holds_text(text)], row["id"]
+    for row in rows_of(pairs, "terms"):
+        assert row["source"] == "terms/tico_covid" or not is_held_out_concept(row["id"])
+        for language, terms in row["terms"].items():
+            assert not [term for term in terms if held_out.holds_term(language, term)], row["id"]
+    for row in rows_of(pairs, "questions"):
+        assert not held_out.holds_text(row["question"])
+        assert not held_out.overlaps_answer(row["answer"]), row["id"]
+    for row in rows_of(pairs, "titles"):
+        assert not held_out.holds_text(row["query"])
+        assert not held_out.holds_text(row["title"])
+    for row in rows_of(pairs, "keep"):
+        assert not held_out.holds_text(row["text"])
+        assert not held_out.holds_case(row["text"])
+
+
+def test_no_row_is_of_an_evaluated_document_case_concept_or_text(data, pairs):
+    assert_nothing_leaks(data, pairs)
+
+
+@pytest.mark.data
+def test_no_row_of_the_real_data_is_evaluated(tmp_path):
+    folder = os.environ.get("CLINRAG_DATA")
+    if not folder:
+        pytest.skip("CLINRAG_DATA names no data folder")
+    build(Path(folder), tmp_path)
+    assert_nothing_leaks(Path(folder), tmp_path)
+
+
+def test_the_made_folder_has_what_must_be_dropped_and_it_is_dropped(data, pairs):
+    ids = {row["id"] for row in rows_of(pairs, "bitext")}
+    assert "anki:3" not in ids  # its Chinese side is an evaluated Tatoeba sentence
+    assert "anki:4" in ids
+    assert not [one for one in ids if "PubMed_10" in one]
+    assert "q3/a3" not in {row["id"] for row in rows_of(pairs, "questions")}  # shares a long run with a LiveQA answer
+    titles = {row["id"] for row in rows_of(pairs, "titles")}
+    assert titles == {f"test-q{n}/d{n}" for n in range(5)}  # d5 to d7 are documents of the dev part
+    labelled = {row["id"]: row["terms"] for row in rows_of(pairs, "terms")}
+    assert "HP:1" in labelled
+    assert "zh" not in labelled["HP:1"]  # an ICD-10 label of that language
+
+
+def test_every_source_has_its_licence(pairs):
+    counts = json.loads((pairs / "manifest.json").read_text(encoding="utf-8"))
+    sources = {source for found in counts.values() for source in found}
+    assert sources <= set(SOURCES)
+    assert all(SOURCES[source] for source in sources)
+
+
+def test_the_split_rule_by_hand():
+    import hashlib
+
+    number = int(hashlib.sha1(b"HP:0000118").hexdigest(), 16)
+    assert bucket("HP:0000118", 5) == number % 5
+    assert is_held_out_concept("HP:0000118") == (number % 5 == 0)
+
+
+def test_normalised_forgets_case_width_and_punctuation():
+    assert normalised("  Ｆever, (high)! ") == normalised("fever high") == "fever high"
+
+
+def test_a_damaged_file_is_named(tmp_path):
+    (tmp_path / "bad.jsonl").write_bytes(b'{"id": 1}\n{"id": \xff}\n')
+    with pytest.raises(SourceError, match=r"bad\.jsonl"):
+        list(read_rows(tmp_path / "bad.jsonl"))
+    with gzip.open(tmp_path / "list.jsonl.gz", "wt") as stream:
+        stream.write("[1]\n")
+    with pytest.raises(SourceError, match="line 1"):
+        list(read_rows(tmp_path / "list.jsonl.gz"))
+
+
+def test_empty_sides_and_missing_languages_are_left_out(data, tmp_path):
+    import shutil
+
+    copy = tmp_path / "data"
+    shutil.copytree(data, copy)
+    rows = [
+        {"id": "anki:a", "en": "pain", "zh": "  "},
+        {"id": "anki:b", "en": "cough"},
+        {"id": "anki:c", "en": sentence("en", 1), "zh": sentence("zh", 350)},
+    ]
+    write_rows(copy / "parallel" / "tatoeba_train_en_zh.jsonl.gz", rows)
+    build(copy, tmp_path / "pairs")
+    found = {
+        row["id"] for row in rows_of(tmp_path / "pairs", "bitext") if row["source"] == "parallel/tatoeba_train_en_zh"
+    }
+    assert found == {"anki:c"}
+
+
+@pytest.mark.parametrize("kind", ["bitext", "terms", "statements", "questions", "titles", "keep"])
+def test_a_batch_is_the_same_for_one_seed_and_step_and_another_for_the_next(pairs, kind):
+    sizes = Sizes(bitext_characters=300, terms=6, statements=4, questions=4, titles=3, keep=5)
+    one, again = Sampler(pairs, sizes, 1), Sampler(pairs, sizes, 1)
+    assert one.draw(kind, 5) == again.draw(kind, 5)
+    assert any(one.draw(kind, step) != one.draw(kind, 5) for step in range(6, 12))
+    batch = one.draw(kind, 5)
+    if isinstance(batch, Pairs):
+        assert len(batch.left) == len(batch.right) == len(batch.english) == len(batch.same) > 1
+        assert all(map(str.strip, batch.left + batch.right))
+    elif isinstance(batch, Questions):
+        assert len(batch.questions) == len(batch.passages) == len(batch.same)
+    else:
+        assert isinstance(batch, Texts)
+        assert len(batch.queries) == len(batch.passages) > 1
+
+
+def test_a_statement_and_its_negation_are_negatives_of_one_another(pairs):
+    batch = Sampler(pairs, Sizes(statements=12)).draw("statements", 0)
+    concepts = [one.split("/")[0] for one in batch.same]
+    assert len(set(batch.same)) == len(batch.same)
+    assert len(set(concepts)) < len(concepts)
