@@ -90,7 +90,10 @@ def info(context: CliContext, name: str, as_json: bool) -> None:
 @pass_context
 def verify(context: CliContext, name: str, as_json: bool) -> None:
     """Check every stored byte against its checksum; exit 1 when something is wrong."""
-    findings = context.service.collection(name).verify()
+    from api.cli.progress import busy
+
+    with busy(f"checking {name} ..."):
+        findings = context.service.collection(name).verify()
     if as_json:
         rows = [{"where": found.where, "what": found.what, "mend": found.mend} for found in findings]
         click.echo(json.dumps({"collection": name, "findings": rows}, ensure_ascii=False))
@@ -108,7 +111,10 @@ def verify(context: CliContext, name: str, as_json: bool) -> None:
 def rebuild(context: CliContext, name: str) -> None:
     """Make the derived files (vector and lexical index) anew from the stored notes."""
     context.if_interrupted = "nothing lost; run the same command again"
-    context.service.collection(name).rebuild()
+    from api.cli.progress import busy
+
+    with busy(f"rebuilding {name} ..."):
+        context.service.collection(name).rebuild()
     click.echo(f"{name}: derived files are rebuilt")
 
 

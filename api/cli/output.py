@@ -85,7 +85,8 @@ def print_answer(result: AnswerResponse, out: Console | None = None) -> None:
     by_chunk = {hit.chunk_id: hit for hit in result.hits}
     for citation in result.citations:
         hit = by_chunk.get(citation.chunk_id)
-        heading = Text(f"  [{citation.n}] ", style="cyan")
+        heading = Text()
+        heading.append(f"  [{citation.n}] ", style="cyan")
         heading.append(printable(citation.note_id), style="bold")
         heading.append(f" v{citation.version}")
         if hit is not None:
@@ -99,7 +100,8 @@ def print_answer(result: AnswerResponse, out: Console | None = None) -> None:
 
 
 def _heading(hit: HitModel) -> Text:
-    line = Text(f"{hit.rank}. ", style="cyan")
+    line = Text()
+    line.append(f"{hit.rank}. ", style="cyan")
     line.append(printable(hit.note_id), style="bold")
     line.append(f" v{hit.version} · " + " · ".join(_facts(hit)))
     scores = [

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -14,8 +15,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from indexer.build import Progress as IndexState
     from rich.progress import Task
+
+    from indexer.build import Progress as IndexState
 
 _LINE_EVERY_S = 5.0
 
@@ -28,6 +30,17 @@ class _Rate(ProgressColumn):
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
         return Text(f"{speed:,.0f} {self._unit}/s" if speed else "")
+
+
+@contextmanager
+def busy(what: str) -> Iterator[None]:
+    """Show on a terminal that something is going on which has no parts to count."""
+    console = Console(stderr=True)
+    if console.is_terminal:
+        with console.status(what):
+            yield
+    else:
+        yield
 
 
 class ProgressLine:
@@ -43,7 +56,7 @@ class ProgressLine:
         if console.is_terminal and not quiet:
             self._bar = Progress(
                 TextColumn("{task.description}"),
-                BarColumn(),
+                BarColumn(bar_width=20),
                 MofNCompleteColumn(),
                 _Rate(unit),
                 TimeRemainingColumn(),
@@ -121,7 +134,10 @@ class IndexProgress:
         """Show the state after a batch."""
         if state.total is not None:
             self._line.total = state.total
-        note = f"stored {state.stored:,}, skipped {state.skipped:,}, rejected {state.rejected:,}"
+        if self._line.on_terminal:
+            note = f"{state.rejected:,} rejected" if state.rejected else ""
+        else:
+            note = f"stored {state.stored:,}, skipped {state.skipped:,}, rejected {state.rejected:,}"
         self._line.show(state.done, note)
 
     def _count(self) -> None:
