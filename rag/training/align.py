@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -238,3 +239,19 @@ def _resume(
             **{key: moments[f"{number}.{key}"] for key in ("exp_avg", "exp_avg_sq")},
         }
     return progress
+
+
+def save_average(start: Path, average: Path, out: Path, share: float = 1.0) -> None:
+    """Write ``start`` with the averaged weights; ``share`` below 1 goes only that far from the start's weights.
+
+    A point between the untuned and the tuned weights often keeps more of what the start could than it loses of what
+    tuning brought (WiSE-FT); 1 takes the tuned weights as they are.
+    """
+    student = Student(start)
+    tuned = load_file(average)
+    with torch.no_grad():
+        for name, value in student.body.named_parameters():
+            if name in tuned:
+                value.lerp_(tuned[name].to(value.dtype), share)
+    shutil.copytree(start, out, dirs_exist_ok=True)
+    student.body.save_pretrained(out)

@@ -99,6 +99,11 @@ class Sampler:
         self._wording: Mapping[str, Mapping[str, str]] = templates["question"]
         self._statement: Mapping[str, Mapping[str, str]] = templates["statement"]
 
+    def has(self, kind: str) -> bool:
+        """Whether there are rows of a kind."""
+        rows = {"bitext": self._bitext, "questions": self._topics, "titles": self._titles, "keep": self._keep}
+        return bool(rows.get(kind, self._terms))
+
     def draw(self, kind: str, step: int) -> Batch:
         """Return the batch of a step."""
         chance = random.Random(f"{self.seed}/{step}/{kind}")  # noqa: S311 - no secret

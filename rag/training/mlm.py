@@ -1,0 +1,203 @@
+"""Domain-adaptive pretraining: masked language modelling on notes, cut into sentences and packed.
+
+transformers' trainer does the work (checkpoints, mixed precision, ``accelerate launch``). Ours is the text: sources
+mixed by shares, notes split into sections and sentences and packed to the length, marks of de-identification kept as
+whole tokens, at most twenty predictions in 128 tokens.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from indexer.errors import ArgumentError
+from indexer.text.language import identify
+from indexer.text.sections import split_sections
+from indexer.text.sentences import split_sentences
+from rag.training.heldout import HeldOut, is_held_out_case, read_rows
+from rag.training.recipe import MlmSettings
+
+MARKS = ("[**", "**]", "___")
+_PREDICTIONS_PER_TOKEN = 20 / 128
+Tell = Callable[[float, Mapping[str, Any]], None]
+
+
+def pretrain(
+    model: Path,
+    data: Path,
+    out: Path,
+    folder: Path,
+    settings: MlmSettings,
+    seed: int,
+    tell: Tell,
+    source: Path | None = None,
+) -> Path:
+    """Write the model after masked language modelling; checkpoints in ``folder`` are gone on from.
+
+    Args:
+        model: the sentence-transformers directory so far; its pooling and prompts are kept.
+        data: the data folder; ``settings.sources`` are files under it without ``.jsonl.gz``.
+        out: where the result goes.
+        folder: the stage's own folder.
+        settings: see `MlmSettings`.
+        seed: of mixing, masking and order.
+        tell: told of every logged step.
+        source: the checkpoint as published, where it has the prediction head that ``model`` lost.
+
+    Raises:
+        ArgumentError: no text is left, or shares and sources do not match.
+    """
+    from datasets import Dataset
+    from transformers import AutoModelForMaskedLM, AutoTokenizer, Trainer, TrainerCallback, TrainingArguments
+
+    tokenizer = AutoTokenizer.from_pretrained(source or model, local_files_only=True)
+    net = AutoModelForMaskedLM.from_pretrained(source or model, local_files_only=True, dtype=torch.float32)
+    if tokenizer.add_tokens(list(MARKS)):
+        net.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    length = min(settings.max_length, int(getattr(net.config, "max_position_embeddings", settings.max_length)) - 2)
+    rows = [ids for ids in packed_rows(data, settings, tokenizer, length, seed) for _ in range(settings.duplication)]
+    if not rows:
+        raise ArgumentError("mlm.sources", "give no text; name files of the data folder such as notes/mtsamples")
+
+    class Tellers(TrainerCallback):  # type: ignore[misc,unused-ignore]
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+            if logs and "loss" in logs:
+                row = {"step": state.global_step, "kind": "mlm", "loss": {"mlm": float(logs["loss"])}}
+                with (folder / "log.jsonl").open("a", encoding="utf-8") as log:
+                    log.write(json.dumps(row) + "\n")
+                tell(state.global_step / settings.steps, row)
+
+    arguments = TrainingArguments(
+        output_dir=str(folder / "checkpoints"),
+        max_steps=settings.steps,
+        per_device_train_batch_size=settings.batch,
+        learning_rate=settings.learning_rate,
+        warmup_steps=0.06,
+        seed=seed,
+        data_seed=seed,
+        save_strategy="steps",
+        save_steps=settings.checkpoint_steps,
+        save_total_limit=1,
+        logging_steps=max(1, min(50, settings.steps // 10)),
+        report_to=[],
+        disable_tqdm=True,
+        remove_unused_columns=False,
+    )
+    trainer = Trainer(
+        model=net,
+        args=arguments,
+        train_dataset=Dataset.from_dict({"input_ids": rows}),
+        data_collator=Masker(tokenizer, settings, seed),
+        callbacks=[Tellers()],
+    )
+    trainer.train(resume_from_checkpoint=bool(list((folder / "checkpoints").glob("checkpoint-*"))))
+    shutil.copytree(model, out, dirs_exist_ok=True)
+    body = getattr(net, net.base_model_prefix)
+    body.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    return out
+
+
+class Masker:
+    """Pads a batch and hides tokens, or whole words; never more than twenty in 128 tokens."""
+
+    def __init__(self, tokenizer: Any, settings: MlmSettings, seed: int) -> None:
+        """Take the tokenizer whose special tokens are never hidden."""
+        self._tokenizer = tokenizer
+        self._settings = settings
+        self._chance = random.Random(f"{seed}/mask")  # noqa: S311 - no secret
+        self._special = set(tokenizer.all_special_ids)
+
+    def __call__(self, rows: Sequence[Mapping[str, list[int]]]) -> dict[str, torch.Tensor]:
+        """Return ``input_ids``, ``attention_mask`` and ``labels`` (-100 where nothing is asked), each ``(B, T)``."""
+        width = max(len(row["input_ids"]) for row in rows)
+        tokens = torch.full((len(rows), width), int(self._tokenizer.pad_token_id))
+        mask = torch.zeros((len(rows), width), dtype=torch.long)
+        labels = torch.full((len(rows), width), -100)
+        for number, row in enumerate(rows):
+            ids = torch.tensor(row["input_ids"])
+            tokens[number, : len(ids)] = ids
+            mask[number, : len(ids)] = 1
+            for at in self._hidden(row["input_ids"]):
+                labels[number, at] = ids[at]
+                draw = self._chance.random()
+                if draw < 0.8:
+                    tokens[number, at] = int(self._tokenizer.mask_token_id)
+                elif draw < 0.9:
+                    tokens[number, at] = self._chance.randrange(len(self._tokenizer))
+        return {"input_ids": tokens, "attention_mask": mask, "labels": labels}
+
+    def _hidden(self, ids: Sequence[int]) -> list[int]:
+        """Return the positions to hide, whole words together where asked."""
+        groups: list[list[int]] = []
+        pieces = self._tokenizer.convert_ids_to_tokens(list(ids))
+        for at, (number, piece) in enumerate(zip(ids, pieces, strict=True)):
+            if number in self._special:
+                continue
+            goes_on = piece.startswith("##") or (not piece.startswith(("▁", "Ġ")) and self._has_word_marks(pieces))
+            if self._settings.whole_words and goes_on and groups and groups[-1][-1] == at - 1:
+                groups[-1].append(at)
+            else:
+                groups.append([at])
+        most = max(1, int(len(ids) * _PREDICTIONS_PER_TOKEN))
+        wanted = min(most, max(1, round(self._settings.masked * sum(map(len, groups)))))
+        self._chance.shuffle(groups)
+        hidden: list[int] = []
+        for group in groups:
+            if len(hidden) + len(group) <= wanted:
+                hidden.extend(group)
+        return hidden
+
+    @staticmethod
+    def _has_word_marks(pieces: Sequence[str]) -> bool:
+        return any(piece.startswith(("▁", "Ġ")) for piece in pieces)
+
+
+def packed_rows(data: Path, settings: MlmSettings, tokenizer: Any, length: int, seed: int) -> list[list[int]]:
+    """Return token ids of whole sentences packed up to ``length``, mixed from the sources by their shares."""
+    shares = settings.shares or (1.0,) * len(settings.sources)
+    if len(shares) != len(settings.sources):
+        raise ArgumentError("mlm.shares", f"has {len(shares)} values for {len(settings.sources)} sources")
+    held_out = HeldOut(data)
+    chance = random.Random(f"{seed}/mix")  # noqa: S311 - no secret
+    found: list[list[int]] = []
+    for name, share in zip(settings.sources, shares, strict=True):
+        rows = list(_pack(_sentences(data / f"{name}.jsonl.gz", held_out), tokenizer, length))
+        whole, rest = divmod(share, 1.0)
+        found += rows * int(whole)
+        found += chance.sample(rows, int(len(rows) * rest))
+    chance.shuffle(found)
+    return found
+
+
+def _sentences(path: Path, held_out: HeldOut) -> Iterator[list[str]]:
+    for row in read_rows(path):
+        text = str(row.get("text") or row.get("text_b") or "")
+        if is_held_out_case(str(row.get("id", ""))) or held_out.holds_case(text) or held_out.holds_text(text):
+            continue
+        language = row.get("language") or identify(text)
+        sentences = []
+        for section in split_sections(text, language):
+            for span in split_sentences(text, language, section.span):
+                sentences.append(text[span.start : span.end].strip())
+        yield [sentence for sentence in sentences if sentence]
+
+
+def _pack(notes: Iterator[list[str]], tokenizer: Any, length: int) -> Iterator[list[int]]:
+    """Yield rows of whole sentences of one note; a sentence longer than a row is cut."""
+    room = length - tokenizer.num_special_tokens_to_add()
+    for sentences in notes:
+        row: list[int] = []
+        for ids in tokenizer(sentences, add_special_tokens=False)["input_ids"] if sentences else []:
+            if row and len(row) + len(ids) > room:
+                yield tokenizer.build_inputs_with_special_tokens(row)
+                row = []
+            row += ids[:room]
+        if len(row) > 8:
+            yield tokenizer.build_inputs_with_special_tokens(row[:room])

@@ -1,0 +1,173 @@
+"""One recipe, one command: stage after stage, each skipped when done and gone on with when killed.
+
+A run's folder::
+
+    recipe.toml  progress.json      which stages are done, with what key
+    pairs/                          rows that stages train on
+    NN-KIND/                        a stage's checkpoints and log; NN-KIND/model is its result
+    model/                          the result: a sentence-transformers directory (with export: packed/ beside it)
+    scores.json  curve.png  README.md
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from indexer.errors import ArgumentError
+from rag.training.card import write_card, write_curve
+from rag.training.recipe import Recipe, Stage, read_recipe
+from rag.training.stages import RUN, StageRun, start_model
+
+Score = Callable[[Path], Mapping[str, float]]
+Report = Callable[["TrainProgress"], None]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainProgress:
+    """Where a run stands: stage ``number`` (from 1) of ``total``, a share of it, and what the stage last logged."""
+
+    stage: str
+    number: int
+    total: int
+    share: float
+    row: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainReport:
+    """What a run made."""
+
+    model: Path
+    packed: Path | None
+    card: Path
+    scores: Mapping[str, Mapping[str, float]]
+
+
+def run_recipe(
+    recipe_path: Path, out_dir: Path, data_dir: Path, score: Score | None = None, on_progress: Report | None = None
+) -> TrainReport:
+    """Run a recipe's stages and return what they made; a run that was cut off goes on where it stood.
+
+    Args:
+        recipe_path: the TOML file.
+        out_dir: the run's folder; a run of the same recipe in it is continued, a changed stage is run again with all
+            behind it.
+        data_dir: the folder of training data.
+        score: gives figures of a model folder; asked before the first and after every stage that trains.
+        on_progress: told of every logged step.
+
+    Raises:
+        SourceError: recipe or data cannot be read.
+        ArgumentError: a setting is not allowed, or the model is of a kind that a stage cannot take.
+    """
+    recipe = read_recipe(recipe_path)
+    if not data_dir.is_dir():
+        raise ArgumentError("data", f"is no folder: {data_dir.name}")
+    out_dir.mkdir(parents=True, exist_ok=True)
+    (out_dir / "recipe.toml").write_text(recipe.text, encoding="utf-8")
+    done = _read(out_dir / "progress.json")
+    scores: dict[str, dict[str, float]] = _read(out_dir / "scores.json")
+    model = start_model(recipe, out_dir / "start")
+    packed: Path | None = None
+    key = f"{recipe.start}/{recipe.seed}"
+    _score(score, model, "start", scores, out_dir)
+    for number, stage in enumerate(recipe.stages, 1):
+        folder = out_dir / f"{number:02d}-{stage.kind}"
+        key = stage.key(key)
+        if done.get(folder.name) != key:
+            _forget(out_dir, done, recipe, number, key)
+            result = RUN[stage.kind](_stage_run(recipe, stage, folder, out_dir, data_dir, model, number, on_progress))
+            if stage.kind == "export":
+                packed = result
+            elif result is not None:
+                model = result
+            done[folder.name] = key
+            done[folder.name + ".model"] = str(model.relative_to(out_dir))
+            _write(out_dir / "progress.json", done)
+            if stage.kind in {"prune", "mlm", "align", "synonyms", "contrast", "correct"}:
+                scores.pop(folder.name, None)
+                _score(score, model, folder.name, scores, out_dir)
+        else:
+            model = out_dir / done[folder.name + ".model"]
+            packed = folder / "model" if stage.kind == "export" else packed
+    final = _publish(model, out_dir / "model")
+    if packed is not None:
+        packed = _publish(packed, out_dir / "packed")
+    write_curve(out_dir, scores)
+    card = write_card(recipe, out_dir, scores, final)
+    return TrainReport(final, packed, card, scores)
+
+
+def _stage_run(
+    recipe: Recipe,
+    stage: Stage,
+    folder: Path,
+    out_dir: Path,
+    data_dir: Path,
+    model: Path,
+    number: int,
+    on_progress: Report | None,
+) -> StageRun:
+    def tell(share: float, row: Mapping[str, Any]) -> None:
+        if on_progress is not None:
+            on_progress(TrainProgress(stage.kind, number, len(recipe.stages), share, row))
+
+    folder.mkdir(parents=True, exist_ok=True)
+    return StageRun(stage.settings, model, folder, out_dir / "pairs", data_dir, recipe, tell)
+
+
+def _forget(out_dir: Path, done: dict[str, Any], recipe: Recipe, number: int, key: str) -> None:
+    """Drop a stage's leftovers of other settings, and all stages behind it; the same settings go on."""
+    for later, stage in enumerate(recipe.stages, 1):
+        folder = out_dir / f"{later:02d}-{stage.kind}"
+        if later < number:
+            continue
+        done.pop(folder.name, None)
+        done.pop(folder.name + ".model", None)
+        mark = folder / "key"
+        if later > number or (mark.is_file() and mark.read_text(encoding="ascii") != key):
+            shutil.rmtree(folder, ignore_errors=True)
+        if later == number:
+            folder.mkdir(parents=True, exist_ok=True)
+            mark.write_text(key, encoding="ascii")
+
+
+def _score(score: Score | None, model: Path, name: str, scores: dict[str, dict[str, float]], out_dir: Path) -> None:
+    if score is None or name in scores:
+        return
+    scores[name] = dict(score(model))
+    _write(out_dir / "scores.json", scores)
+
+
+def _publish(model: Path, target: Path) -> Path:
+    """Copy a stage's result to its place: under a new name, then renamed, so that no half result ever stands there."""
+    new = target.with_name(target.name + ".new")
+    shutil.rmtree(new, ignore_errors=True)
+    shutil.copytree(model, new)
+    shutil.rmtree(target, ignore_errors=True)
+    new.rename(target)
+    return target
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    content = json.loads(path.read_text(encoding="utf-8"))
+    assert isinstance(content, dict)
+    return content
+
+
+def _write(path: Path, content: object) -> None:
+    new = path.with_suffix(".new")
+    new.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    new.replace(path)
+
+
+def stage_names(recipe: Recipe) -> Sequence[str]:
+    """Return the folder names of a recipe's stages, in order."""
+    return [f"{number:02d}-{stage.kind}" for number, stage in enumerate(recipe.stages, 1)]

@@ -1,0 +1,245 @@
+"""A recipe: which model to start from and which stages to run, read from one TOML file.
+
+::
+
+    name = "compact"                     # also the model's id
+    languages = ["en", "zh"]             # what the model serves; for the card
+    licence = "MIT"
+    seed = 0
+    [start]
+    from = "package"                     # or a folder, a catalog name, a hub id in the local cache
+    pooling = "mean"                     # for a checkpoint that does not say it
+    [[stage]]
+    kind = "align"                       # one of STAGES; its other keys are that stage's settings
+    minutes = 80.0
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from indexer.errors import ArgumentError, SourceError
+
+Settings = TypeVar("Settings")
+
+
+@dataclass(frozen=True, slots=True)
+class PruneSettings:
+    """Vocabulary pruning: how many tokens to keep, counted on the data's texts and, where given, word lists.
+
+    ``word_counts`` is a folder of ``LANGUAGE.tsv`` files, ``word<TAB>frequency`` a line.
+    """
+
+    size: int = 101_000
+    word_counts: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PairsSettings:
+    """Pair building; rows go to the run's ``pairs`` folder."""
+
+
+@dataclass(frozen=True, slots=True)
+class MlmSettings:
+    """Masked language modelling on notes: ``mixed`` takes all sources, ``clinical`` notes alone.
+
+    The published pretraining used batch 32, length 128, rate 5e-5, 150,000 steps, duplication 5, at most 20
+    predictions a sequence (15 %); scale down freely.
+    """
+
+    sources: tuple[str, ...] = ()
+    shares: tuple[float, ...] = ()
+    steps: int = 150_000
+    batch: int = 32
+    max_length: int = 128
+    learning_rate: float = 5e-5
+    duplication: int = 5
+    masked: float = 0.15
+    whole_words: bool = False
+    checkpoint_steps: int = 500
+
+
+@dataclass(frozen=True, slots=True)
+class AlignStage:
+    """Distillation from the start's own English vectors with cross-lingual contrast; see `align.AlignSettings`."""
+
+    cycle: tuple[str, ...] = ("bitext", "terms", "keep")
+    steps: int = 0
+    minutes: float = 0.0
+    learning_rate: float = 8e-5
+    layer_decay: float = 1.0
+    scale: float = 50.0
+    keep_scale: float = 40.0
+    distil_bitext: float = 10.0
+    distil_terms: float = 4.0
+    average: float = 0.99
+    max_length: int = 112
+    interpolate: float = 1.0
+    bfloat16: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class SynonymSettings:
+    """Terminology alignment by a multi-similarity loss on synonym sets across languages (SapBERT)."""
+
+    steps: int = 500
+    batch: int = 256
+    learning_rate: float = 2e-5
+    max_length: int = 32
+    graded: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ContrastSettings:
+    """InfoNCE with cached large batches on (query, passage) pairs, by sentence-transformers' trainer."""
+
+    epochs: float = 1.0
+    steps: int = -1
+    batch: int = 256
+    micro_batch: int = 16
+    learning_rate: float = 2e-5
+    max_length: int = 256
+    guide: str = ""
+    negatives: int = 0
+    negatives_margin: float = 0.95
+    dims: tuple[int, ...] = ()
+    checkpoint_steps: int = 100
+
+
+@dataclass(frozen=True, slots=True)
+class CorrectSettings:
+    """Language mean correction: how many parallel pairs a language's mean difference is taken over."""
+
+    pairs: int = 500
+
+
+@dataclass(frozen=True, slots=True)
+class ExportSettings:
+    """The packed form: 4-bit word embeddings, 8-bit layers."""
+
+    max_length: int = 512
+
+
+STAGES: Mapping[str, type[Any]] = {
+    "prune": PruneSettings,
+    "pairs": PairsSettings,
+    "mlm": MlmSettings,
+    "align": AlignStage,
+    "synonyms": SynonymSettings,
+    "contrast": ContrastSettings,
+    "correct": CorrectSettings,
+    "export": ExportSettings,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One step of a recipe."""
+
+    kind: str
+    settings: Any
+
+    def key(self, before: str) -> str:
+        """Return what tells whether a finished stage still stands: its settings and all that came before."""
+        text = json.dumps([before, self.kind, repr(self.settings)])
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """A whole recipe."""
+
+    name: str
+    start: str
+    stages: tuple[Stage, ...]
+    pooling: str = "mean"
+    languages: tuple[str, ...] = ()
+    licence: str = ""
+    about: str = ""
+    seed: int = 0
+    text: str = field(default="", repr=False)
+
+
+def read_recipe(path: Path) -> Recipe:
+    """Return the recipe of a TOML file.
+
+    Raises:
+        SourceError: not readable or no TOML.
+        ArgumentError: a key or value that no recipe has; the message names it.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = tomllib.loads(text)
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise SourceError(f"{path.name} cannot be read as a recipe: {error}") from error
+    _known("recipe", content, {"name", "languages", "licence", "about", "seed", "start", "stage"})
+    start = content.get("start")
+    if not isinstance(start, dict) or not isinstance(start.get("from"), str):
+        raise ArgumentError("start.from", "is missing: name a folder, a catalog encoder or 'package'")
+    _known("start", start, {"from", "pooling"})
+    stages = content.get("stage")
+    if not isinstance(stages, list) or not stages:
+        raise ArgumentError("stage", "is missing: a recipe has at least one [[stage]]")
+    return Recipe(
+        name=str(content.get("name") or path.stem),
+        start=start["from"],
+        stages=tuple(_stage(number, table) for number, table in enumerate(stages)),
+        pooling=str(start.get("pooling", "mean")),
+        languages=tuple(content.get("languages", ())),
+        licence=str(content.get("licence", "")),
+        about=str(content.get("about", "")),
+        seed=int(content.get("seed", 0)),
+        text=text,
+    )
+
+
+def recipe_path(name: str) -> Path:
+    """Return the path of a recipe that comes with the package, or of the file itself.
+
+    Raises:
+        SourceError: neither is there.
+    """
+    for path in (Path(name), Path(__file__).parent / "recipes" / f"{Path(name).stem}.toml"):
+        if path.is_file():
+            return path
+    raise SourceError(f"there is no recipe {name}; the package has {', '.join(recipe_names())}")
+
+
+def recipe_names() -> list[str]:
+    """Return the names of the recipes that come with the package."""
+    return sorted(path.stem for path in (Path(__file__).parent / "recipes").glob("*.toml"))
+
+
+def _stage(number: int, table: object) -> Stage:
+    where = f"stage[{number}]"
+    if not isinstance(table, dict) or table.get("kind") not in STAGES:
+        raise ArgumentError(f"{where}.kind", f"must be one of {', '.join(STAGES)}")
+    values = {key: value for key, value in table.items() if key != "kind"}
+    return Stage(table["kind"], _settings(where, STAGES[table["kind"]], values))
+
+
+def _settings(where: str, kind: type[Settings], values: dict[str, Any]) -> Settings:
+    known = {one.name: one for one in fields(kind)}  # type: ignore[arg-type]
+    _known(where, values, set(known))
+    defaults = kind()
+    for key, value in values.items():
+        default = getattr(defaults, key)
+        if isinstance(default, tuple) and isinstance(value, list):
+            values[key] = tuple(value)
+        elif isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+            values[key] = float(value)
+        elif type(value) is not type(default):
+            raise ArgumentError(f"{where}.{key}", f"must be of type {type(default).__name__}")
+    return kind(**values)
+
+
+def _known(where: str, table: Mapping[str, Any], known: set[str]) -> None:
+    strange = sorted(set(table) - known)
+    if strange:
+        raise ArgumentError(f"{where}.{strange[0]}", f"is unknown; known are {', '.join(sorted(known))}")

@@ -1,0 +1,214 @@
+"""What each stage of a recipe does: from one sentence-transformers directory to the next."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from indexer.errors import ArgumentError, EncoderUnavailableError
+from rag.training.recipe import AlignStage, ExportSettings, PruneSettings, Recipe
+
+
+@dataclass(frozen=True, slots=True)
+class StageRun:
+    """What a stage gets: its settings, the model so far, its own folder, pairs, data, and whom to tell."""
+
+    settings: Any
+    model: Path
+    folder: Path
+    pairs: Path
+    data: Path
+    recipe: Recipe
+    tell: Callable[[float, Mapping[str, Any]], None]
+
+    @property
+    def result(self) -> Path:
+        """Where the stage's model goes."""
+        return self.folder / "model"
+
+
+def start_model(recipe: Recipe, folder: Path) -> Path:
+    """Return the recipe's start as a sentence-transformers directory, made once.
+
+    Raises:
+        EncoderUnavailableError: not on this machine; the message says how to get it.
+    """
+    if (folder / "modules.json").is_file():
+        return folder
+    if recipe.start == "package":
+        from rag.training.folder import import_package
+        from rag.training.package_weights import installed_file
+
+        import_package(installed_file(), folder)
+        return folder
+    source = _local(recipe.start)
+    if (source / "modules.json").is_file():
+        shutil.copytree(source, folder, dirs_exist_ok=True)
+        return folder
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
+
+    try:
+        body = Transformer(str(source), model_kwargs={"local_files_only": True})
+    except (OSError, ValueError, KeyError) as error:
+        raise EncoderUnavailableError(
+            f"{source.name} holds no model that can be loaded: {type(error).__name__}"
+        ) from error
+    pooling = Pooling(body.get_embedding_dimension(), pooling_mode=recipe.pooling)
+    SentenceTransformer(modules=[body, pooling, Normalize()], device="cpu").save(str(folder), create_model_card=False)
+    return folder
+
+
+def _local(start: str) -> Path:
+    path = Path(start).expanduser()
+    if path.is_dir():
+        return path
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    from indexer.encoders.catalog import CATALOG
+
+    entry = CATALOG.get(start)
+    hub_id, revision = (entry.hub_id, entry.revision) if entry is not None else (start, None)
+    if hub_id is None or "/" not in hub_id:
+        raise EncoderUnavailableError(f"'{start}' is neither 'package', a folder, a catalog encoder nor a hub id")
+    try:
+        return Path(snapshot_download(hub_id, revision=revision, local_files_only=True))
+    except (LocalEntryNotFoundError, OSError) as error:
+        raise EncoderUnavailableError(
+            f'{hub_id} is not in the local cache; run "clinrag encoders fetch {hub_id}" on a machine with network'
+        ) from error
+
+
+def _prune(run: StageRun) -> Path:
+    from tokenizers import Tokenizer
+
+    from rag.training.vocabulary import choose_tokens, prune_folder, token_shares
+
+    settings: PruneSettings = run.settings
+    tokenizer = Tokenizer.from_file(str(run.model / "tokenizer.json"))
+    shares = []
+    for language, texts in _texts_by_language(run.data):
+        # a token seen once in a small corpus is no reason to keep it before a common one
+        confidence = min(1.0, sum(len(text) for text, _ in texts) / 2e6)
+        shares.append({token: share * confidence for token, share in token_shares(tokenizer, texts).items()})
+        run.tell(0.5, {"language": language, "tokens": len(shares[-1])})
+    if settings.word_counts:
+        for path in sorted(Path(settings.word_counts).expanduser().glob("*.tsv")):
+            shares.append(token_shares(tokenizer, _word_counts(path)))
+            run.tell(0.8, {"language": path.stem, "tokens": len(shares[-1])})
+    content = json.loads((run.model / "tokenizer.json").read_text(encoding="utf-8"))
+    if content["model"]["type"] != "Unigram":
+        raise ArgumentError("prune", f"takes unigram vocabularies; this one is {content['model']['type']}")
+    pieces = [piece for piece, _ in content["model"]["vocab"]]
+    special = [item["id"] for item in content["added_tokens"]]
+    prune_folder(run.model, run.result, choose_tokens(pieces, shares, settings.size, special))
+    return run.result
+
+
+def _texts_by_language(data: Path) -> Iterator[tuple[str, list[tuple[str, float]]]]:
+    from rag.training.heldout import read_rows
+    from rag.training.pairs import LANGUAGES
+
+    for kind in ("parallel", "notes", "terms"):
+        found: dict[str, list[tuple[str, float]]] = {language: [] for language in LANGUAGES}
+        for path in sorted((data / kind).glob("*.jsonl.gz")):
+            for row in read_rows(path):
+                if kind == "parallel":
+                    for language in LANGUAGES:
+                        if isinstance(row.get(language), str):
+                            found[language].append((row[language], 1.0))
+                elif row.get("language") in found:
+                    found[row["language"]].append((str(row.get("text", row.get("term", ""))), 1.0))
+        yield from ((f"{language}/{kind}", texts) for language, texts in found.items() if texts)
+
+
+def _word_counts(path: Path) -> Iterator[tuple[str, float]]:
+    with path.open(encoding="utf-8") as lines:
+        for line in lines:
+            word, _, count = line.rstrip("\n").partition("\t")
+            if word and count:
+                yield word, float(count)
+                yield word.capitalize(), float(count) / 5
+
+
+def _pairs(run: StageRun) -> None:
+    from rag.training.pairs import build
+
+    counts = build(run.data, run.pairs)
+    run.tell(1.0, {kind: sum(found.values()) for kind, found in counts.items()})
+
+
+def _align(run: StageRun) -> Path:
+    from rag.training.align import AlignSettings, align, save_average
+    from rag.training.batches import Sampler
+    from rag.training.student import Student, Teacher
+
+    stage: AlignStage = run.settings
+    names = set(AlignSettings.__dataclass_fields__) & set(AlignStage.__dataclass_fields__)
+    settings = AlignSettings(**{name: getattr(stage, name) for name in names}, seed=run.recipe.seed)
+    student = Student(run.model, stage.max_length, bfloat16=stage.bfloat16)
+    teacher = Teacher(Student(run.model, stage.max_length, bfloat16=stage.bfloat16))
+    sampler = Sampler(run.pairs, seed=run.recipe.seed)
+    average = align(student, teacher, sampler, settings, run.folder, lambda row: run.tell(row["share"], row))
+    save_average(run.model, average, run.result, stage.interpolate)
+    return run.result
+
+
+def _export(run: StageRun) -> Path:
+    from rag.training.export import export_packed
+    from rag.training.package_weights import PackageFile, installed_file
+
+    settings: ExportSettings = run.settings
+    kept = run.model / "kept_tokens.npy"
+    groups = None
+    if run.recipe.start == "package" and kept.is_file():
+        file = PackageFile(installed_file())
+        halves, steps = file.groups("emb.word", file.shape.vocabulary, file.shape.hidden)
+        rows = np.load(kept)
+        groups = halves[rows], steps[rows]
+    size = export_packed(run.model, run.result, f"clinrag-{run.recipe.name}", groups, settings.max_length)
+    run.tell(1.0, {"bytes": size})
+    return run.result
+
+
+def _mlm(run: StageRun) -> Path:
+    from rag.training.mlm import pretrain
+
+    return pretrain(run.model, run.data, run.result, run.folder, run.settings, run.recipe.seed, run.tell)
+
+
+def _synonyms(run: StageRun) -> Path:
+    from rag.training.synonyms import align_synonyms
+
+    return align_synonyms(run.model, run.pairs, run.result, run.settings, run.recipe.seed, run.tell)
+
+
+def _contrast(run: StageRun) -> Path:
+    from rag.training.contrast import tune
+
+    return tune(run.model, run.pairs, run.result, run.folder, run.settings, run.recipe.seed, run.tell)
+
+
+def _correct(run: StageRun) -> Path:
+    from rag.training.correction import correct
+
+    return correct(run.model, run.pairs, run.result, run.settings, run.tell)
+
+
+RUN: Mapping[str, Callable[[StageRun], Path | None]] = {
+    "prune": _prune,
+    "pairs": _pairs,
+    "mlm": _mlm,
+    "align": _align,
+    "synonyms": _synonyms,
+    "contrast": _contrast,
+    "correct": _correct,
+    "export": _export,
+}
