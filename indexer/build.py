@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from indexer.collection import Collection
+from indexer.collection import PUBLISH_BEHIND, Collection
 from indexer.encoders.encoder import Encoder
 from indexer.errors import ClinragError
 from indexer.records import Note, RowError
@@ -81,6 +81,8 @@ def index_notes(
     def flush() -> None:
         importer.store(batch)
         batch.clear()
+        if importer.report.stored >= PUBLISH_BEHIND:
+            collection.keep_up()
         if on_progress is not None:
             report = importer.report
             on_progress(Progress(done, total, report.stored, report.skipped, len(report.rejected)))

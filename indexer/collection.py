@@ -248,6 +248,10 @@ class Collection:
         """Make the derived files anew from the truth."""
         self._replica.rebuild()
 
+    def keep_up(self) -> None:
+        """Take in what was committed so far; what is done during a long import need not be done after it."""
+        self._replica.keep_up()
+
     def publish(self, *, always: bool = True) -> None:
         """Write the derived files for the state of now.
 

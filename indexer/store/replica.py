@@ -129,6 +129,13 @@ class Replica:
         self._mend()
         return loaded
 
+    def keep_up(self) -> None:
+        """Take in what was committed, terms included, so that publishing after a long import has little left to do."""
+        with self._lock, read_transaction(self._engine) as connection:
+            self._follow(connection)
+            if self._lexical is None:
+                self._lexical = self._loaded_terms(connection)
+
     def plan(self, n_rows: int) -> str:
         """Return how a search among so many rows goes: ``exact`` or ``approximate``."""
         if n_rows <= EXACT_CHUNKS:
@@ -225,6 +232,9 @@ class Replica:
     def _follow(self, connection: Connection) -> None:
         try:
             end = truth.last_change(connection)
+            if self._columns is not None and truth.last_erasure(connection) > self._seq:
+                # Terms and references of what was erased may still be in here, and would be published again.
+                self._forget()
             if self._columns is None:
                 self._columns, self._seq = self._loaded_columns(connection)
             if end.seq != self._seq:

@@ -155,8 +155,11 @@ class Snapshots:
         ``identity`` is the collection's id and its encoder's fingerprint.
         """
         end = truth.last_change(connection).seq
+        erased = truth.last_erasure(connection)
 
         def fits(origin: Origin) -> bool:
+            if origin.seq < erased:
+                return False
             chain = truth.chain_at(connection, origin.seq).hex()
             return (origin.collection_id, origin.fingerprint, origin.chain) == (*identity, chain)
 
@@ -239,13 +242,16 @@ def json_writer(value: object) -> Callable[[IO[bytes]], Any]:
 
 
 def _write(path: Path, write: Callable[[IO[bytes]], Any]) -> dict[str, Any]:
-    descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
-    with os.fdopen(descriptor, "w+b") as stream:
+    with open(path, "x+b", opener=_private) as stream:
         write(stream)
         failpoint("publish.writing")
         stream.flush()
         os.fsync(stream.fileno())
     return {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 def _sha256(path: Path) -> str:

@@ -217,3 +217,14 @@ def test_files_are_synced_before_the_manifest_and_the_manifest_before_the_rename
     assert {name.rsplit("/", 1)[1] for name in aside[:-2]} == set(FILES) - {"MANIFEST.json"}
     assert calls.index(aside[-1]) < next(n for n, call in enumerate(calls) if call.startswith("rename"))
     assert calls[-1] == str(derived(home))
+
+
+def test_beyond_the_exact_size_a_structure_is_kept_and_answers_stay(home, monkeypatch):
+    before = answers(home)
+    monkeypatch.setattr("indexer.store.replica.EXACT_CHUNKS", 5)
+    with Library(home).open("ward") as ward:
+        ward.rebuild()
+        assert (generation(home) / "vectors.faiss").exists()
+        assert ward.verify() == []
+        assert ward.view().plan == "exact"
+    assert_same(answers(home), before)
