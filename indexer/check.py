@@ -45,6 +45,9 @@ def _truth(connection: Connection, spec: EncoderSpec) -> Iterator[Finding]:
     yield from _changes(connection)
     yield from _versions(connection)
     yield from _vectors(connection, spec)
+    yield from _sealed(connection, t.holds, truth.HOLD_FIELDS)
+    yield from _sealed(connection, t.erasures, truth.ERASURE_FIELDS)
+    yield from _sealed(connection, t.quarantine, truth.QUARANTINE_FIELDS)
     yield from _numbers(connection)
 
 
@@ -130,7 +133,7 @@ def _numbers(connection: Connection) -> Iterator[Finding]:
     for row in connection.execute(select(v.id).where(~logged.exists())):
         yield Finding(f"versions row {row[0]}", "has no row in the change log", RESTORE)
     gone = t.changes.alias("gone")
-    deleted = select(gone.c.seq).where(gone.c.note == c.note, gone.c.kind == truth.DELETE, gone.c.seq > c.seq)
+    deleted = select(gone.c.seq).where(gone.c.note == c.note, gone.c.kind != truth.STORE, gone.c.seq > c.seq)
     there = select(v.id).where(v.note == c.note, v.version == c.version)
     lost = select(c.seq).where(c.kind == truth.STORE, ~there.exists(), ~deleted.exists())
     for row in connection.execute(lost):
@@ -172,7 +175,7 @@ def _against_truth(connection: Connection, generation: Generation, spec: Encoder
     missing = len(there.difference(rows.tolist()))
     if missing:
         yield Finding(str(generation.folder / ROWS), f"lacks {missing} chunks of the truth", REBUILD)
-    deleted = select(func.count()).select_from(t.changes).where(c.kind == truth.DELETE, c.seq > generation.origin.seq)
+    deleted = select(func.count()).select_from(t.changes).where(c.kind != truth.STORE, c.seq > generation.origin.seq)
     surplus = len(set(rows.tolist()).difference(there))
     if surplus and not connection.scalar(deleted):
         yield Finding(str(generation.folder / ROWS), f"holds {surplus} chunks that the truth has not", REBUILD)

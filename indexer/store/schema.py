@@ -32,9 +32,10 @@ from indexer.errors import DamagedError
 from indexer.store.sqlite import read_transaction, write_transaction
 from indexer.times import iso, now_us
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 METADATA = MetaData()
+_SINCE_2 = MetaData()
 
 migrations = Table(
     "migrations",
@@ -138,6 +139,40 @@ changes = Table(
 )
 Index("changes_note", changes.c.note, changes.c.version)
 
+holds = Table(
+    "holds",
+    _SINCE_2,
+    # A patient whose notes may not be erased, and why.
+    Column("patient_id", Text, primary_key=True),
+    Column("reason", Text, nullable=False),
+    Column("since", Text, nullable=False),
+    Column("checksum", LargeBinary, nullable=False),
+)
+
+erasures = Table(
+    "erasures",
+    _SINCE_2,
+    # An erasure that was asked for and is not done yet. ``details`` names notes and patients by salted hashes alone.
+    Column("id", Text, primary_key=True),
+    Column("asked_at", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("details", Text, nullable=False),
+    Column("checksum", LargeBinary, nullable=False),
+)
+
+quarantine = Table(
+    "quarantine",
+    _SINCE_2,
+    # What a repair took out: which row of which table, why, and what of it could be read, as JSON.
+    Column("id", Integer, primary_key=True),
+    Column("at", Text, nullable=False),
+    Column("row", Text, nullable=False),
+    Column("note_id", Text),
+    Column("reason", Text, nullable=False),
+    Column("content", Text, nullable=False),
+    Column("checksum", LargeBinary, nullable=False),
+)
+
 TABLES = (meta, notes, versions, vectors, chunks, changes)
 """Every table that holds what users stored."""
 
@@ -146,7 +181,13 @@ def _m001_start(connection: Connection) -> None:
     METADATA.create_all(connection)
 
 
-MIGRATIONS: tuple[tuple[int, Callable[[Connection], None]], ...] = ((1, _m001_start),)
+def _m002_erasures(connection: Connection) -> None:
+    _SINCE_2.create_all(connection)
+    # So that "was anything erased since" does not walk the whole log.
+    connection.exec_driver_sql("CREATE INDEX changes_erased ON changes (seq) WHERE kind = 'erase'")
+
+
+MIGRATIONS: tuple[tuple[int, Callable[[Connection], None]], ...] = ((1, _m001_start), (2, _m002_erasures))
 
 
 def migrate(engine: Engine) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, NamedTuple, TypeVar
 
-from sqlalchemy import Connection, Row, Select, and_, select
+from sqlalchemy import Connection, Row, Select, and_, func, literal_column, select
 
 from indexer.errors import DamagedError
 from indexer.records import NO_METADATA, EncoderSpec, Note, Scalar, Status
@@ -25,6 +25,8 @@ T = TypeVar("T")
 
 STORE = "store"
 DELETE = "delete"
+ERASE = "erase"
+"""Like a deletion, and nothing of it may stay: whoever holds a copy of the collection drops it and loads it anew."""
 
 VERSION_FIELDS = [
     *("id", "note", "version", "content_hash", "patient_id", "encounter_id", "note_type", "language"),
@@ -41,6 +43,9 @@ CHANGE_FIELDS = ["seq", "kind", "note", "version", "at", "stored_at", "chain"]
 NOTE_FIELDS = ["id", "note_id", "current", "deleted"]
 VECTOR_FIELDS = ["key", "text_hash", "vector"]
 META_FIELDS = ["key", "value"]
+HOLD_FIELDS = ["patient_id", "reason", "since"]
+ERASURE_FIELDS = ["id", "asked_at", "state", "details"]
+QUARANTINE_FIELDS = ["id", "at", "row", "note_id", "reason", "content"]
 
 
 def checksum(*values: object) -> bytes:
@@ -121,6 +126,13 @@ def last_change(connection: Connection) -> LastChange:
 def chain_at(connection: Connection, seq: int) -> bytes:
     """Return the log's chain at a change number, empty bytes where there is no such change."""
     return connection.scalar(select(t.changes.c.chain).where(t.changes.c.seq == seq)) or b""
+
+
+def last_erasure(connection: Connection) -> int:
+    """Return the change number of the newest erasure, 0 where there was none."""
+    return (
+        connection.scalar(select(func.max(t.changes.c.seq)).where(t.changes.c.kind == literal_column("'erase'"))) or 0
+    )
 
 
 def chained(before: bytes, values: Mapping[str, Any]) -> bytes:

@@ -88,7 +88,7 @@ class Writer:
             if known:
                 _drop_versions(connection, [row.note for row in known.values()])
                 failpoint("delete.dropped")
-                log = _Log(connection)
+                log = ChangeLog(connection)
                 for note_id, row in known.items():
                     values = {"id": row.note, "note_id": note_id, "current": row.current, "deleted": 1}
                     sealed = truth.sealed(truth.NOTE_FIELDS, values)
@@ -101,7 +101,7 @@ class Writer:
         )
 
 
-class _Log:
+class ChangeLog:
     """Change rows of one transaction: numbered without gaps, on a clock that only rises, each sealing the last."""
 
     def __init__(self, connection: Connection) -> None:
@@ -113,7 +113,7 @@ class _Log:
     def add(self, kind: str, note: int, version: int, stored_at: str | None) -> None:
         """Add a change; a stored version's system time is the clock's where none is given."""
         seq, at = self._last.seq + 1, max(self._now, self._last.at + 1)
-        moment = None if kind == truth.DELETE else at if stored_at is None else period(stored_at)[0]
+        moment = None if kind != truth.STORE else at if stored_at is None else period(stored_at)[0]
         values = {"seq": seq, "kind": kind, "note": note, "version": version, "at": at, "stored_at": moment}
         chain = truth.chained(self._last.chain, values)
         self._rows.append(truth.sealed(truth.CHANGE_FIELDS, values | {"chain": chain}))
@@ -140,7 +140,7 @@ class _Batch:
         new_notes: list[dict[str, Any]] = []
         version_rows: list[dict[str, Any]] = []
         chunk_rows: list[dict[str, Any]] = []
-        log = _Log(self._connection)
+        log = ChangeLog(self._connection)
         for prepared in wanted:
             note, version = self._note(prepared.note.note_id, new_notes)
             version_id = self._next("versions")
