@@ -184,7 +184,7 @@ def _is_abbreviation(
     forms = {folded, folded.rpartition("/")[2], folded.rpartition("-")[2], _COUNT_BEFORE.sub("", folded)}
     before = text[max(sentence_start, token_at - _TOKEN_WINDOW) : token_at]
     # "5 m." and "38 UI/j." may end a sentence, "M. Dupont" and "Tbl." may not: a unit stands behind a number.
-    counted = token[0].isdigit() or before.rstrip()[-1:].isdigit()
+    counted = token[:1].isdigit() or before.rstrip()[-1:].isdigit()
     listed = not forms.isdisjoint(rules.abbreviations)
     short = _is_short(token, folded.rpartition("/")[2])
     if not forms.isdisjoint(rules.unit_endings):
