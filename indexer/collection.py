@@ -11,7 +11,7 @@ import numpy as np
 from sqlalchemy import and_, func, select
 
 from indexer.check import verify
-from indexer.errors import CollectionNotFoundError, EncoderMismatchError, NoteNotFoundError
+from indexer.errors import CollectionNotFoundError, DamagedError, EncoderMismatchError, NoteNotFoundError
 from indexer.records import EncoderSpec, Scope
 from indexer.store import schema as t
 from indexer.store import truth
@@ -21,6 +21,7 @@ from indexer.store.replica import Identity, Replica
 from indexer.store.selection import everything, moment_of
 from indexer.store.selection import select as select_rows
 from indexer.store.sqlite import (
+    check_header,
     create_file,
     disk_bytes,
     metadata_matches,
@@ -59,11 +60,19 @@ class Collection:
         self.name = name
         self._folder = folder
         self._inode = self._path.stat().st_ino
+        check_header(self._path)
         self._engine = open_engine(self._path)
         try:
+            if not t.format_version(self._engine):
+                raise DamagedError(f"collection {name!r} has lost its tables; restore it from a backup")
             t.migrate(self._engine)
             with read_transaction(self._engine) as connection:
                 facts = truth.read_meta(connection)
+            missing = {"encoder_name", "spec", "collection_id", "created_at"} - facts.keys()
+            if missing:
+                raise DamagedError(
+                    f"collection {name!r} has lost its facts {sorted(missing)}; restore it from a backup"
+                )
             self.encoder_name = facts["encoder_name"]
             self.spec = truth.spec_of(facts["spec"])
             self.collection_id = facts["collection_id"]

@@ -12,6 +12,7 @@ from indexer.errors import ArgumentError, CollectionExistsError, CollectionNotFo
 from indexer.records import EncoderSpec
 from indexer.store.failpoints import failpoint
 from indexer.store.lock import exclusive
+from indexer.store.snapshots import sync_folder
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
 _NEW = ".new-"
@@ -43,7 +44,9 @@ class Library:
         try:
             Collection.create(fresh, encoder_name, spec)
             failpoint("create.filled")
+            sync_folder(fresh)
             fresh.rename(target)
+            sync_folder(self._folder)
             failpoint("create.renamed")
         except OSError as exc:
             shutil.rmtree(fresh, ignore_errors=True)

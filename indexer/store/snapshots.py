@@ -207,14 +207,14 @@ class Snapshots:
             body = json.dumps({"format": FORMAT, "origin": asdict(origin), "files": entries}, sort_keys=True)
             text = f"{body}\n{hashlib.sha256(body.encode()).hexdigest()}\n"
             _write(aside / MANIFEST, lambda stream: stream.write(text.encode()))
-            _sync_folder(aside)
+            sync_folder(aside)
             failpoint("publish.synced")
             if target.exists():
                 # Of the same change number, so of the same content: only a rebuild comes here.
                 target.rename(self.folder / f"{_ASIDE}{uuid.uuid4().hex}")
             aside.rename(target)
             failpoint("publish.renamed")
-            _sync_folder(self.folder)
+            sync_folder(self.folder)
         except BaseException:
             shutil.rmtree(aside, ignore_errors=True)
             raise
@@ -259,7 +259,8 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _sync_folder(path: Path) -> None:
+def sync_folder(path: Path) -> None:
+    """Make what was created or renamed in a folder durable."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

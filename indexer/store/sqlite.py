@@ -40,6 +40,7 @@ MAX_VARIABLES = 500
 """How many values one ``IN`` list carries; longer ones are asked in parts."""
 
 _WRITE = "clinrag_write"
+_HEADER = b"SQLite format 3\0"
 _FULL = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE}
 _DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 
@@ -47,6 +48,20 @@ _DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 def create_file(path: Path) -> None:
     """Make an empty database file that only its owner can read. Raises ``FileExistsError``."""
     os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+
+
+def check_header(path: Path) -> None:
+    """Return if the file begins as a database does.
+
+    SQLite takes an empty file for a new database and drops the log beside it: a file that was cut off must not get
+    that far.
+
+    Raises:
+        DamagedError: it does not.
+    """
+    with path.open("rb") as stream:
+        if stream.read(len(_HEADER)) != _HEADER:
+            raise DamagedError(f"{path} is no database any more; restore the collection from a backup")
 
 
 def open_engine(path: Path) -> Engine:

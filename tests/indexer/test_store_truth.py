@@ -224,6 +224,25 @@ def test_a_file_of_a_newer_format_is_refused_and_left_alone(ward, folder, tmp_pa
     assert (folder / TRUTH).read_bytes() == before
 
 
+@pytest.mark.parametrize("keep", [0, 10, 100, 5000])
+def test_a_file_that_was_cut_off_is_refused_and_not_made_anew(ward, folder, tmp_path, keep):
+    store(ward, note("a"))
+    ward.close()
+    (folder / TRUTH).write_bytes((folder / TRUTH).read_bytes()[:keep])
+    with pytest.raises(DamagedError), Library(tmp_path).open("ward") as cut:
+        cut.view()
+    assert (folder / TRUTH).stat().st_size == keep
+
+
+def test_lost_facts_are_named(ward, folder, tmp_path):
+    ward.close()
+    with closing(sqlite3.connect(folder / TRUTH)) as connection:
+        connection.execute("DELETE FROM meta WHERE key = 'spec'")
+        connection.commit()
+    with pytest.raises(DamagedError, match="spec"):
+        Library(tmp_path).open("ward")
+
+
 def test_notes_are_listed_by_id_page_by_page(ward):
     store(ward, *(note(f"n{n}", f"Day {n}.") for n in range(5)))
     ward.delete_notes(["n2"])
