@@ -12,7 +12,7 @@ from pathlib import Path
 
 import click
 
-from api.cli import collections, demo, encoders, notes, search, serve, store
+from api.cli import collections, demo, encoders, evaluate, notes, search, serve, store
 from api.cli.context import CliContext
 from api.codes import INTERRUPTED_EXIT, code_of, message_of
 from api.settings import from_environment
@@ -101,6 +101,7 @@ for command in (
     serve.serve,
     serve.keys,
     demo.demo,
+    evaluate.evaluate,
 ):
     cli.add_command(command)
 
