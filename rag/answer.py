@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from indexer.collection import Collection
-
     from indexer.encoders.encoder import Encoder
 
 
@@ -69,9 +69,10 @@ def answer(collection: Collection, encoder: Encoder | None, request: AnswerReque
     view = collection.view(wanted.scope)
     found = search_view(view, collection.name, usable, wanted)
     language = spoken(identify(request.question))
-    context = build_context(view, found.passages, count_tokens=_counter(usable))
+    note_text = cache(view.note_text)
+    context = build_context(view, found.passages, note_text, count_tokens=_counter(usable))
     statements = generator.generate(Prompt(request.question, language, context)) if context else ()
-    cited = cite(statements, context, view.note_text, _similarity(usable))
+    cited = cite(statements, context, note_text, _similarity(usable))
     if not cited.citations:
         cited = Cited(phrases(language).not_found(found.result.coverage), ())
     return Answer(

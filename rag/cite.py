@@ -11,9 +11,8 @@ from numpy.typing import NDArray
 
 from indexer.errors import DamagedError
 from indexer.records import Span
-from rag.context import ContextPassage
+from rag.context import ContextPassage, NoteText
 
-NoteText = Callable[[str, int], str]
 Similarity = Callable[[str, Sequence[str]], NDArray[np.float32]]
 """How near each of some sentences is to a statement, ``(n,)``: an encoder's, across languages."""
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from indexer.errors import NoteNotFoundError
 from indexer.records import Span
 from indexer.text.sentences import split_sentences
 
@@ -19,6 +20,12 @@ TOKEN_BUDGET = 3000
 
 WINDOW_CHARS = 400
 """A passage shorter than this is widened by its neighbours in the note, as far as they fit."""
+
+MOST_NEIGHBOURS = 3
+"""So many chunks on each side of a hit are looked at for its window."""
+
+NoteText = Callable[[str, int], str]
+"""The text of a note version, by note id and version."""
 
 CountTokens = Callable[[str], int]
 
@@ -80,18 +87,24 @@ def characters(text: str) -> int:
 
 
 def build_context(
-    view: View, hits: Sequence[Passage], *, budget: int = TOKEN_BUDGET, count_tokens: CountTokens = characters
+    view: View,
+    hits: Sequence[Passage],
+    note_text: NoteText,
+    *,
+    budget: int = TOKEN_BUDGET,
+    count_tokens: CountTokens = characters,
 ) -> tuple[ContextPassage, ...]:
     """Return numbered passages in the order of the hits, until the budget is used up; the first is always there.
 
     Hits that touch each other in a note become one passage, at the place of the better one, so no text comes twice.
     """
+    around = _around(view, hits)
     runs: list[list[Passage]] = []
     taken: dict[int, list[Passage]] = {}
     for hit in hits:
         if hit.row in taken:
             continue
-        run = _window(view, hit, taken)
+        run = _window(hit, around, taken)
         touching = [taken[row] for row in (run[0].row - 1, run[-1].row + 1) if row in taken]
         home = next((other for other in touching if _same_note(other[0], hit)), None)
         if home is None:
@@ -101,28 +114,32 @@ def build_context(
             home.extend(run)
             home.sort(key=lambda passage: passage.start)
         taken.update({passage.row: home for passage in run})
-    return _numbered(view, runs, budget, count_tokens)
+    return _numbered(runs, note_text, budget, count_tokens)
 
 
-def _window(view: View, hit: Passage, taken: dict[int, list[Passage]]) -> list[Passage]:
+def _around(view: View, hits: Sequence[Passage]) -> dict[int, Passage]:
+    """Return the chunks in scope that lie near the hits, by row, in one reading."""
+    rows = np.array([hit.row for hit in hits], dtype=np.int64)
+    near = np.unique(rows[:, None] + np.arange(-MOST_NEIGHBOURS, MOST_NEIGHBOURS + 1)[None, :])
+    found = {hit.row: hit for hit in hits}
+    missing = np.setdiff1d(np.intersect1d(near, view.rows), rows)
+    found.update((passage.row, passage) for passage in view.passages(missing))
+    return found
+
+
+def _window(hit: Passage, around: Mapping[int, Passage], taken: Mapping[int, list[Passage]]) -> list[Passage]:
     """Return the hit with neighbouring chunks of its note that are in scope, while the window stays small."""
     run = [hit]
     for step in (-1, 1):
         while run[-1].end - run[0].start < WINDOW_CHARS:
             row = (run[0] if step < 0 else run[-1]).row + step
-            if row in taken or not _visible(view, row):
+            neighbour = None if row in taken else around.get(row)
+            if neighbour is None or not _same_note(neighbour, hit):
                 break
-            neighbour = view.passages([row])[0]
-            longest = max(neighbour.end, run[-1].end) - min(neighbour.start, run[0].start)
-            if not _same_note(neighbour, hit) or longest > 2 * WINDOW_CHARS:
+            if max(neighbour.end, run[-1].end) - min(neighbour.start, run[0].start) > 2 * WINDOW_CHARS:
                 break
             run.insert(0 if step < 0 else len(run), neighbour)
     return run
-
-
-def _visible(view: View, row: int) -> bool:
-    at = int(np.searchsorted(view.rows, row))
-    return at < len(view.rows) and int(view.rows[at]) == row
 
 
 def _same_note(one: Passage, other: Passage) -> bool:
@@ -130,13 +147,16 @@ def _same_note(one: Passage, other: Passage) -> bool:
 
 
 def _numbered(
-    view: View, runs: Sequence[Sequence[Passage]], budget: int, count_tokens: CountTokens
+    runs: Sequence[Sequence[Passage]], note_text: NoteText, budget: int, count_tokens: CountTokens
 ) -> tuple[ContextPassage, ...]:
     numbered: list[ContextPassage] = []
     used = 0
     for run in runs:
         first, start, end = run[0], run[0].start, run[-1].end
-        text = view.note_text(first.note_id, first.version)[start:end]
+        try:
+            text = note_text(first.note_id, first.version)[start:end]
+        except NoteNotFoundError:
+            continue  # deleted since the search: it answers no more
         cost = count_tokens(text)
         if numbered and used + cost > budget:
             continue

@@ -3,6 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from indexer.errors import ArgumentError, TooLargeError
+from indexer.records import Scope
 from rag.search import SearchRequest, search
 from tests.rag.collections import ConceptEncoder, HeldCollection, HeldPassage
 
@@ -52,3 +54,119 @@ def test_thousands_of_same_language_distractors_do_not_push_a_foreign_match_out_
     request = SearchRequest(QUERY, mode=mode)
     assert rank_of(search(few, few.encoder, request), "match") is not None
     assert rank_of(search(many, many.encoder, request), "match") is not None
+
+
+@pytest.mark.parametrize("distractors", [50, 5000])
+def test_distractors_that_share_no_word_do_not_push_it_out_either(distractors):
+    held = world(distractors, words=False)
+    assert rank_of(search(held, held.encoder, SearchRequest(QUERY)), "match") is not None
+
+
+def test_the_policy_any_takes_similarities_as_they_are():
+    held = world(300)
+    result = search(held, held.encoder, SearchRequest(QUERY, mode="dense", language_policy="any", k=50))
+    scores = [hit.scores.dense for hit in result.hits]
+    assert scores == sorted(scores, reverse=True)
+    assert rank_of(result, "match") is None
+
+
+def test_the_policy_same_searches_one_language_and_says_so():
+    held = world(20)
+    result = search(held, held.encoder, SearchRequest(QUERY, language_policy="same", k=100))
+    assert {hit.language for hit in result.hits} == {"es"}
+    assert result.scope.language == result.coverage.languages == ("es",)
+    with pytest.raises(ArgumentError, match="is not in the scope"):
+        search(held, held.encoder, SearchRequest(QUERY, Scope(language=("en",)), language_policy="same"))
+    with pytest.raises(ArgumentError, match="cannot be told"):
+        search(held, held.encoder, SearchRequest("12.5", language_policy="same"))
+
+
+def copied(times, patients=("p1",)):
+    """One text copied forward for each patient, older and newer, among others."""
+    encoder = ConceptEncoder()
+    about, *others = meanings(13, 4)
+    encoder.put("renal failure", about, "en")
+    passages = []
+    for patient in patients:
+        for day in range(times):
+            text = encoder.put("Acute renal failure after contrast.", about, "en")
+            authored = f"2024-01-{1 + (day * 7) % 28:02}"
+            passages.append(HeldPassage(len(passages), f"{patient}-{day}", text, "en", patient, authored))
+    for n, meaning in enumerate(others):
+        passages.append(HeldPassage(len(passages), f"o{n}", encoder.put(f"Other finding {n}", meaning, "en"), "en"))
+    return HeldCollection(passages, encoder)
+
+
+@pytest.mark.parametrize("mode", ["dense", "hybrid"])
+@pytest.mark.parametrize("policy", ["balanced", "any"])
+def test_copies_of_one_patient_are_one_hit_and_k_is_filled_behind_them(mode, policy):
+    held = copied(28 * 20)
+    result = search(held, held.encoder, SearchRequest("renal failure", k=10, mode=mode, language_policy=policy))
+    assert len(result.hits) == 10
+    assert [hit.rank for hit in result.hits] == list(range(1, 11))
+    assert (result.hits[0].copies, result.hits[0].authored_at) == (560, "2024-01-22")
+    assert len({hit.text for hit in result.hits}) == 10
+
+
+def test_equal_findings_of_two_patients_are_two_facts():
+    held = copied(3, patients=("p1", "p2"))
+    hits = search(held, held.encoder, SearchRequest("renal failure", k=2)).hits
+    assert sorted((hit.patient_id, hit.copies) for hit in hits) == [("p1", 3), ("p2", 3)]
+
+
+@pytest.mark.parametrize("k", [1, 7, 100])
+@pytest.mark.parametrize("mode", ["dense", "hybrid"])
+def test_never_fewer_than_k_hits_where_k_exist(k, mode):
+    held = world(150, foreign=20)
+    assert len(search(held, held.encoder, SearchRequest(QUERY, k=k, mode=mode)).hits) == k
+
+
+def test_lexical_hits_hold_a_word_of_the_query_and_dense_did_not_score_them():
+    held = world(30)
+    result = search(held, held.encoder, SearchRequest("paciente estable insuficiencia", mode="lexical", k=100))
+    assert len(result.hits) == 30
+    assert all(hit.scores.dense is None and hit.scores.lexical > 0 for hit in result.hits)
+    assert result.degraded == ()
+
+
+def test_hybrid_gives_the_scores_of_both_sources_and_null_for_none():
+    held = world(30)
+    hits = search(held, held.encoder, SearchRequest(QUERY, k=50)).hits
+    assert all(hit.scores.dense is not None for hit in hits)
+    assert {hit.scores.lexical is None for hit in hits} == {True, False}
+    assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
+
+
+def test_dense_without_an_encoder_falls_back_to_words_and_says_so():
+    held = world(30)
+    result = search(held, None, SearchRequest(QUERY, mode="dense"))
+    assert (result.degraded, len(result.hits)) == (("dense",), 10)
+
+
+def test_an_empty_scope_gives_no_hits_and_its_coverage():
+    held = world(5)
+    result = search(held, held.encoder, SearchRequest(QUERY, Scope(patient_id="nobody")))
+    assert (result.hits, result.coverage.notes_searched) == ((), 0)
+
+
+def test_equal_requests_give_equal_results():
+    held = world(500)
+    first, second = (search(held, held.encoder, SearchRequest(QUERY, k=50)) for _ in range(2))
+    assert first.hits == second.hits
+
+
+@pytest.mark.parametrize(
+    ("request_", "error", "match"),
+    [
+        (SearchRequest(" \n"), ArgumentError, "query is empty"),
+        (SearchRequest("x" * 100_000), TooLargeError, "100000 characters"),
+        (SearchRequest("x", k=0), ArgumentError, "k is 0"),
+        (SearchRequest("x", k=101), ArgumentError, "k is 101"),
+        (SearchRequest("x", mode="fuzzy"), ArgumentError, "mode must be"),
+        (SearchRequest("x", language_policy="fair"), ArgumentError, "language_policy must be"),
+    ],
+)
+def test_bad_requests_are_refused(request_, error, match):
+    held = world(1)
+    with pytest.raises(error, match=match):
+        search(held, held.encoder, request_)

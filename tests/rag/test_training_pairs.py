@@ -55,6 +55,7 @@ def assert_nothing_leaks(data: Path, pairs: Path) -> None:
     for row in rows_of(pairs, "questions"):
         assert not held_out.holds_text(row["question"])
         assert not held_out.overlaps_answer(row["answer"]), row["id"]
+        assert not held_out.holds_text(row["answer"]), row["id"]
     for row in rows_of(pairs, "titles"):
         assert not held_out.holds_text(row["query"])
         assert not held_out.holds_text(row["title"])
