@@ -6,6 +6,7 @@ import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib import metadata
+from typing import Any
 
 from fastapi import FastAPI
 
@@ -16,6 +17,7 @@ from api.logs import SERVER
 from api.metrics import Metrics
 from api.middleware import Edge
 from api.routes import collections, docs, health, jobs, notes, search
+from api.schemas import Problem
 from api.settings import Settings
 from api.state import State
 from api.wiring import build_served
@@ -40,13 +42,32 @@ def create_app(settings: Settings) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         telemetry=silent,  # type: ignore[arg-type]
+        responses={422: {"model": Problem, "description": "Refused"}, "default": {"model": Problem}},
     )
     app.state.clinrag = state
     for resource in (collections, notes, jobs, search, health, docs):
         app.include_router(resource.router)
     problems.install(app)
+    _describe_problems(app)
     app.add_middleware(Edge, settings=settings, gate=gate, metrics=state.metrics)
     return app
+
+
+def _describe_problems(app: FastAPI) -> None:
+    """Name the media type of errors in the OpenAPI document, where FastAPI knows models as plain JSON only."""
+    plain = app.openapi
+
+    def described() -> dict[str, Any]:
+        document = plain()
+        for operations in document["paths"].values():
+            for operation in operations.values():
+                for status in ("422", "default"):
+                    content = operation["responses"].get(status, {}).get("content", {})
+                    if "application/json" in content:
+                        content[problems.MEDIA_TYPE] = content.pop("application/json")
+        return document
+
+    app.openapi = described  # type: ignore[method-assign]
 
 
 def _build(settings: Settings, gate: Gate) -> State:

@@ -238,9 +238,13 @@ class CollectionModel(Result):
 
 
 class CollectionPage(Result):
-    """One page of collections; ``next`` is the cursor of the following page or ``null``."""
+    """One page of collections; ``next`` is the cursor of the following page or ``null``.
+
+    ``damaged`` names those that cannot be read; ``clinrag collections verify`` says what is wrong.
+    """
 
     collections: list[CollectionModel]
+    damaged: list[str]
     next: str | None
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from api.jobs import Outcome, RawNote, Rejected
 from api.posted import PostedNotes
 from api.settings import Settings
-from indexer.errors import CollectionNotFoundError, EncoderUnavailableError
+from indexer.errors import CollectionNotFoundError, DamagedError, EncoderUnavailableError
 from indexer.records import Note, RowError, Scope
 
 if TYPE_CHECKING:
@@ -124,6 +124,18 @@ class Service:
             seq=info.seq,
             format_version=info.format_version,
         )
+
+    def describe_all(self, names: Iterable[str]) -> tuple[list[CollectionModel], list[str]]:
+        """Return what these collections hold, and the names of those that are damaged; one that is gone is left out."""
+        described, damaged = [], []
+        for name in names:
+            try:
+                described.append(self.describe(name))
+            except CollectionNotFoundError:
+                continue  # deleted since it was named
+            except DamagedError:
+                damaged.append(name)
+        return described, damaged
 
     def delete_collection(self, name: str) -> None:
         """Remove a collection and everything in it.

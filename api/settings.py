@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from indexer.errors import ArgumentError
@@ -28,8 +28,8 @@ class Settings:
     encoder: str | None = None
     generators: tuple[str, ...] = ("extractive",)
     generator_url: str | None = None
-    generator_key: str | None = None
-    api_key: str | None = None
+    generator_key: str | None = field(default=None, repr=False)
+    api_key: str | None = field(default=None, repr=False)
     data: Path | None = None
     debug: bool = False
     log_level: str = "INFO"

@@ -34,17 +34,10 @@ def create(context: CliContext, name: str, encoder: str | None, as_json: bool) -
 @pass_context
 def list_(context: CliContext, as_json: bool) -> None:
     """List the collections."""
-    from indexer.errors import DamagedError
-
-    rows, damaged = [], []
-    for name in context.service.library.names():
-        try:
-            rows.append(context.service.describe(name))
-        except DamagedError as error:
-            damaged.append((name, str(error)))
+    rows, damaged = context.service.describe_all(context.service.library.names())
     if as_json:
         listed = [row.model_dump() for row in rows]
-        click.echo(json.dumps({"collections": listed, "damaged": [name for name, _ in damaged]}, ensure_ascii=False))
+        click.echo(json.dumps({"collections": listed, "damaged": damaged}, ensure_ascii=False))
         return
     if not rows and not damaged:
         click.echo('no collections yet; "clinrag index FILE --collection NAME" makes one')
@@ -53,8 +46,8 @@ def list_(context: CliContext, as_json: bool) -> None:
     click.echo(f"{'NAME':<{width}}  {'NOTES':>9}  {'PASSAGES':>9}  {'MB':>8}  ENCODER")
     for row in rows:
         click.echo(f"{row.name:<{width}}  {row.notes:>9,}  {row.chunks:>9,}  {row.bytes / 1e6:>8,.1f}  {row.encoder}")
-    for name, message in damaged:
-        click.echo(f"{name}: {message}", err=True)
+    for name in damaged:
+        click.echo(f'{name}: damaged; "clinrag collections verify {name}" says what is wrong', err=True)
 
 
 @collections.command()

@@ -54,6 +54,8 @@ def index(  # noqa: PLR0913 (a command has as many parameters as it has options)
     context.if_interrupted = "nothing lost; run the same command again to go on"
     started = time.perf_counter()
     items = read_sources(paths, column_map=column_map, input_format=input_format)
+    if skipped is not None:
+        write_skipped(skipped, [])  # a report that cannot be written is better known before the work than after it
     target = context.service.open_or_create(collection, encoder)
     with IndexProgress(paths, column_map, input_format, quiet=quiet or as_json) as progress:
         report = context.service.index(target, items, progress.update)
@@ -78,6 +80,8 @@ def index(  # noqa: PLR0913 (a command has as many parameters as it has options)
             f"skipped {report.skipped:,} unchanged, rejected {len(report.rejected):,}, in {seconds:.1f} s"
         )
         _show_rejected(report.rejected, skipped)
+        if not report.stored + report.skipped + len(report.rejected):
+            click.echo("  no notes were found there; --format says what the files are", err=True)
     if strict and report.rejected:
         raise click.exceptions.Exit(1)
 

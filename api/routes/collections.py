@@ -21,7 +21,8 @@ def list_collections(state: Shared, page: Annotated[PageQuery, Query()]) -> Coll
     names = [name for name in sorted(state.service.library.names()) if behind is None or name > behind]
     shown = names[: page.limit]
     following = cursor_of(shown[-1]) if len(names) > len(shown) else None
-    return CollectionPage(collections=[state.service.describe(name) for name in shown], next=following)
+    described, damaged = state.service.describe_all(shown)
+    return CollectionPage(collections=described, damaged=damaged, next=following)
 
 
 @router.post("", status_code=201, dependencies=[WRITE])

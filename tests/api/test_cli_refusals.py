@@ -130,6 +130,22 @@ def test_folders_without_permission(clinrag: Clinrag, notes_file: Path, home: Pa
         home.chmod(0o700)
 
 
+def test_a_report_that_cannot_be_written_is_known_before_the_work(indexed: Clinrag, tmp_path: Path):
+    source = tmp_path / "fresh.jsonl"
+    source.write_text('{"id": "fresh", "text": "fever"}\n')
+    result = indexed("index", source, "-c", "ward", "--skipped", tmp_path / "nowhere" / "skipped.jsonl")
+    assert result.exit_code == 1
+    assert "nowhere" in result.stderr
+    assert one_json(indexed("collections", "info", "ward", "--json").stdout)["notes"] == 4
+
+
+def test_a_folder_without_notes_is_said(indexed: Clinrag, tmp_path: Path):
+    (tmp_path / "empty").mkdir()
+    result = indexed("index", tmp_path / "empty", "-c", "ward")
+    assert result.exit_code == 0
+    assert "no notes were found" in result.stderr
+
+
 def test_the_home_is_a_file(clinrag: Clinrag, notes_file: Path, home: Path):
     home.write_text("not a folder")
     result = clinrag("index", notes_file, "-c", "ward")

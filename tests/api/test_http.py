@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from pathlib import Path
 
@@ -179,6 +180,20 @@ def test_collections_are_made_listed_shown_and_removed(client: httpx.Client):
     assert client.post("/v1/collections", json={"name": "b"}).status_code == 409
 
 
+def test_a_damaged_collection_does_not_hide_the_others(ward: httpx.Client, served_home: Path):
+    folder = served_home / "collections" / "broken"
+    folder.mkdir()
+    (folder / "truth.sqlite").write_bytes(b"not a database, by no means" * 100)
+    try:
+        page = ward.get("/v1/collections").json()
+        assert [row["name"] for row in page["collections"]] == ["ward"]
+        assert page["damaged"] == ["broken"]
+        answer = ward.post("/v1/search", json={"query": "fever", "collection": "broken"})
+        assert (answer.status_code, answer.json()["type"]) == (500, "urn:clinrag:problem:damaged")
+    finally:
+        shutil.rmtree(folder)
+
+
 def test_what_another_process_does_is_seen(ward: httpx.Client, served_home: Path):
     from api.settings import Settings
     from api.wiring import build_service
@@ -212,6 +227,14 @@ def test_the_docs_page_loads_nothing_from_elsewhere(client: httpx.Client):
     assert "<script" not in page.text
     for path in client.get("/openapi.json").json()["paths"]:
         assert path in page.text
+
+
+def test_openapi_says_what_errors_look_like(client: httpx.Client):
+    document = client.get("/openapi.json").json()
+    assert "HTTPValidationError" not in document["components"]["schemas"]
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            assert list(operation["responses"]["default"]["content"]) == ["application/problem+json"]
 
 
 @pytest.mark.parametrize("path", ["/healthz", "/readyz"])
