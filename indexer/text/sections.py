@@ -37,9 +37,10 @@ _BRACKETED = re.compile(
 _LENTICULAR = re.compile(r"【(?P<title>[^】\n]{1,24})】")
 _COLON = re.compile(r"\s*[*_]{0,3}\s*(?:(?<!\d)[:：]|[:：](?!\d))")  # not that of 10:30
 _DASH = re.compile(r"\s+[-–—]+\s+|\t")
-_RUN_ON = re.compile(
-    r"(?:(?<=[.。;；!！?？)\]」】])|(?<=[.。;；],)|(?<=\t)|(?<=\s\s)|(?<=,)(?=[A-ZА-ЯЁ]{2})|(?<=[\s，,、])(?=[\u3400-\u9fff]))"
-    r"\s*(?P<title>[^\W\d_][^:：.。;；,，\n]{0,58}?)\s*[:：]"
+_RUN_ON = re.compile(  # every repeat is bounded: a line may be as long as the note
+    r"(?:(?:(?<=[.。;；!！?？)\]」】])|(?<=[.。;；],))\s{0,4}|(?<=\t)|(?<=\s\s)"
+    r"|(?<=,)(?=[A-ZА-ЯЁ]{2})|(?<=[\s，,、])(?=[\u3400-\u9fff]))"
+    r"(?P<title>[^\W\d_][^:：.。;；,，\n]{0,58}?)\s{0,3}[:：]"
 )
 _UPPER = re.compile(r"[A-ZÀ-ÖØ-ÞĂÎȘȚА-ЯЁ]+")
 _CASED = re.compile(r"[A-Za-zÀ-ÖØ-öø-ÿĂăÎîȘșȚțА-Яа-яЁё]+")

@@ -230,3 +230,10 @@ def test_the_note_is_tokenized_once_and_its_chunks_once() -> None:
     text = " ".join(f"Sentence number {n} is here." for n in range(12))
     chunks = _chunks(text, language="en", tokens=counting, max_tokens=30)
     assert calls == [1, len(chunks)]
+
+
+@pytest.mark.parametrize("filler", [" ", "\t", "\n", ".", ". ", "。", "X:,", "\u0301"])
+def test_a_long_run_of_one_character_takes_no_more_than_linear_work(filler: str) -> None:
+    text = "a" + filler * 30_000 + "b"
+    chunks = _chunks(text, language="en", tokens=WORDS, max_tokens=256)
+    _assert_law(text, chunks, WORDS, 256)
