@@ -11,17 +11,21 @@ import numpy as np
 from sqlalchemy import and_, func, select
 
 from indexer.check import verify
+from indexer.erasure import Eraser, Waiting
 from indexer.errors import CollectionNotFoundError, DamagedError, EncoderMismatchError, NoteNotFoundError
+from indexer.receipts import Receipts
 from indexer.records import EncoderSpec, Scope
+from indexer.store import holds, truth
 from indexer.store import schema as t
-from indexer.store import truth
 from indexer.store.columns import Ids
+from indexer.store.holds import Hold
 from indexer.store.lock import exclusive
 from indexer.store.replica import Identity, Replica
 from indexer.store.selection import everything, moment_of
 from indexer.store.selection import select as select_rows
 from indexer.store.sqlite import (
     check_header,
+    check_tables,
     create_file,
     disk_bytes,
     metadata_matches,
@@ -31,12 +35,14 @@ from indexer.store.sqlite import (
 )
 from indexer.store.stored import CollectionInfo, Deleted, Finding, NoteInfo, Passage, Prepared, StoredNote
 from indexer.store.view import View
+from indexer.store.witness import Witness
 from indexer.store.writer import Writer, stored_contents, stored_vector_keys
 from indexer.times import day, iso, now_us
 
 TRUTH = "truth.sqlite"
 LOCK = "writer.lock"
 DERIVED = "derived"
+CHECKED_AT_OPEN = ("notes", "changes")
 DELETE_TIMEOUT_S = 5.0
 PUBLISH_BEHIND = 500
 
@@ -61,6 +67,8 @@ class Collection:
         self._folder = folder
         self._inode = self._path.stat().st_ino
         check_header(self._path)
+        self._witness = Witness(folder)
+        acknowledged = self._witness.read()
         self._engine = open_engine(self._path)
         try:
             if not t.format_version(self._engine):
@@ -68,6 +76,8 @@ class Collection:
             t.migrate(self._engine)
             with read_transaction(self._engine) as connection:
                 facts = truth.read_meta(connection)
+                self._witness.check(acknowledged, connection)
+                check_tables(connection, CHECKED_AT_OPEN)
             missing = {"encoder_name", "spec", "collection_id", "created_at"} - facts.keys()
             if missing:
                 raise DamagedError(
@@ -153,6 +163,8 @@ class Collection:
             # Again under the lock, which a deletion takes too: what is written from here on is in the living file.
             self._check_present()
             yield Writer(self._engine)
+            with read_transaction(self._engine) as connection:
+                self._witness.write(connection)
 
     def delete_notes(self, note_ids: Sequence[str]) -> Deleted:
         """Delete notes with all their versions. From here on they answer nowhere, in no process.
@@ -162,6 +174,26 @@ class Collection:
         """
         with self.writer(DELETE_TIMEOUT_S) as writer:
             return writer.delete(note_ids)
+
+    def eraser(self, receipts: Receipts, waiting: Waiting) -> Eraser:
+        """Return what erases from this collection; receipts are kept outside of it."""
+        lock = self._folder / LOCK
+        return Eraser(self.name, self.collection_id, self._engine, self._path, lock, self._replica, receipts, waiting)
+
+    def hold(self, patient_id: str, reason: str) -> Hold:
+        """Let nobody erase this patient's notes until `release`, and return the hold."""
+        with write_transaction(self._engine) as connection:
+            return holds.put(connection, patient_id, reason)
+
+    def release(self, patient_id: str) -> bool:
+        """End the patient's hold; ``False`` where there was none."""
+        with write_transaction(self._engine) as connection:
+            return holds.release(connection, patient_id)
+
+    def holds(self) -> list[Hold]:
+        """Return whose notes may not be erased, and why."""
+        with read_transaction(self._engine) as connection:
+            return holds.holds(connection)
 
     def known_contents(self, note_ids: Iterable[str]) -> dict[str, bytes]:
         """Return the content hash of each of these notes that is stored."""
@@ -251,7 +283,7 @@ class Collection:
 
     def verify(self) -> list[Finding]:
         """Return what is not as it should be; empty = all is well."""
-        return verify(self._engine, self._folder / DERIVED, self.spec, self.collection_id)
+        return verify(self._engine, self._folder / DERIVED, self.spec, self.collection_id, self._witness)
 
     def rebuild(self) -> None:
         """Make the derived files anew from the truth."""

@@ -16,6 +16,8 @@
     ├── MissingExtraError       (ImportError)   422 / exit 2   an optional package is not installed
     ├── WriterBusyError         (TimeoutError)  409 / exit 1
     ├── StorageFullError        (OSError)       507 / exit 1
+    ├── HeldError               (PermissionError) 409 / exit 2   a patient is under legal hold
+    ├── ErasurePendingError     (TimeoutError)  503 / exit 1   asked for, not done yet; goes on by itself
     ├── DamagedError            (RuntimeError)  500 / exit 1
     └── GeneratorError          (RuntimeError)  502 / exit 1
 """
@@ -88,6 +90,14 @@ class WriterBusyError(ClinragError, TimeoutError):
 
 class StorageFullError(ClinragError, OSError):
     """The disk is full; nothing of the batch was stored."""
+
+
+class HeldError(ClinragError, PermissionError):
+    """A patient's notes are under legal hold."""
+
+
+class ErasurePendingError(ClinragError, TimeoutError):
+    """An erasure was asked for and cannot be completed yet; the next time that the collection is opened goes on."""
 
 
 class DamagedError(ClinragError, RuntimeError):

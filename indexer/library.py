@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import shutil
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 
 from indexer.collection import DELETE_TIMEOUT_S, LOCK, TRUTH, Collection
-from indexer.errors import ArgumentError, CollectionExistsError, CollectionNotFoundError
+from indexer.erasure import WAIT_S, Erased, NothingWaits, Waiting
+from indexer.errors import ArgumentError, ClinragError, CollectionExistsError, CollectionNotFoundError
+from indexer.receipts import Receipts
 from indexer.records import EncoderSpec
+from indexer.store.erasing import By
 from indexer.store.failpoints import failpoint
 from indexer.store.lock import exclusive
 from indexer.store.snapshots import sync_folder
@@ -18,12 +23,19 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
 _NEW = ".new-"
 _GONE = ".deleted-"
 
+log = logging.getLogger(__name__)
+
 
 class Library:
     """Creates, opens, names and deletes collections. Folders are open to their owner only."""
 
-    def __init__(self, home: Path) -> None:
-        """Keep collections under ``home``, which is made when the first one is."""
+    def __init__(self, home: Path, waiting: Waiting | None = None) -> None:
+        """Keep collections under ``home``, which is made when the first one is.
+
+        ``waiting`` is what knows the notes that wait there to be stored, so that erasing reaches them too.
+        """
+        self.receipts = Receipts(home)
+        self._waiting = waiting or NothingWaits()
         self._folder = home / "collections"
 
     def create(self, name: str, encoder_name: str, spec: EncoderSpec) -> Collection:
@@ -62,7 +74,26 @@ class Library:
             ArgumentError: the name is not of the allowed form.
             CollectionNotFoundError: there is none of that name.
         """
-        return Collection(self._path(name), name)
+        opened = Collection(self._path(name), name)
+        try:
+            opened.eraser(self.receipts, self._waiting).resume()
+        except ClinragError as exc:
+            # Reading must stay possible: whoever erases next, or looks with verify, meets the same error.
+            log.warning("an erasure from collection %r is not complete: %s", name, exc)
+        except BaseException:
+            opened.close()
+            raise
+        return opened
+
+    def erase(self, collection: Collection, by: By, subjects: Sequence[str], wait_s: float = WAIT_S) -> Erased:
+        """Erase notes by id (``notes``), or all notes of one patient (``patient``), and return the signed receipt.
+
+        Raises:
+            HeldError: a patient is under legal hold; nothing was erased.
+            NoteNotFoundError: nothing of them is stored; nothing was erased.
+            ErasurePendingError: readers or a writer did not end within ``wait_s``; it goes on when opened next.
+        """
+        return collection.eraser(self.receipts, self._waiting).erase(by, subjects, wait_s)
 
     def names(self) -> list[str]:
         """Return the names of all collections, sorted."""

@@ -1,0 +1,180 @@
+"""Erasing: after it, no file of the collection holds anything of the erased notes that no kept note holds.
+
+Steps, each of which a crash may follow; the next time that the collection is opened they go on from there:
+
+1. ``asked``: the truth records what is to be erased, as salted hashes.
+2. ``withdrawn``: notes that wait elsewhere to be stored (queued jobs) are taken out.
+3. ``dropped``: rows, tombstones and references are deleted; from here on no reader of any process sees the notes.
+4. ``packed``: the database is written anew.
+5. ``emptied``: its log is cut to nothing; this waits for readers that hold an older snapshot.
+6. ``rebuilt``: matrix, structure, terms and columns are made again from what is kept.
+7. ``issued``: the signed receipt is on disk, outside of the collection.
+8. ``forgotten``: the record of step 1 is gone.
+
+Erasures that wait for the writer lock at the same time share steps 4 to 6.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+from sqlalchemy import Engine
+
+from indexer.errors import ErasurePendingError, StorageFullError, WriterBusyError
+from indexer.receipts import Receipt, Receipts
+from indexer.store import erasing
+from indexer.store.erasing import By, Details, Pending
+from indexer.store.failpoints import failpoint
+from indexer.store.lock import exclusive
+from indexer.store.packing import empty_log, pack
+from indexer.store.replica import Replica
+from indexer.store.sqlite import read_transaction, write_transaction
+from indexer.times import iso, now_us
+
+WAIT_S = 30.0
+
+STEPS = ("asked", "withdrawn", "dropped", "packed", "emptied", "rebuilt", "issued", "forgotten")
+
+_AGAIN = "it stays pending and goes on when the collection is opened next"
+
+
+class Waiting(Protocol):
+    """Notes that were taken in and wait outside of a collection to be stored in it."""
+
+    def holds(self, collection: str, details: Details) -> bool:
+        """Say whether some of them are covered by an erasure."""
+        ...
+
+    def withdraw(self, collection: str, details: Details) -> int:
+        """Take the covered ones out, durably and so that they are never stored; return how many. Idempotent."""
+        ...
+
+
+class NothingWaits:
+    """Where notes are stored at once."""
+
+    def holds(self, collection: str, details: Details) -> bool:
+        """Return ``False``."""
+        return False
+
+    def withdraw(self, collection: str, details: Details) -> int:
+        """Return 0."""
+        return 0
+
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Erased:
+    """The receipt, and which of the note ids asked for were not stored."""
+
+    receipt: Receipt
+    missing: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Eraser:
+    """Erases from one collection; made by it."""
+
+    name: str
+    collection_id: str
+    engine: Engine
+    path: Path
+    lock: Path
+    replica: Replica
+    receipts: Receipts
+    waiting: Waiting
+
+    def erase(self, by: By, subjects: Sequence[str], wait_s: float = WAIT_S) -> Erased:
+        """Erase notes by id, or all notes of one patient, and return the receipt.
+
+        Raises:
+            HeldError: a patient is under legal hold; nothing was erased.
+            NoteNotFoundError: nothing of them is stored or waits to be; nothing was erased.
+            ErasurePendingError: readers or a writer did not end within ``wait_s``; the erasure goes on later.
+        """
+        deadline = time.monotonic() + wait_s
+        wanted = list(dict.fromkeys(subjects))
+        pending, missing = self._ask(by, wanted, deadline)
+        self._reached("asked")
+        try:
+            with exclusive(self.lock, f"collection {self.name!r}", max(0.0, deadline - time.monotonic())):
+                self._finish(deadline)
+        except (WriterBusyError, StorageFullError) as exc:
+            raise ErasurePendingError(f"the erasure is not complete: {exc}; {_AGAIN}") from exc
+        return Erased(self.receipts.get(pending.erasure_id), missing)
+
+    def resume(self) -> None:
+        """Finish what an earlier process began, where nobody else does or is in the way. Says so in the log."""
+        if not self.pending():
+            return
+        try:
+            with exclusive(self.lock, f"collection {self.name!r}"):
+                self._finish(time.monotonic())
+        except (WriterBusyError, ErasurePendingError):
+            logger.warning("an erasure from collection %r is not complete yet: %s", self.name, _AGAIN)
+        else:
+            logger.warning("an erasure from collection %r that was interrupted is complete now", self.name)
+
+    def pending(self) -> list[Pending]:
+        """Return the erasures that are not complete."""
+        with read_transaction(self.engine) as connection:
+            return erasing.pending_erasures(connection)
+
+    def _ask(self, by: By, subjects: Sequence[str], deadline: float) -> tuple[Pending, tuple[str, ...]]:
+        while True:
+            try:
+                with write_transaction(self.engine) as connection:
+                    return erasing.ask(connection, by, subjects, lambda details: self.waiting.holds(self.name, details))
+            except WriterBusyError:
+                # The pass of another erasure holds the database while it writes it anew.
+                if time.monotonic() >= deadline:
+                    raise
+
+    def _finish(self, deadline: float) -> None:
+        """Take every pending erasure through all of its steps. The writer lock is held."""
+        pending = self.pending()
+        if not pending:
+            return  # whoever held the lock before took ours along
+        for one in pending:
+            if one.state == erasing.ASKED:
+                withdrawn = self.waiting.withdraw(self.name, one.details)
+                self._reached("withdrawn")
+                with write_transaction(self.engine) as connection:
+                    erasing.drop(connection, one, withdrawn)
+                self._reached("dropped")
+        pending = self.pending()
+        if any(one.state != erasing.PACKED for one in pending):
+            pack(self.engine, deadline)
+            with write_transaction(self.engine) as connection:
+                for one in pending:
+                    erasing.step(connection, replace(one, state=erasing.PACKED))
+            self._reached("packed")
+        self._empty_log(deadline)
+        self._reached("emptied")
+        self.replica.rebuild()
+        self._reached("rebuilt")
+        for one in pending:
+            self.receipts.issue(one, self.name, self.collection_id, iso(now_us()))
+        self._reached("issued")
+        with write_transaction(self.engine) as connection:
+            erasing.forget(connection, [one.erasure_id for one in pending])
+        empty_log(self.engine, self.path, time.monotonic())
+        self._reached("forgotten")
+
+    def _empty_log(self, deadline: float) -> None:
+        if not empty_log(self.engine, self.path, deadline):
+            raise ErasurePendingError(
+                "the notes are deleted, but a reader still holds an older snapshot, so their bytes cannot go yet; "
+                f"the erasure is not complete: {_AGAIN}"
+            )
+
+    def _reached(self, step: str) -> None:
+        assert step in STEPS
+        failpoint(f"erase.{step}")

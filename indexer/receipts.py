@@ -1,0 +1,220 @@
+"""Signed receipts of erasures, kept outside of the collections: proof that something was erased, without saying what.
+
+A receipt is a JSON file under ``receipts/`` in the home folder (0600). Notes, patients and texts occur in it as keyed
+hashes under a salt that the receipt carries: who knows an id can check that it was covered, who does not cannot read
+it. An id that can be guessed can be confirmed by trying, so the files are their owner's alone, and nothing that the
+operator typed is in them. The signature is Ed25519 with the installation's own key, ``receipts.key`` (0600), made
+when it is first needed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from indexer.errors import ArgumentError, DamagedError, SourceError
+from indexer.store.erasing import By, Pending, salted
+
+FORMAT = 1
+_KEY_BYTES = 32
+_MAX_BYTES = 256 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What was erased from which collection, when, and how much. ``notes`` are (note, version, text) by hash."""
+
+    receipt_id: str
+    collection: str
+    collection_id: str
+    by: By
+    asked_at: str
+    erased_at: str
+    counts: dict[str, int]
+    salt: str
+    subjects: tuple[str, ...]
+    notes: tuple[tuple[str, int, str], ...]
+    public_key: str = ""
+    signature: str = field(default="", compare=False)
+
+    def covers(self, subject: str) -> bool:
+        """Say whether a note id, or the patient id of an erasure by patient, is among what was asked for."""
+        return salted(self.salt, self.by, subject) in self.subjects
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Whether a receipt is what its signer wrote, and whether the signer is the one expected."""
+
+    receipt: Receipt
+    intact: bool
+    known_signer: bool
+
+    @property
+    def good(self) -> bool:
+        """Whether to believe it."""
+        return self.intact and self.known_signer
+
+
+class Receipts:
+    """The receipts and the signing key of one home folder."""
+
+    def __init__(self, home: Path) -> None:
+        """Keep receipts under ``home``; nothing is made before it is needed."""
+        self._home = home
+        self._folder = home / "receipts"
+        self._key = home / "receipts.key"
+
+    def public_key(self) -> str:
+        """Return the key that receipts of this home are checked with, in hexadecimal; made where there is none."""
+        return self._private_key().public_key().public_bytes_raw().hex()
+
+    def issue(self, pending: Pending, collection: str, collection_id: str, erased_at: str) -> Receipt:
+        """Sign and keep the receipt of an erasure; one that is there already is returned as it is."""
+        try:
+            return self.get(pending.erasure_id)
+        except FileNotFoundError:
+            pass
+        details = pending.details
+        key = self._private_key()
+        receipt = Receipt(
+            receipt_id=pending.erasure_id,
+            collection=collection,
+            collection_id=collection_id,
+            by=details.by,
+            asked_at=pending.asked_at,
+            erased_at=erased_at,
+            counts=details.counts,
+            salt=details.salt,
+            subjects=details.subjects,
+            notes=details.dropped,
+            public_key=key.public_key().public_bytes_raw().hex(),
+        )
+        signed = asdict(receipt) | {"signature": key.sign(_signed_bytes(receipt)).hex()}
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _publish(self._path(receipt.receipt_id), json.dumps({"format": FORMAT, **signed}, indent=1).encode() + b"\n")
+        return self.get(receipt.receipt_id)
+
+    def get(self, receipt_id: str) -> Receipt:
+        """Return a receipt of this home. Raises ``FileNotFoundError``."""
+        return _parsed(self._path(receipt_id).read_bytes(), self._path(receipt_id))
+
+    def path(self, receipt_id: str) -> Path:
+        """Return where the receipt lies."""
+        return self._path(receipt_id)
+
+    def all(self) -> list[Receipt]:
+        """Return the receipts of this home, oldest first.
+
+        Raises:
+            DamagedError: one of the files is no receipt; names it.
+        """
+        found = [_parsed(path.read_bytes(), path) for path in self._folder.glob("*.json")]
+        return sorted(found, key=lambda receipt: (receipt.erased_at, receipt.receipt_id))
+
+    def verify(self, path: Path, public_key: str | None = None) -> Verdict:
+        """Check a receipt against a public key (hexadecimal), or against this home's own.
+
+        Raises:
+            SourceError: the file cannot be read.
+            DamagedError: it is no receipt.
+            ArgumentError: the key is not of the allowed form.
+        """
+        try:
+            if path.stat().st_size > _MAX_BYTES:
+                raise SourceError(f"{path.name} is too large for a receipt")
+            receipt = _parsed(path.read_bytes(), path)
+        except OSError as exc:
+            if isinstance(exc, SourceError):
+                raise
+            raise SourceError(f"{path.name} cannot be read: {exc.strerror}") from exc
+        if public_key is not None:
+            expected = public_key.strip().lower()
+            _public(expected, "key")
+        else:
+            expected = self.public_key() if self._key.exists() else ""
+        return Verdict(receipt, _intact(receipt), receipt.public_key == expected)
+
+    def _path(self, receipt_id: str) -> Path:
+        return self._folder / f"{receipt_id}.json"
+
+    def _private_key(self) -> Ed25519PrivateKey:
+        if not self._key.exists():
+            self._home.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _publish(self._key, Ed25519PrivateKey.generate().private_bytes_raw().hex().encode() + b"\n", replace=False)
+        try:
+            raw = bytes.fromhex(self._key.read_text().strip())
+            return Ed25519PrivateKey.from_private_bytes(raw)
+        except ValueError as exc:
+            raise DamagedError(
+                f"{self._key.name} in the home folder is damaged; restore it, or remove it to have a new one made "
+                "(older receipts are then checked with --key)"
+            ) from exc
+
+
+def _intact(receipt: Receipt) -> bool:
+    try:
+        _public(receipt.public_key, "public_key").verify(bytes.fromhex(receipt.signature), _signed_bytes(receipt))
+    except (InvalidSignature, ValueError):
+        return False
+    return True
+
+
+def _public(key: str, what: str) -> Ed25519PublicKey:
+    try:
+        raw = bytes.fromhex(key)
+        if len(raw) != _KEY_BYTES:
+            raise ValueError
+        return Ed25519PublicKey.from_public_bytes(raw)
+    except ValueError as exc:
+        raise ArgumentError(what, "is not 64 hexadecimal digits") from exc
+
+
+def _signed_bytes(receipt: Receipt) -> bytes:
+    """Return what is signed: all fields but the signature, as JSON with sorted keys and without spaces."""
+    fields = {name: value for name, value in asdict(receipt).items() if name != "signature"}
+    return json.dumps({"format": FORMAT, **fields}, sort_keys=True, separators=(",", ":")).encode()
+
+
+def _parsed(content: bytes, path: Path) -> Receipt:
+    try:
+        document: dict[str, Any] = json.loads(content)
+        if document.pop("format") != FORMAT:
+            raise ValueError
+        notes = tuple((str(note), int(version), str(text)) for note, version, text in document.pop("notes"))
+        subjects = tuple(str(subject) for subject in document.pop("subjects"))
+        counts = {str(name): int(count) for name, count in document.pop("counts").items()}
+        texts = {str(name): str(value) for name, value in document.items()}
+        return Receipt(**texts, notes=notes, subjects=subjects, counts=counts)  # type: ignore[arg-type]
+    except (ValueError, KeyError, TypeError, AttributeError) as exc:
+        raise DamagedError(f"{path.name} is not a receipt") from exc
+
+
+def _publish(path: Path, content: bytes, *, replace: bool = True) -> None:
+    """Write a file of the owner alone: synced, then put in its place; without ``replace`` the first one there stays."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".receipt-")
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        if replace:
+            Path(name).replace(path)
+        else:
+            with contextlib.suppress(FileExistsError):
+                path.hardlink_to(name)
+    finally:
+        Path(name).unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

@@ -1,0 +1,269 @@
+"""The rows of an erasure: ask for it, find what it covers, drop that, forget that it was asked for.
+
+What was asked for is kept in the truth until it is done, so that a crash at any instant ends in the same state. The
+record names notes and patients by hashes under a salt of its own, never in clear: it would be a trace by itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
+
+from sqlalchemy import Connection, delete, exists, func, or_, select, update
+
+from indexer.errors import NoteNotFoundError
+from indexer.store import holds, truth
+from indexer.store import schema as t
+from indexer.store.writer import ChangeLog
+from indexer.times import iso, now_us
+
+By = Literal["notes", "patient"]
+
+ASKED = "asked"
+DROPPED = "dropped"
+PACKED = "packed"
+
+COUNTS = ("notes", "versions", "chunks", "vectors", "references", "quarantined", "withdrawn")
+
+
+@dataclass(frozen=True, slots=True)
+class Details:
+    """What an erasure covers and what it did, by salted hashes. ``dropped`` holds (note, version, text) each."""
+
+    by: By
+    salt: str
+    subjects: tuple[str, ...]
+    counts: dict[str, int] = field(default_factory=dict)
+    dropped: tuple[tuple[str, int, str], ...] = ()
+
+    def covers(self, note_id: object, patient_id: object) -> bool:
+        """Say whether a note of this id and patient is to be erased."""
+        subject = patient_id if self.by == "patient" else note_id
+        return subject is not None and salted(self.salt, self.by, str(subject)) in self.subjects
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """An erasure that was asked for: ``state`` says how far it got."""
+
+    erasure_id: str
+    asked_at: str
+    state: str
+    details: Details
+
+
+def salted(salt: str, kind: str, value: str) -> str:
+    """Return the hash that stands for a value in records and receipts: keyed blake2b, in hexadecimal."""
+    return hashlib.blake2b(f"{kind}\0{value}".encode(), key=bytes.fromhex(salt), digest_size=16).hexdigest()
+
+
+def ask(
+    connection: Connection, by: By, subjects: Sequence[str], elsewhere: Callable[[Details], bool]
+) -> tuple[Pending, tuple[str, ...]]:
+    """Write down that these notes, or those of this patient, are to be erased; return that, and unknown note ids.
+
+    ``elsewhere`` says whether something outside of the truth is covered: then nothing need be stored here.
+
+    Raises:
+        HeldError: one of the notes belongs to a patient under legal hold; nothing is written.
+        NoteNotFoundError: none of them was ever stored here; nothing is written.
+    """
+    holds.check(connection, subjects if by == "patient" else ())
+    salt = secrets.token_hex(32)
+    details = Details(by, salt, tuple(sorted({salted(salt, by, subject) for subject in subjects})))
+    covered = _covered(connection, details)
+    patients = [row.patient_id for row in _versions(connection, covered.versions)]
+    holds.check(connection, patients)
+    nothing = not covered.known and not elsewhere(details)
+    # Whose notes were deleted before, nobody knows any more; what is left of them goes with every erasure.
+    if nothing and (by == "notes" or not _tombstones(connection)):
+        raise NoteNotFoundError(f"nothing of {'that patient' if by == 'patient' else 'those notes'} is stored")
+    pending = Pending(secrets.token_hex(16), iso(now_us()), ASKED, details)
+    connection.execute(t.erasures.insert().values(_values(pending)))
+    known = covered.note_ids if by == "notes" else set(subjects)
+    return pending, tuple(subject for subject in subjects if subject not in known)
+
+
+def pending_erasures(connection: Connection) -> list[Pending]:
+    """Return what was asked for and is not done, in that order."""
+    found = []
+    for row in connection.execute(select(t.erasures).order_by(t.erasures.c.asked_at, t.erasures.c.id)):
+        truth.check_row("erasures", truth.ERASURE_FIELDS, row)
+        kept = json.loads(row.details)
+        dropped = tuple((note, version, text) for note, version, text in kept.pop("dropped"))
+        details = Details(**kept | {"subjects": tuple(kept["subjects"]), "dropped": dropped})
+        found.append(Pending(row.id, row.asked_at, row.state, details))
+    return found
+
+
+def drop(connection: Connection, pending: Pending, withdrawn: int) -> Pending:
+    """Delete every row that the erasure covers, and say in the change log that it was erased.
+
+    Notes whose newest version is covered go as a whole, with their tombstone; of others (a note that was filed under
+    another patient first) only the versions of that patient go. References to erased notes in kept ones go too.
+    """
+    details = pending.details
+    covered = _covered(connection, details)
+    rows = _versions(connection, covered.versions)
+    ids = {row.id: row.note_id for row in connection.execute(select(t.notes.c.id, t.notes.c.note_id))} if rows else {}
+    dropped = tuple(
+        (
+            salted(details.salt, "notes", ids[row.note]),
+            int(row.version),
+            salted(details.salt, "text", row.text_hash.hex()),
+        )
+        for row in rows
+    )
+    chunks, vectors = _drop_versions(connection, covered.versions)
+    log = ChangeLog(connection)
+    last_erased: dict[int, int] = {}
+    for row in rows:
+        last_erased[row.note] = max(row.version, last_erased.get(row.note, 0))
+    for number, current in covered.notes.items():
+        last_erased[number] = current
+    for number in sorted(last_erased):
+        log.add(truth.ERASE, number, last_erased[number], None)
+    log.write()
+    for part in truth.parts(covered.notes):
+        connection.execute(delete(t.notes).where(t.notes.c.id.in_(part)))
+    counts = {
+        "notes": len(covered.notes),
+        "versions": len(rows),
+        "chunks": chunks,
+        "vectors": vectors,
+        "references": _drop_references(connection, covered.note_ids),
+        "quarantined": _drop_quarantined(connection, covered.note_ids),
+        "withdrawn": withdrawn,
+    }
+    return step(connection, replace(pending, state=DROPPED, details=replace(details, counts=counts, dropped=dropped)))
+
+
+def step(connection: Connection, pending: Pending) -> Pending:
+    """Write how far an erasure got, and return it."""
+    connection.execute(update(t.erasures).where(t.erasures.c.id == pending.erasure_id).values(_values(pending)))
+    return pending
+
+
+def forget(connection: Connection, erasure_ids: Iterable[str]) -> None:
+    """Remove the records of erasures that are done."""
+    for part in truth.parts(erasure_ids):
+        connection.execute(delete(t.erasures).where(t.erasures.c.id.in_(part)))
+
+
+@dataclass(slots=True)
+class _Covered:
+    """Versions by their row, whole notes as number and current version, and the ids of these notes."""
+
+    versions: list[int] = field(default_factory=list)
+    notes: dict[int, int] = field(default_factory=dict)
+    note_ids: set[str] = field(default_factory=set)
+
+    @property
+    def known(self) -> bool:
+        return bool(self.versions or self.notes)
+
+
+def _covered(connection: Connection, details: Details) -> _Covered:
+    n, v = t.notes.c, t.versions.c
+    found = _Covered()
+    partly: set[int] = set()
+    if details.by == "patient":
+        patients = connection.execute(select(v.patient_id).where(v.patient_id.is_not(None)).distinct()).scalars()
+        wanted = [patient for patient in patients if details.covers(None, patient)]
+        of_patient = connection.execute(select(v.id, v.note, v.version).where(v.patient_id.in_(wanted))).all()
+        partly.update(row.note for row in of_patient)
+        newest = {row.note: row.version for row in of_patient}
+        whole = [note for note in _rows(connection, partly) if newest[note.id] == note.current]
+        complete = {note.id for note in whole}
+        found.versions = [row.id for row in of_patient if row.note not in complete]
+    else:
+        every = connection.execute(select(n.id, n.note_id, n.current)).all()
+        whole = [note for note in every if details.covers(note.note_id, None)]
+    found.notes = {note.id: note.current for note in whole}
+    found.note_ids = {note.note_id for note in whole}
+    for part in truth.parts(found.notes):
+        found.versions += connection.execute(select(v.id).where(v.note.in_(part))).scalars()
+    return found
+
+
+def _rows(connection: Connection, numbers: Iterable[int]) -> list[Any]:
+    n = t.notes.c
+    found: list[Any] = []
+    for part in truth.parts(sorted(numbers)):
+        found += connection.execute(select(n.id, n.note_id, n.current).where(n.id.in_(part))).all()
+    return found
+
+
+def _versions(connection: Connection, version_ids: Sequence[int]) -> list[Any]:
+    v = t.versions.c
+    found: list[Any] = []
+    for part in truth.parts(version_ids):
+        query = select(v.id, v.note, v.version, v.patient_id, v.text_hash).where(v.id.in_(part))
+        found += connection.execute(query.order_by(v.id)).all()
+    return found
+
+
+def _tombstones(connection: Connection) -> int:
+    return connection.scalar(select(func.count()).select_from(t.notes).where(t.notes.c.deleted == 1)) or 0
+
+
+def _drop_versions(connection: Connection, version_ids: Sequence[int]) -> tuple[int, int]:
+    """Delete versions with their chunks and the vectors that no other chunk uses; return how many of the two."""
+    chunks = vectors = 0
+    c = t.chunks.c
+    keys: set[int] = set()
+    for part in truth.parts(version_ids):
+        keys.update(connection.execute(select(c.vector).where(c.version_id.in_(part))).scalars())
+        chunks += connection.execute(delete(t.chunks).where(c.version_id.in_(part))).rowcount
+        connection.execute(delete(t.versions).where(t.versions.c.id.in_(part)))
+    used = exists().where(c.vector == t.vectors.c.key)
+    for part in truth.parts(sorted(keys)):
+        vectors += connection.execute(delete(t.vectors).where(t.vectors.c.key.in_(part), ~used)).rowcount
+    return chunks, vectors
+
+
+def _drop_references(connection: Connection, note_ids: set[str]) -> int:
+    """Take the ids of erased notes out of what kept versions append to or replace; return how many versions changed.
+
+    Their content hash stays: the same record, sent again, is still what is stored.
+    """
+    if not note_ids:
+        return 0
+    v = t.versions.c
+    changed = 0
+    columns = [v[name] for name in truth.VERSION_FIELDS]
+    referring = select(*columns, v.checksum).where(or_(v.appends.is_not(None), v.replaces.is_not(None)))
+    for row in connection.execute(referring).all():
+        replaced = truth.replaces_of(row.replaces)
+        kept = [note_id for note_id in replaced if note_id not in note_ids]
+        appends = None if row.appends in note_ids else row.appends
+        if len(kept) == len(replaced) and appends == row.appends:
+            continue
+        truth.check_row("versions", truth.VERSION_FIELDS, row)
+        values = dict(row._mapping) | {"replaces": truth.replaces_text(kept), "appends": appends}
+        connection.execute(update(t.versions).where(v.id == row.id).values(truth.sealed(truth.VERSION_FIELDS, values)))
+        changed += 1
+    return changed
+
+
+def _drop_quarantined(connection: Connection, note_ids: set[str]) -> int:
+    """Delete what a repair put aside of these notes, and rows of which it could not tell whose they are."""
+    q = t.quarantine.c
+    gone = 0
+    for part in truth.parts(sorted(note_ids)):
+        gone += connection.execute(delete(t.quarantine).where(q.note_id.in_(part))).rowcount
+    return gone + connection.execute(delete(t.quarantine).where(q.note_id.is_(None))).rowcount
+
+
+def _values(pending: Pending) -> dict[str, Any]:
+    values = {
+        "id": pending.erasure_id,
+        "asked_at": pending.asked_at,
+        "state": pending.state,
+        "details": json.dumps(asdict(pending.details), sort_keys=True),
+    }
+    return truth.sealed(truth.ERASURE_FIELDS, values)

@@ -1,0 +1,66 @@
+"""Legal holds in the truth: patients whose notes may not be erased, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, delete, select
+
+from indexer.errors import HeldError
+from indexer.store import schema as t
+from indexer.store import truth
+from indexer.times import iso, now_us
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """One patient's hold: the reason as it was given, and since when."""
+
+    patient_id: str
+    reason: str
+    since: str
+
+
+def put(connection: Connection, patient_id: str, reason: str) -> Hold:
+    """Hold a patient's notes; a hold that is there gets the new reason and keeps its beginning."""
+    before = [hold for hold in holds(connection) if hold.patient_id == patient_id]
+    made = Hold(patient_id, reason, before[0].since if before else iso(now_us()))
+    release(connection, patient_id)
+    values = {"patient_id": made.patient_id, "reason": made.reason, "since": made.since}
+    connection.execute(t.holds.insert().values(truth.sealed(truth.HOLD_FIELDS, values)))
+    return made
+
+
+def release(connection: Connection, patient_id: str) -> bool:
+    """Take a hold away; ``False`` where there was none."""
+    gone = connection.execute(delete(t.holds).where(t.holds.c.patient_id == patient_id))
+    return bool(gone.rowcount)
+
+
+def holds(connection: Connection) -> list[Hold]:
+    """Return all holds, by patient.
+
+    Raises:
+        DamagedError: a row does not match its checksum.
+    """
+    found = []
+    for row in connection.execute(select(t.holds).order_by(t.holds.c.patient_id)):
+        truth.check_row("holds", truth.HOLD_FIELDS, row)
+        found.append(Hold(row.patient_id, row.reason, row.since))
+    return found
+
+
+def check(connection: Connection, patients: Iterable[str | None]) -> None:
+    """Return where none of the patients is held.
+
+    Raises:
+        HeldError: one is; names the patient, the reason and the mend.
+    """
+    wanted = set(patients)
+    for hold in holds(connection):
+        if hold.patient_id in wanted:
+            raise HeldError(
+                f"patient {hold.patient_id!r} is under legal hold since {hold.since}: {hold.reason}; nothing was "
+                "erased; 'clinrag notes release --patient ID' ends the hold"
+            )
