@@ -14,6 +14,7 @@ from eval import bundled
 from eval.judged import JudgedSet, Text
 from eval.tasks.declaration import SetDeclaration, Task
 from indexer.errors import ArgumentError, SourceError
+from indexer.text.language import identify
 
 HELD_OUT_PART = 5
 """A concept is held out of training when the sha1 of its id, as a number, is divisible by this."""
@@ -202,9 +203,9 @@ def _terms(task: Task, files: Sequence[Path]) -> list[JudgedSet]:
 def _bundled(task: Task, files: Sequence[Path]) -> list[JudgedSet]:
     """The bundled questions against the bundled notes, whole: a note that holds a relevant span answers."""
     notes = [json.loads(line) for line in bundled.notes_path().read_text(encoding="utf-8").splitlines() if line]
-    hidden = {target for note in notes for target in note.get("replaces", ())}
+    hidden = {note["replaces"] for note in notes if "replaces" in note}
     visible = [n for n in notes if n.get("status") != "entered-in-error" and n["id"] not in hidden]
-    corpus = [Text(note["id"], note["text"], note["language"]) for note in visible]
+    corpus = [Text(n["id"], n["text"], n.get("language") or identify(n["text"]) or "") for n in visible]
     ids = {passage.text_id for passage in corpus}
     queries, qrels = [], {}
     for question in bundled.load_questions():
