@@ -10,26 +10,24 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
-import os
 import queue
 import re
 import secrets
 import shutil
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO
 
 from api.codes import JobNotFoundError, QueueFullError, message_of
+from api.withdrawals import RawNote, WaitingNotes, forget_input, write_private
 from indexer.errors import DamagedError, StorageFullError, WriterBusyError
 from indexer.times import iso, now_us
 
 _JOB_ID = re.compile(r"[0-9a-f]{32}\Z")
 _KEEP_FINISHED = 1_000
 _RETRY_S = 5.0
-
-RawNote = Mapping[str, object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,8 +121,8 @@ class JobRunner:
             self._own(folder)
         state = JobState(job_id, collection, "queued", len(notes), iso(now_us()))
         try:
-            _write(folder / "input.json", json.dumps(list(notes)))
-            _write(folder / "state.json", json.dumps(asdict(state)))
+            write_private(folder / "input.json", json.dumps(list(notes)))
+            write_private(folder / "state.json", json.dumps(asdict(state)))
         except BaseException:
             self._disown(job_id)
             shutil.rmtree(folder, ignore_errors=True)
@@ -167,7 +165,7 @@ class JobRunner:
 
         try:
             _save(folder, state)
-            notes = json.loads((folder / "input.json").read_text(encoding="utf-8"))
+            notes = WaitingNotes(folder)
             outcome = self._work(state.collection, notes, lambda so_far: _save(folder, now(so_far)), self._stopping)
             if not outcome.finished:
                 _save(folder, replace(now(outcome), status="queued"))
@@ -185,7 +183,7 @@ class JobRunner:
             state = replace(stored, status="failed", error=message_of(error), finished_at=iso(now_us()))
         with contextlib.suppress(OSError):  # a full disk: the job stays and is taken up at the next start
             _save(folder, state)
-            (folder / "input.json").unlink()
+            forget_input(folder)
         self._disown(state.job_id)
 
     def _own(self, folder: Path) -> bool:
@@ -220,7 +218,7 @@ class JobRunner:
 
 
 def _save(folder: Path, state: JobState) -> None:
-    _write(folder / "state.json", json.dumps(asdict(state)))
+    write_private(folder / "state.json", json.dumps(asdict(state)))
 
 
 def _read_state(folder: Path) -> JobState:
@@ -230,19 +228,3 @@ def _read_state(folder: Path) -> JobState:
         return JobState(**document, rejected=rejected)
     except (ValueError, TypeError, KeyError) as error:
         raise DamagedError(f"the state of job {folder.name} is damaged; remove its folder under jobs/") from error
-
-
-def _write(path: Path, text: str) -> None:
-    """Publish a file of the owner alone: written, synced, renamed, and the folder synced."""
-    partial = path.with_suffix(".partial")
-    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

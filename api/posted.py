@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 
-from api.jobs import RawNote, Rejected
+from api.jobs import Rejected
+from api.withdrawals import WITHDRAWN, RawNote
 from indexer.errors import ArgumentError
 from indexer.records import Note, RowError
 
@@ -35,6 +36,10 @@ class PostedNotes:
             if self._stopping is not None and self._stopping.is_set():
                 return
             self.given += 1
+            if raw == WITHDRAWN:
+                self.refused.append(Rejected(index, "id", "was erased while it waited to be stored"))
+                yield RowError(_REQUEST, index, "id", "was erased while it waited to be stored")
+                continue
             try:
                 yield parse_record(raw)
             except ArgumentError as error:

@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from api.jobs import Outcome, RawNote, Rejected
+from api.jobs import Outcome, Rejected
 from api.posted import PostedNotes
 from api.settings import Settings
+from api.withdrawals import RawNote, WaitingNotes
 from indexer.errors import CollectionNotFoundError, DamagedError, EncoderUnavailableError
 from indexer.records import Note, RowError, Scope
 
@@ -19,7 +20,9 @@ if TYPE_CHECKING:
     from indexer.build import IndexReport, Progress
     from indexer.collection import Collection
     from indexer.encoders.encoder import Encoder
+    from indexer.erasure import Erased
     from indexer.library import Library
+    from indexer.store.erasing import By
     from rag.generate import Generator
     from rag.search import LanguagePolicy, Mode
 
@@ -244,6 +247,7 @@ class Service:
         collection: Collection,
         items: Iterable[Note | RowError],
         on_progress: Callable[[Progress], None] | None = None,
+        withdrawn: Callable[[Note], bool] | None = None,
     ) -> IndexReport:
         """Store notes with their passages and vectors; what is stored already is skipped before it is embedded.
 
@@ -291,11 +295,22 @@ class Service:
             if report is not None:
                 report(Outcome(progress.done, progress.stored, progress.skipped, tuple(posted.refused)))
 
-        result = self.index(collection, posted, on_progress)
+        withdrawn = notes.withdrawn if isinstance(notes, WaitingNotes) else None
+        result = self.index(collection, posted, on_progress, withdrawn)
         rejected = tuple(
             Rejected(index, row.field, row.reason) for index, row in zip(result.positions, result.rejected, strict=True)
         )
         return Outcome(posted.given, result.stored, result.skipped, rejected, finished=posted.finished)
+
+    def erase(self, name: str, by: By, subjects: Sequence[str]) -> Erased:
+        """Erase notes by id, or all of one patient, from every file, and return the signed receipt.
+
+        Raises:
+            HeldError: a patient is under legal hold; nothing was erased.
+            NoteNotFoundError: nothing of them is stored; nothing was erased.
+            ErasurePendingError: readers or a writer did not end in time; it goes on when the collection is opened next.
+        """
+        return self.library.erase(self.collection(name), by, subjects)
 
     def close(self) -> None:
         """Close every collection."""

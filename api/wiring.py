@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from api.service import Service
 from api.settings import Settings
+from api.withdrawals import WaitingJobs
 
 if TYPE_CHECKING:
     from api.encoding import EncoderWorker
@@ -16,19 +17,17 @@ if TYPE_CHECKING:
 
 def build_service(settings: Settings) -> Service:
     """Return a service for one caller at a time, as the command line is: encoders run on the caller's thread."""
+    from indexer.encoders.catalog import load_encoder
     from indexer.library import Library
 
-    from indexer.encoders.catalog import load_encoder
-
-    return Service(settings, Library(settings.home), load_encoder, _generators(settings))
+    return Service(settings, Library(settings.home, WaitingJobs(settings.home)), load_encoder, _generators(settings))
 
 
 def build_served(settings: Settings) -> tuple[Service, list[EncoderWorker]]:
     """Return a service for many callers, and the workers that its encoders run on, filled as they are loaded."""
-    from indexer.library import Library
-
     from api.encoding import EncoderWorker
     from indexer.encoders.catalog import load_encoder
+    from indexer.library import Library
 
     workers: list[EncoderWorker] = []
 
@@ -37,7 +36,7 @@ def build_served(settings: Settings) -> tuple[Service, list[EncoderWorker]]:
         workers.append(worker)
         return worker
 
-    return Service(settings, Library(settings.home), load, _generators(settings)), workers
+    return Service(settings, Library(settings.home, WaitingJobs(settings.home)), load, _generators(settings)), workers
 
 
 def _generators(settings: Settings) -> Callable[[str, Encoder | None], Generator]:

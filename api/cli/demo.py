@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import click
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 _COLLECTION = "demo"
 _SHOWN = 6
+_BY_SPELLING = "hashing"
+_LONG_WORD = re.compile(r"[a-z]{8,}")
 
 
 @click.command()
@@ -38,12 +41,16 @@ def demo(context: CliContext, collection: str, encoder: str | None, n_questions:
     out = console()
     service = context.service
     name = encoder or service.default_encoder()
-    _fresh(service, collection)
+    written_in = _languages()
+    _fresh(service, collection, written_in)
     _index(service, collection, name, out)
-    questions = chosen([question for question in load_questions() if question.as_of is None], n_questions)
+    questions = [question for question in load_questions() if question.as_of is None]
+    if name == _BY_SPELLING:
+        questions = [question for question in questions if not question.answerable or _spelt_alike(question)]
+    questions = chosen(questions, written_in, n_questions)
     for number, asked in enumerate(questions, 1):
         out.print()
-        out.rule(f"{number}/{len(questions)} · {_about(asked)}", align="left")
+        out.rule(f"{number}/{len(questions)} · {_about(asked, written_in)}", align="left")
         out.print(asked.question, style="bold cyan")
         scope = Scope(patient_id=asked.patient_id)
         print_answer(service.ask(Question(asked.question, collection, scope, 10)), out)
@@ -54,16 +61,20 @@ def demo(context: CliContext, collection: str, encoder: str | None, n_questions:
     out.print(f'  clinrag ask "¿Qué anticoagulante toma?" --collection {collection} --patient {patient}')
 
 
-def _fresh(service: Service, collection: str) -> None:
-    """Remove an earlier demo collection; one that holds any other note is left alone and added to."""
+def _languages() -> dict[str, str]:
+    """Return the language of each bundled note by its id."""
     from eval.bundled import notes_path
 
+    with notes_path().open(encoding="utf-8") as lines:
+        return {str(note["id"]): str(note.get("language") or "") for note in map(json.loads, lines)}
+
+
+def _fresh(service: Service, collection: str, bundled: Mapping[str, str]) -> None:
+    """Remove an earlier demo collection; one that holds any other note is left alone and added to."""
     try:
         found = service.collection(collection)
     except CollectionNotFoundError:
         return
-    with notes_path().open(encoding="utf-8") as lines:
-        bundled = {str(json.loads(line)["id"]) for line in lines}
     behind: str | None = None
     while page := found.list_notes(behind, 500):
         if any(note.note_id not in bundled for note in page):
@@ -78,11 +89,11 @@ def _index(service: Service, collection: str, encoder: str, out: Console) -> Non
     from indexer.readers import read_sources
 
     out.print(f"Indexing the bundled notes with the encoder '{encoder}' ...")
-    if encoder == "hashing":
+    if encoder == _BY_SPELLING:
         out.print(
             "This encoder compares spelling, not meaning: across languages it finds names, drugs and numbers that are "
-            "written alike, and dense retrieval between languages is limited. The trained multilingual encoder is not "
-            "part of this install.",
+            "written alike, and dense retrieval between languages is limited. The questions below name such a thing. "
+            "The trained multilingual encoder is not part of this install.",
             style="yellow",
         )
     target = service.open_or_create(collection, encoder)
@@ -96,20 +107,41 @@ def _index(service: Service, collection: str, encoder: str, out: Console) -> Non
     )
 
 
-def chosen(questions: Sequence[BundledQuestion], count: int) -> list[BundledQuestion]:
-    """Return questions of as many languages and patients as there are places; the last has no answer, if any has."""
+def chosen(questions: Sequence[BundledQuestion], written_in: Mapping[str, str], count: int) -> list[BundledQuestion]:
+    """Return questions about notes in another language than their own, of as many languages, patients and kinds as fit.
+
+    The last one has no answer in the record, where there is such a question and room for it.
+    """
     without = [question for question in questions if not question.answerable][: 1 if count > 1 else 0]
-    left = [question for question in questions if question.answerable]
+    left = [
+        question
+        for question in questions
+        if question.answerable and question.patient_id and question.language not in _answered_in(question, written_in)
+    ]
     picked: list[BundledQuestion] = []
     while left and len(picked) < count - len(without):
-        languages = Counter(question.language for question in picked)
-        patients = Counter(question.patient_id for question in picked)
-        best = min(left, key=lambda question: languages[question.language] + patients[question.patient_id])
+        seen = Counter(value for other in picked for value in (other.language, other.patient_id, other.kind))
+        best = min(left, key=lambda each: seen[each.language] + seen[each.patient_id] + seen[each.kind])
         picked.append(best)
         left.remove(best)
     return picked + without
 
 
-def _about(question: BundledQuestion) -> str:
+def _answered_in(question: BundledQuestion, written_in: Mapping[str, str]) -> list[str]:
+    return sorted({written_in.get(relevant.note_id, "") for relevant in question.relevant} - {""})
+
+
+def _spelt_alike(question: BundledQuestion) -> bool:
+    """Say whether the question and an answering span share a long word, as names of drugs are."""
+
+    def words(text: str) -> set[str]:
+        return set(_LONG_WORD.findall(text.lower()))
+
+    return any(words(question.question) & words(relevant.quote) for relevant in question.relevant)
+
+
+def _about(question: BundledQuestion, written_in: Mapping[str, str]) -> str:
     scope = f"patient {question.patient_id}" if question.patient_id else "all patients"
-    return f"asked in {question.language}, {scope}"
+    languages = ", ".join(_answered_in(question, written_in))
+    where = f"the notes that answer are in {languages}" if languages else "no note answers it"
+    return f"asked in {question.language}, {scope}; {where}"

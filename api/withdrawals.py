@@ -1,0 +1,137 @@
+"""Posted notes that wait in jobs, and how an erasure reaches them.
+
+A job's notes lie in ``input.json``. An erasure takes the covered ones out of it and writes its salted hashes into
+``withdrawn.json`` beside it, both before it deletes anything: a job that has read its notes already asks there while
+it holds the collection's writer lock, so that an erased note is either stored before (and erased) or never.
+``input.lock`` keeps a finished job's input from coming back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from indexer.records import Note
+    from indexer.store.erasing import Details
+
+RawNote = Mapping[str, object]
+
+INPUT = "input.json"
+STATE = "state.json"
+WITHDRAWN_BY = "withdrawn.json"
+WITHDRAWN: RawNote = {"withdrawn": True}
+"""What stands in a job's input in the place of an erased note, so that the others keep theirs."""
+
+
+class WaitingNotes(list[RawNote]):
+    """The notes of a job as its input holds them, and whether they were withdrawn since."""
+
+    def __init__(self, folder: Path) -> None:
+        """Read them."""
+        super().__init__(json.loads((folder / INPUT).read_text(encoding="utf-8")))
+        self._path = folder / WITHDRAWN_BY
+
+    def withdrawn(self, note: Note) -> bool:
+        """Say whether an erasure covers the note."""
+        return any(details.covers(note.note_id, note.patient_id) for details in _details(self._path))
+
+
+class WaitingJobs:
+    """The notes that wait in the jobs of one home folder, for whoever erases."""
+
+    def __init__(self, home: Path) -> None:
+        """Look into the jobs under ``home``, of whichever process."""
+        self._folder = home / "jobs"
+
+    def holds(self, collection: str, details: Details) -> bool:
+        """Say whether a note of an unfinished job is covered."""
+        return any(_covered(_notes(folder), details) for folder in self._jobs(collection))
+
+    def withdraw(self, collection: str, details: Details) -> int:
+        """Take the covered notes out of every unfinished job and return how many there are."""
+        count = 0
+        for folder in self._jobs(collection):
+            with _input_lock(folder):
+                (folder / INPUT).with_suffix(".partial").unlink(missing_ok=True)
+                if not (folder / INPUT).exists():
+                    continue
+                notes = _notes(folder)
+                at = _covered(notes, details)
+                if at:
+                    rows = [asdict(one) for one in (*_details(folder / WITHDRAWN_BY), details)]
+                    write_private(folder / WITHDRAWN_BY, json.dumps(rows))
+                    kept = [WITHDRAWN if index in at else note for index, note in enumerate(notes)]
+                    write_private(folder / INPUT, json.dumps(kept))
+                count += len(at)
+        return count
+
+    def _jobs(self, collection: str) -> Iterator[Path]:
+        for folder in sorted(self._folder.iterdir()) if self._folder.is_dir() else []:
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+                if (folder / INPUT).exists():
+                    # A job whose state is not written yet is being taken in just now: it may be for any collection.
+                    state = folder / STATE
+                    if not state.exists() or json.loads(state.read_text(encoding="utf-8"))["collection"] == collection:
+                        yield folder
+
+
+def forget_input(folder: Path) -> None:
+    """Remove a finished job's notes, and what was withdrawn from them."""
+    with _input_lock(folder):
+        (folder / INPUT).unlink(missing_ok=True)
+        (folder / WITHDRAWN_BY).unlink(missing_ok=True)
+
+
+def write_private(path: Path, text: str) -> None:
+    """Publish a file of the owner alone: written, synced, renamed, and the folder synced."""
+    partial = path.with_suffix(".partial")
+    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+@contextlib.contextmanager
+def _input_lock(folder: Path) -> Iterator[None]:
+    descriptor = os.open(folder / "input.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _notes(folder: Path) -> list[RawNote]:
+    try:
+        notes = json.loads((folder / INPUT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []
+    return notes if isinstance(notes, list) else []
+
+
+def _covered(notes: list[RawNote], details: Details) -> set[int]:
+    return {n for n, note in enumerate(notes) if details.covers(note.get("id"), note.get("patient_id"))}
+
+
+def _details(path: Path) -> list[Details]:
+    from indexer.store.erasing import Details
+
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return []
+    return [Details(row["by"], row["salt"], tuple(row["subjects"])) for row in rows]
