@@ -19,6 +19,7 @@ from indexer.store.replica import COLUMNS, MATRIX, ROWS, TERMS, TEXTS
 from indexer.store.snapshots import Generation, Snapshots, Unsound
 from indexer.store.sqlite import integrity_problems, read_transaction
 from indexer.store.stored import Finding
+from indexer.store.witness import Witness
 
 _PAGE = 2000
 
@@ -26,11 +27,14 @@ RESTORE = "restore the collection from a backup, or delete the note and index it
 REBUILD = "run 'clinrag collections rebuild'"
 
 
-def verify(engine: Engine, folder: Path, spec: EncoderSpec, collection_id: str) -> list[Finding]:
+def verify(engine: Engine, folder: Path, spec: EncoderSpec, collection_id: str, witness: Witness) -> list[Finding]:
     """Return everything that is not as it should be; empty = all is well. Reads all of it, writes nothing."""
+    acknowledged = witness.read()
     try:
         with read_transaction(engine) as connection:
             findings = [Finding("truth", problem, RESTORE) for problem in integrity_problems(connection)]
+            lost = witness.problem(acknowledged, connection)
+            findings += [] if lost is None else [Finding("truth", lost, RESTORE)]
             findings += _truth(connection, spec)
             findings += _derived(connection, folder, spec, collection_id)
     except (DamagedError, DatabaseError) as exc:

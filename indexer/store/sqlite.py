@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,8 @@ _WRITE = "clinrag_write"
 _HEADER = b"SQLite format 3\0"
 _FULL = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE}
 _DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+_DAMAGE = "the collection's database is damaged; 'clinrag collections verify' names where"
+_SCHEMA_LOST = ("no such table", "no such column", "no such index", "malformed", "unsupported file format")
 
 
 def create_file(path: Path) -> None:
@@ -133,15 +135,32 @@ def mapped_errors() -> Iterator[None]:
 def _raise_mapped(error: sqlite3.Error, cause: Exception) -> None:
     code = getattr(error, "sqlite_errorcode", None)
     if code is None:
+        # The driver's own errors have no code; it raises this one for a stored text that is no text any more.
+        if str(error).startswith("Could not decode"):
+            raise DamagedError(_DAMAGE) from cause
         return
     if code in _FULL:
         raise StorageFullError(
             "the disk is full; nothing of the batch was stored; make room and run it again"
         ) from cause
-    if code & 0xFF in _DAMAGED:
-        raise DamagedError("the collection's database is damaged; 'clinrag collections verify' names where") from cause
+    if code & 0xFF in _DAMAGED or str(error).startswith(_SCHEMA_LOST):
+        raise DamagedError(_DAMAGE) from cause
     if code & 0xFF == sqlite3.SQLITE_BUSY:
         raise WriterBusyError("another process holds the collection's database; try again") from cause
+
+
+def check_tables(connection: Connection, names: Iterable[str]) -> None:
+    """Return if these tables agree with their indexes; reads all of them, so it is for narrow tables.
+
+    A damaged index page finds fewer rows without an error, and checksums tell nothing of rows that are not found.
+
+    Raises:
+        DamagedError: they do not.
+    """
+    for name in names:
+        problem = connection.exec_driver_sql(f"PRAGMA integrity_check({name})").scalar()
+        if problem != "ok":
+            raise DamagedError(_DAMAGE)
 
 
 def integrity_problems(connection: Connection) -> list[str]:

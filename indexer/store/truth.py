@@ -187,6 +187,7 @@ def replaces_of(text: str | None) -> tuple[str, ...]:
 
 _V, _N, _C = t.versions.c, t.notes.c, t.changes.c
 _CHANGE = "change_"
+_OWNER = "owner_"
 
 
 def dated_versions(*extra: Any) -> Select[Any]:
@@ -195,13 +196,15 @@ def dated_versions(*extra: Any) -> Select[Any]:
         t.changes, and_(_C.note == _V.note, _C.version == _V.version, _C.kind == STORE)
     )
     own = [t.versions.c[name] for name in VERSION_FIELDS]
+    owner = [t.notes.c[name].label(_OWNER + name) for name in (*NOTE_FIELDS, "checksum")]
     change = [t.changes.c[name].label(_CHANGE + name) for name in (*CHANGE_FIELDS, "checksum")]
-    return select(*own, _V.checksum, _N.note_id, *change, *extra).select_from(joined)
+    return select(*own, _V.checksum, _N.note_id, *owner, *change, *extra).select_from(joined)
 
 
 def check_dated(row: Row[*tuple[Any, ...]]) -> None:
-    """Raise `DamagedError` where a `dated_versions` row, or its row of the change log, does not match its checksum."""
+    """Raise `DamagedError` where a `dated_versions` row, its note's or its change's does not match its checksum."""
     check_row("versions", VERSION_FIELDS, row)
+    check_row("notes", NOTE_FIELDS, row, _OWNER)
     check_row("changes", CHANGE_FIELDS, row, _CHANGE)
 
 

@@ -16,6 +16,7 @@ def main() -> int:
     """Return 0 where nothing was wrong."""
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
     parser.add_argument("--kills", type=int, default=0, metavar="N", help="kill N processes and check what they left")
+    parser.add_argument("--damages", type=int, default=0, metavar="N", help="damage N copies of a collection's files")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--broken", help="break the commit path on purpose; the harness must notice")
     parser.add_argument("--folder", type=Path, help="where to work (default: a temporary folder)")
@@ -29,7 +30,7 @@ def main() -> int:
 
 
 def _run(arguments: argparse.Namespace, folder: Path) -> int:
-    from tests.faults import crash
+    from tests.faults import crash, damage
 
     answer: dict[str, object] = {}
     faults = 0
@@ -37,6 +38,10 @@ def _run(arguments: argparse.Namespace, folder: Path) -> int:
         report = crash.run(folder, arguments.kills, arguments.seed, arguments.broken)
         answer["crash"] = report.as_json()
         faults += sum(len(found) for found in report.faults.values())
+    if arguments.damages:
+        damaged = damage.run(folder, arguments.damages, arguments.seed)
+        answer["damage"] = damaged.as_json()
+        faults += len(damaged.served) + len(damaged.unclear)
     print(json.dumps(answer, indent=1))  # noqa: T201
     return 1 if faults else 0
 

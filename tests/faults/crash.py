@@ -20,9 +20,7 @@ import shutil
 import signal
 import sqlite3
 import statistics
-import sys
 import time
-import traceback
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -41,6 +39,7 @@ from indexer.text.analysis import analyze
 from indexer.text.chunks import split_chunks
 from tests.faults import shim
 from tests.faults.plan import BATCH, WORDS, Plan, Step, token
+from tests.faults.processes import as_child, ended_within, in_child
 
 NAME = "main"
 SIDE = "side"
@@ -116,8 +115,8 @@ def _warm_up() -> None:
         importlib.import_module("indexer.store.faiss_index")
     encoder = HashingEncoder()
     for language, words in WORDS.items():
-        analyze(" ".join(words), language)
-        split_chunks(" ".join(words), language=language, token_spans=encoder.token_spans, max_tokens=100)
+        analyze(words, language)
+        split_chunks(words, language=language, token_spans=encoder.token_spans, max_tokens=100)
 
 
 class _Session:
@@ -135,7 +134,7 @@ class _Session:
     def run(self, kills: int) -> None:
         self._home.mkdir(parents=True)
         self._acks.touch()
-        _in_child(lambda: Library(self._home).create(NAME, "hashing", HashingEncoder().spec).close())
+        in_child(lambda: Library(self._home).create(NAME, "hashing", HashingEncoder().spec).close())
         # A reader that stays keeps the log's index alive; without one, each start recovers the log from the file.
         reader = self._start_reader() if self._rng.random() < 0.5 else None
         for _ in range(kills):
@@ -158,8 +157,8 @@ class _Session:
         torn = self._rng.random() < 0.5
         child = os.fork()
         if child == 0:
-            _as_child(lambda: self._work(kind, name, count, torn))
-        ended = _wait(child, delay)
+            as_child(lambda: self._work(kind, name, count, torn))
+        ended = ended_within(child, delay)
         if ended is None:
             os.kill(child, signal.SIGKILL)
             _, ended = os.waitpid(child, 0)
@@ -179,7 +178,7 @@ class _Session:
 
     def _compare(self) -> bool:
         acked = self._acked()
-        found = _in_child(lambda: _inspect(self._home, self._plan, acked))
+        found = in_child(lambda: _inspect(self._home, self._plan, acked))
         if found is None:
             self._report.faults["unreadable"].append(f"after step {acked}: the collection could not be read")
             return False
@@ -224,7 +223,7 @@ class _Session:
         child = os.fork()
         if child == 0:
             os.close(ours)
-            _as_child(lambda: _watch(self._home, self._plan, self._acked, theirs))
+            as_child(lambda: _watch(self._home, self._plan, self._acked, theirs))
         os.close(theirs)
         return child, ours
 
@@ -393,41 +392,3 @@ def _watch(home: Path, plan: Plan, acked: Callable[[], int], answer: int) -> Non
             looks += 1
             time.sleep(0.02)
     os.write(answer, json.dumps({"looks": looks, "torn": torn}).encode())
-
-
-def _in_child(work: Callable[[], Any]) -> Any:
-    """Run something in a process of its own and return what it gives; ``None`` where it failed."""
-    ours, theirs = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.close(ours)
-        _as_child(lambda: os.write(theirs, json.dumps(work() or {}).encode()))
-    os.close(theirs)
-    with os.fdopen(ours) as stream:
-        text = stream.read()
-    _, status = os.waitpid(child, 0)
-    return json.loads(text) if status == 0 else None
-
-
-def _as_child(work: Callable[[], Any]) -> None:
-    """Run something and end the process, whatever comes: nothing of the parent's may run twice."""
-    status = 1
-    try:
-        work()
-        status = 0
-    except BaseException:  # noqa: BLE001 - the parent hears of it by the exit status
-        traceback.print_exc(file=sys.stderr)
-    finally:
-        sys.stderr.flush()
-        os._exit(status)
-
-
-def _wait(child: int, timeout_s: float) -> int | None:
-    """Return the status of a process that ended in time."""
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            return status
-        time.sleep(0.001)
-    return None

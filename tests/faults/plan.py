@@ -14,10 +14,10 @@ from indexer.records import Note
 BATCH = 6
 IDS = 40
 WORDS = {
-    "en": "patient denies chest pain fever cough dyspnea oedema warfarin 5 mg daily follow up in clinic".split(),
-    "es": "paciente niega dolor torácico fiebre tos disnea edema warfarina 5 mg al día control en consulta".split(),
-    "ru": "пациент отрицает боль в груди лихорадку кашель одышку отёки варфарин 5 мг ежедневно".split(),
-    "zh": "患者 否认 胸痛 发热 咳嗽 呼吸困难 水肿 华法林 每日 5 毫克 门诊 随访".split(),
+    "en": "patient denies chest pain fever cough dyspnea oedema warfarin 5 mg daily follow up in clinic",
+    "es": "paciente niega dolor torácico fiebre tos disnea edema warfarina 5 mg al día control en consulta",
+    "ru": "пациент отрицает боль в груди лихорадку кашель одышку отёки варфарин 5 мг ежедневно",
+    "zh": "患者 否认 胸痛 发热 咳嗽 呼吸困难 水肿 华法林 每日 5 毫克 门诊 随访",
 }
 
 Stored = dict[str, tuple[int, str]]
@@ -96,9 +96,9 @@ def token(step: int, number: int) -> str:
 
 def _note(rng: random.Random, step: int, number: int) -> Note:
     language = rng.choice(list(WORDS))
-    words = rng.choices(WORDS[language], k=rng.randint(6, 30))
+    words = rng.choices(WORDS[language].split(), k=rng.randint(6, 30))
     # Some notes have two texts in common with others: vectors are shared and must survive the other's deletion.
-    body = " ".join(words) if rng.random() < 0.8 else "Copied forward: " + " ".join(WORDS[language])
+    body = " ".join(words) if rng.random() < 0.8 else "Copied forward: " + WORDS[language]
     return Note(
         note_id=f"n{number}",
         text=f"{token(step, number)}. {body}.",
