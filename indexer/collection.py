@@ -7,15 +7,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
-from sqlalchemy import and_, func, select
-
 from indexer.check import verify
 from indexer.erasure import Eraser, Waiting
 from indexer.errors import CollectionNotFoundError, DamagedError, EncoderMismatchError, NoteNotFoundError
 from indexer.receipts import Receipts
 from indexer.records import EncoderSpec, Scope
-from indexer.store import holds, truth
+from indexer.store import holds, reading, truth
 from indexer.store import schema as t
 from indexer.store.columns import Ids
 from indexer.store.holds import Hold
@@ -28,7 +25,6 @@ from indexer.store.sqlite import (
     check_tables,
     create_file,
     disk_bytes,
-    metadata_matches,
     open_engine,
     read_transaction,
     write_transaction,
@@ -37,7 +33,7 @@ from indexer.store.stored import CollectionInfo, Deleted, Finding, NoteInfo, Pas
 from indexer.store.view import View
 from indexer.store.witness import Witness
 from indexer.store.writer import Writer, stored_contents, stored_vector_keys
-from indexer.times import day, iso, now_us
+from indexer.times import iso, now_us
 
 TRUTH = "truth.sqlite"
 LOCK = "writer.lock"
@@ -216,10 +212,8 @@ class Collection:
         columns, _ = self._replica.moment()
         with_metadata: Ids | None = None
         if scope.metadata:
-            condition = metadata_matches(t.versions.c.metadata, scope.metadata)
             with read_transaction(self._engine) as connection:
-                found = connection.execute(select(t.versions.c.id).where(condition)).scalars()
-                with_metadata = np.array(found.all(), np.int64)
+                with_metadata = reading.with_metadata(connection, scope.metadata)
         selection = select_rows(columns, scope, with_metadata)
         population = everything(columns, moment)
         return View(scope, selection, population, self._engine, self._replica)
@@ -230,55 +224,38 @@ class Collection:
         Raises:
             NoteNotFoundError: there is none, or it was deleted.
         """
-        wanted = t.notes.c.current if version is None else version
-        query = truth.dated_versions(t.versions.c.text).where(
-            t.notes.c.note_id == note_id, t.notes.c.deleted == 0, t.versions.c.version == wanted
-        )
         with read_transaction(self._engine) as connection:
-            row = connection.execute(query).first()
-        if row is None:
+            found = reading.stored_note(connection, note_id, version)
+        if found is None:
             which = "note" if version is None else f"version {version} of note"
             raise NoteNotFoundError(f"no {which} {note_id!r} in collection {self.name!r}")
-        return truth.stored_note(row)
+        return found
 
     def list_notes(self, after: str | None = None, limit: int = 100) -> list[NoteInfo]:
         """Return the newest versions of the notes behind the id ``after``, by id."""
-        query = truth.dated_versions().where(t.notes.c.deleted == 0, t.versions.c.version == t.notes.c.current)
-        if after is not None:
-            query = query.where(t.notes.c.note_id > after)
         with read_transaction(self._engine) as connection:
-            rows = connection.execute(query.order_by(t.notes.c.note_id).limit(limit)).all()
-        return [truth.note_info(row) for row in rows]
+            return reading.listed_notes(connection, after, limit)
 
     def info(self) -> CollectionInfo:
         """Return what the collection holds."""
-        n, v, c = t.notes.c, t.versions.c, t.chunks.c
-        newest = t.versions.join(t.notes, and_(n.id == v.note, n.current == v.version))
         with read_transaction(self._engine) as connection:
-            by_language = connection.execute(select(c.language, func.count()).group_by(c.language))
-            languages = {row[0]: int(row[1]) for row in by_language}
-            dates = connection.execute(
-                select(func.min(v.authored_start), func.max(v.authored_end)).select_from(newest)
-            ).one()
-            notes = connection.scalar(select(func.count()).select_from(t.notes).where(n.deleted == 0)) or 0
-            versions = connection.scalar(select(func.count()).select_from(t.versions)) or 0
-            seq = truth.last_change(connection).seq
+            totals = reading.totals(connection)
         derived = self._folder / DERIVED
         return CollectionInfo(
             name=self.name,
-            notes=notes,
-            versions=versions,
-            chunks=sum(languages.values()),
-            languages=languages,
+            notes=totals.notes,
+            versions=totals.versions,
+            chunks=sum(totals.languages.values()),
+            languages=totals.languages,
             encoder_name=self.encoder_name,
             fingerprint=self.spec.fingerprint,
             dim=self.spec.dim,
             created_at=self._created_at,
             bytes=disk_bytes(self._path) + sum(part.stat().st_size for part in derived.rglob("*") if part.is_file()),
-            seq=seq,
+            seq=totals.seq,
             format_version=t.format_version(self._engine),
-            first=None if dates[0] is None else day(dates[0]),
-            last=None if dates[1] is None else day(dates[1] - 1),
+            first=totals.first,
+            last=totals.last,
         )
 
     def verify(self) -> list[Finding]:
