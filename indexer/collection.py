@@ -20,6 +20,7 @@ from indexer.store.lock import exclusive
 from indexer.store.replica import Identity, Replica
 from indexer.store.selection import everything, moment_of
 from indexer.store.selection import select as select_rows
+from indexer.store.snapshots import DERIVED
 from indexer.store.sqlite import (
     check_header,
     check_tables,
@@ -37,7 +38,6 @@ from indexer.times import iso, now_us
 
 TRUTH = "truth.sqlite"
 LOCK = "writer.lock"
-DERIVED = "derived"
 CHECKED_AT_OPEN = ("notes", "changes")
 DELETE_TIMEOUT_S = 5.0
 PUBLISH_BEHIND = 500
@@ -173,8 +173,9 @@ class Collection:
 
     def eraser(self, receipts: Receipts, waiting: Waiting) -> Eraser:
         """Return what erases from this collection; receipts are kept outside of it."""
-        lock = self._folder / LOCK
-        return Eraser(self.name, self.collection_id, self._engine, self._path, lock, self._replica, receipts, waiting)
+        return Eraser(
+            self.name, self.collection_id, self._engine, self._path, self.writer, self._replica, receipts, waiting
+        )
 
     def hold(self, patient_id: str, reason: str) -> Hold:
         """Let nobody erase this patient's notes until `release`, and return the hold."""
@@ -260,7 +261,7 @@ class Collection:
 
     def verify(self) -> list[Finding]:
         """Return what is not as it should be; empty = all is well."""
-        return verify(self._engine, self._folder / DERIVED, self.spec, self.collection_id, self._witness)
+        return verify(self._path, self.spec, self.collection_id, self._witness)
 
     def rebuild(self) -> None:
         """Make the derived files anew from the truth."""

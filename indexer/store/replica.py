@@ -25,7 +25,7 @@ from indexer.store.compaction import compacted
 from indexer.store.lexical import LexicalIndex
 from indexer.store.lock import exclusive
 from indexer.store.postings import PostingsIndex
-from indexer.store.snapshots import Generation, Origin, Snapshots, Unsound, array_writer, json_writer
+from indexer.store.snapshots import DERIVED, Generation, Origin, Snapshots, Unsound, array_writer, json_writer
 from indexer.store.sqlite import Watch, read_transaction
 from indexer.store.vectors import ExactVectorIndex, VectorIndex
 from indexer.text.analysis import analyze
@@ -74,7 +74,7 @@ class Replica:
         """Follow the truth at ``path``; derived files lie beside it."""
         self._engine = engine
         self._identity = identity
-        self._snapshots = Snapshots(path.parent / "derived")
+        self._snapshots = Snapshots(path.parent / DERIVED)
         self._publish_lock = path.parent / "derived.lock"
         self._lock = threading.RLock()
         self._watch = Watch(path, identity.name)

@@ -33,6 +33,7 @@ T = TypeVar("T")
 
 FORMAT = 1
 MANIFEST = "MANIFEST.json"
+DERIVED = "derived"
 
 _NAME = re.compile(r"\d{12}\Z")
 _ASIDE = ".new-"
