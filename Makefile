@@ -31,8 +31,8 @@ format: $(VENV)/.dev  ## Put the code into the house format
 eval: $(VENV)/.dev  ## Evaluate retrieval (DATA=folder for the public sets; the bundled notes otherwise)
 	$(BIN)/clinrag eval run smoke $(if $(DATA),--data $(DATA))
 
-bench: $(VENV)/.dev  ## Measure speed, as ratios within one run (DATA=folder for real notes)
-	$(BIN)/python -m eval.bench $(if $(DATA),--data $(DATA))
+bench: .venv-bench/.ready  ## Measure speed beside peers, as ratios within one run (DATA=folder for real notes)
+	.venv-bench/bin/python -m eval.bench $(if $(DATA),--data $(DATA)) $(ARGS)
 
 serve: setup  ## Serve HTTP on loopback
 	$(BIN)/clinrag serve
@@ -46,6 +46,13 @@ $(VENV)/bin/python:
 $(VENV)/.runtime: requirements.lock pyproject.toml | $(VENV)/bin/python
 	$(BIN)/pip install --quiet -r requirements.lock
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+.venv-bench/.ready: requirements.lock eval/bench/requirements.txt
+	$(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/pip install --quiet -r requirements.lock
+	.venv-bench/bin/pip install --quiet --no-deps --no-build-isolation --editable .
+	-for peer in $$(grep -v '^#' eval/bench/requirements.txt); do .venv-bench/bin/pip install --quiet "$$peer"; done
 	@touch $@
 
 $(VENV)/.dev: requirements-dev.lock $(VENV)/.runtime

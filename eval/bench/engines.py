@@ -1,0 +1,272 @@
+"""The engines under test, each as its users would set it up: build once, search one query at a time.
+
+A peer that is not installed, or that refuses the work, is named in the report and left out.
+"""
+
+from __future__ import annotations
+
+import importlib
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eval.bench.workload import Floats, Workload
+
+Found = NDArray[np.int64]
+
+
+class Engine(Protocol):
+    """Built over a workload, then asked. ``filters``: whether it can narrow a search to some rows."""
+
+    name: str
+    filters: bool
+
+    def build(self, work: Workload) -> None:
+        """Take all rows."""
+        ...
+
+    def search(self, query: Floats, k: int, selectivity: float) -> Found:
+        """Return the ids of the k best rows among those that the filter leaves."""
+        ...
+
+
+class Clinrag:
+    """clinrag's own index: float16 rows scanned in place, or 4-bit codes rescored exactly."""
+
+    filters = True
+
+    def __init__(self, kind: Any) -> None:
+        """Take the kind: flat or pq."""
+        self.name, self._kind = f"clinrag {kind}", kind
+
+    def build(self, work: Workload) -> None:
+        """Take all rows as the collection would: a float16 matrix."""
+        from indexer.store.faiss_index import FaissVectorIndex
+
+        ids = np.arange(len(work.vectors), dtype=np.int64)
+        self._index = FaissVectorIndex.from_matrix(ids, work.vectors.astype(np.float16), kind=self._kind)
+        self._allowed = {share: None if share == 1.0 else work.allowed(share) for share in work.groups}
+
+    def search(self, query: Floats, k: int, selectivity: float) -> Found:
+        """Search among the allowed ids."""
+        return self._index.search(query, k, self._allowed[selectivity])[0]
+
+
+class FaissHnsw:
+    """FAISS HNSW32 with a selector."""
+
+    name, filters = "FAISS HNSW32", True
+
+    def build(self, work: Workload) -> None:
+        """Build the graph with FAISS's own threads."""
+        self._faiss = faiss = importlib.import_module("faiss")
+        faiss.omp_set_num_threads(2)
+        self._index = faiss.IndexHNSWFlat(work.vectors.shape[1], 32, faiss.METRIC_INNER_PRODUCT)
+        self._index.add(work.vectors)
+        faiss.omp_set_num_threads(1)
+        self._selectors = {s: faiss.IDSelectorBatch(work.allowed(s)) for s in work.groups if s < 1}
+
+    def search(self, query: Floats, k: int, selectivity: float) -> Found:
+        """Search with ef 128."""
+        options = self._faiss.SearchParametersHNSW(efSearch=128, sel=self._selectors.get(selectivity))
+        return np.asarray(self._index.search(query[None], k, params=options)[1][0], dtype=np.int64)
+
+
+class Hnswlib:
+    """hnswlib, M 32."""
+
+    name, filters = "hnswlib", True
+
+    def build(self, work: Workload) -> None:
+        """Build the graph on two threads."""
+        hnswlib = importlib.import_module("hnswlib")
+        self._index = hnswlib.Index(space="ip", dim=work.vectors.shape[1])
+        self._index.init_index(len(work.vectors), M=32, ef_construction=200)
+        self._index.add_items(work.vectors, num_threads=2)
+        self._index.set_ef(128)
+        self._index.set_num_threads(1)
+        self._groups = work.groups
+
+    def search(self, query: Floats, k: int, selectivity: float) -> Found:
+        """Search with ef 128, filtered by a callback."""
+        column = self._groups[selectivity]
+        keep = None if selectivity == 1.0 else (lambda row: bool(column[row] == 0))
+        return np.asarray(self._index.knn_query(query, k, filter=keep)[0][0], dtype=np.int64)
+
+
+class Usearch:
+    """usearch, float16, connectivity 32."""
+
+    name, filters = "usearch", False
+
+    def build(self, work: Workload) -> None:
+        """Build the graph on two threads."""
+        module = importlib.import_module("usearch.index")
+        self._index = module.Index(
+            ndim=work.vectors.shape[1], metric="ip", dtype="f16", connectivity=32, expansion_search=128
+        )
+        self._index.add(np.arange(len(work.vectors)), work.vectors, threads=2)
+
+    def search(self, query: Floats, k: int, selectivity: float) -> Found:
+        """Search unfiltered."""
+        return np.asarray(self._index.search(query, k, threads=1).keys, dtype=np.int64)
+
+
+class Chroma:
+    """Chroma, embedded and persistent."""
+
+    name, filters = "Chroma", True
+
+    def build(self, work: Workload) -> None:
+        """Add in its largest batches, one metadata key a selectivity."""
+        chroma = importlib.import_module("chromadb")
+        self._folder = tempfile.TemporaryDirectory()
+        client = chroma.PersistentClient(path=self._folder.name)
+        self._collection = client.create_collection("bench", configuration={"hnsw": {"space": "ip", "ef_search": 128}})
+        for at in range(0, len(work.vectors), 5_000):
+            rows = range(at, min(at + 5_000, len(work.vectors)))
+            facts = [{f"g{share}": int(work.groups[share][row]) for share in work.groups} for row in rows]
+            self._collection.add(ids=[str(row) for row in rows], embeddings=work.vectors[rows], metadatas=facts)
+
+    def search(self, query: Floats, k: int, selectivity: float) -> Found:
+        """Search with a where clause."""
+        where = {f"g{selectivity}": 0} if selectivity < 1 else None
+        found = self._collection.query(query_embeddings=[query], n_results=k, where=where, include=[])
+        return np.array([int(one) for one in found["ids"][0]], dtype=np.int64)
+
+
+class Lance:
+    """LanceDB, embedded, flat scan (its default below the size where an index pays)."""
+
+    name, filters = "LanceDB", True
+
+    def build(self, work: Workload) -> None:
+        """Write one table."""
+        lancedb = importlib.import_module("lancedb")
+        arrow = importlib.import_module("pyarrow")
+        self._folder = tempfile.TemporaryDirectory()
+        dim = work.vectors.shape[1]
+        columns = {
+            "id": arrow.array(np.arange(len(work.vectors))),
+            "vector": arrow.FixedSizeListArray.from_arrays(arrow.array(work.vectors.ravel()), dim),
+        }
+        columns |= {_column(share): arrow.array(work.groups[share]) for share in work.groups}
+        self._table = lancedb.connect(self._folder.name).create_table("bench", arrow.table(columns))
+
+    def search(self, query: Floats, k: int, selectivity: float) -> Found:
+        """Search with a prefilter."""
+        asked = self._table.search(query).distance_type("dot").limit(k).select(["id"])
+        if selectivity < 1:
+            asked = asked.where(f"{_column(selectivity)} = 0", prefilter=True)
+        return np.array([row["id"] for row in asked.to_list()], dtype=np.int64)
+
+
+class QdrantLocal:
+    """Qdrant's local mode."""
+
+    name, filters = "Qdrant local", True
+
+    def build(self, work: Workload) -> None:
+        """Upload everything."""
+        qdrant = importlib.import_module("qdrant_client")
+        self._models = models = importlib.import_module("qdrant_client.models")
+        self._client = qdrant.QdrantClient(":memory:")
+        distance = models.VectorParams(size=work.vectors.shape[1], distance=models.Distance.DOT)
+        self._client.create_collection("bench", vectors_config=distance)
+        facts = [
+            {_column(share): int(work.groups[share][row]) for share in work.groups} for row in range(len(work.vectors))
+        ]
+        self._client.upload_collection("bench", vectors=work.vectors, payload=facts, ids=range(len(work.vectors)))
+
+    def search(self, query: Floats, k: int, selectivity: float) -> Found:
+        """Search with a filter."""
+        models = self._models
+        narrowed = None
+        if selectivity < 1:
+            match = models.FieldCondition(key=_column(selectivity), match=models.MatchValue(value=0))
+            narrowed = models.Filter(must=[match])
+        found = self._client.query_points(
+            "bench", query=query.tolist(), query_filter=narrowed, limit=k, with_payload=False
+        )
+        return np.array([point.id for point in found.points], dtype=np.int64)
+
+
+class LangChainFaiss:
+    """LangChain's FAISS store, with its metadata filter."""
+
+    name, filters = "LangChain FAISS", True
+
+    def build(self, work: Workload) -> None:
+        """Add everything at once."""
+        stores = importlib.import_module("langchain_community.vectorstores")
+        self._store = stores.FAISS.from_embeddings(
+            zip((str(row) for row in range(len(work.vectors))), work.vectors.tolist(), strict=True),
+            embedding=lambda _text: [],
+            metadatas=[{_column(s): int(work.groups[s][r]) for s in work.groups} for r in range(len(work.vectors))],
+            distance_strategy="MAX_INNER_PRODUCT",
+        )
+
+    def search(self, query: Floats, k: int, selectivity: float) -> Found:
+        """Search with a filter dictionary and its default fetch_k."""
+        narrowed = {_column(selectivity): 0} if selectivity < 1 else None
+        found = self._store.similarity_search_by_vector(query.tolist(), k=k, filter=narrowed)
+        return np.array([int(document.page_content) for document in found], dtype=np.int64)
+
+
+class MilvusLite:
+    """Milvus Lite, HNSW."""
+
+    name, filters = "Milvus Lite", True
+
+    def build(self, work: Workload) -> None:
+        """Insert in batches, then index."""
+        pymilvus = importlib.import_module("pymilvus")
+        self._folder = tempfile.TemporaryDirectory()
+        self._client = pymilvus.MilvusClient(str(Path(self._folder.name) / "bench.db"))
+        schema = self._client.create_schema(enable_dynamic_field=False)
+        schema.add_field("id", pymilvus.DataType.INT64, is_primary=True)
+        schema.add_field("vector", pymilvus.DataType.FLOAT_VECTOR, dim=work.vectors.shape[1])
+        for share in work.groups:
+            schema.add_field(_column(share), pymilvus.DataType.INT64)
+        index = self._client.prepare_index_params()
+        index.add_index("vector", index_type="HNSW", metric_type="IP", params={"M": 32, "efConstruction": 200})
+        self._client.create_collection("bench", schema=schema, index_params=index)
+        for at in range(0, len(work.vectors), 2_000):
+            rows = range(at, min(at + 2_000, len(work.vectors)))
+            self._client.insert(
+                "bench",
+                [
+                    {"id": r, "vector": work.vectors[r], **{_column(s): int(work.groups[s][r]) for s in work.groups}}
+                    for r in rows
+                ],
+            )
+        self._client.flush("bench")
+
+    def search(self, query: Floats, k: int, selectivity: float) -> Found:
+        """Search with a filter expression."""
+        narrowed = f"{_column(selectivity)} == 0" if selectivity < 1 else ""
+        found = self._client.search("bench", [query], limit=k, filter=narrowed, search_params={"params": {"ef": 128}})
+        return np.array([hit["id"] for hit in found[0]], dtype=np.int64)
+
+
+ENGINES: dict[str, Callable[[], Engine]] = {
+    "clinrag-flat": lambda: Clinrag("flat"),
+    "clinrag-pq": lambda: Clinrag("pq"),
+    "faiss-hnsw": FaissHnsw,
+    "hnswlib": Hnswlib,
+    "usearch": Usearch,
+    "chroma": Chroma,
+    "lancedb": Lance,
+    "qdrant": QdrantLocal,
+    "langchain-faiss": LangChainFaiss,
+    "milvus-lite": MilvusLite,
+}
+"""Every engine by the name that ``--engines`` takes."""
+
+
+def _column(selectivity: float) -> str:
+    return f"g{round(1 / selectivity)}"
