@@ -269,6 +269,7 @@ class Service:
                 batch_notes=self.settings.batch_notes,
                 on_progress=on_progress,
                 writer_timeout_s=self.settings.writer_timeout_s,
+                withdrawn=withdrawn,
             )
         except Exception as error:
             # Whatever a deletion in the middle makes of files that are gone, this is what happened.

@@ -61,11 +61,13 @@ def index_notes(
     batch_notes: int = 64,
     on_progress: Callable[[Progress], None] | None = None,
     writer_timeout_s: float = WRITER_TIMEOUT_S,
+    withdrawn: Callable[[Note], bool] | None = None,
 ) -> IndexReport:
     """Store the notes that are new or changed, and return what was done.
 
     Each batch is one durable transaction, so an import that is interrupted leaves whole batches and goes on where it
     stopped when it is run again. Encoding happens outside of transactions; the writer is held for a commit only.
+    ``withdrawn`` is asked while the writer is held, so that a note that was erased while it waited is not stored.
 
     Raises:
         EncoderMismatchError: the collection was embedded with another encoder; nothing was read.
@@ -73,7 +75,7 @@ def index_notes(
         StorageFullError: the disk is full; the batches before are stored.
     """
     collection.check_encoder(encoder.spec)
-    importer = _Import(collection, encoder, writer_timeout_s)
+    importer = _Import(collection, encoder, writer_timeout_s, withdrawn)
     total = len(items) if isinstance(items, Sized) else None
     batch: list[_Item] = []
     done = 0
@@ -102,11 +104,18 @@ def index_notes(
 class _Import:
     """One run: what it has seen, and what came of it."""
 
-    def __init__(self, collection: Collection, encoder: Encoder, writer_timeout_s: float) -> None:
+    def __init__(
+        self,
+        collection: Collection,
+        encoder: Encoder,
+        writer_timeout_s: float,
+        withdrawn: Callable[[Note], bool] | None,
+    ) -> None:
         self.report = IndexReport()
         self._collection = collection
         self._encoder = encoder
         self._timeout_s = writer_timeout_s
+        self._withdrawn = withdrawn
         self._max_tokens = min(encoder.max_tokens, DEFAULT_CHUNK_TOKENS)
         self._seen = SeenNotes()
 
@@ -141,19 +150,28 @@ class _Import:
         texts = dict(_texts(prepared))
         stored = self._collection.known_vectors(texts)
         vectors = self._encoded({key: text for key, text in texts.items() if key not in stored})
-        outcome = self._commit(prepared, texts, vectors)
+        kept, outcome = self._commit(prepared, texts, vectors)
+        for index in sorted(set(range(len(fresh))).difference(kept)):
+            reason = "was erased while it waited to be stored"
+            self._reject(fresh[index].position, RowError(fresh[index].note.source or "", None, "id", reason))
         self.report.stored += outcome.stored
         self.report.skipped += outcome.skipped
         self.report.chunks += outcome.chunks
         for refusal in outcome.refused:
-            item = fresh[refusal.index]
+            item = fresh[kept[refusal.index]]
             self._reject(item.position, RowError(item.note.source or "", None, refusal.field, refusal.reason))
 
-    def _commit(self, prepared: Sequence[Prepared], texts: dict[bytes, str], vectors: Vectors) -> Committed:
+    def _commit(
+        self, prepared: Sequence[Prepared], texts: dict[bytes, str], vectors: Vectors
+    ) -> tuple[list[int], Committed]:
+        """Store the batch and return which of it was still wanted, and what was done with that."""
         while True:
             try:
                 with self._collection.writer(self._timeout_s) as writer:
-                    return writer.store(prepared, vectors)
+                    kept = [
+                        n for n, one in enumerate(prepared) if self._withdrawn is None or not self._withdrawn(one.note)
+                    ]
+                    return kept, writer.store([prepared[n] for n in kept], vectors)
             except MissingVectorsError as exc:
                 # Another process deleted the last note with this text between our look and our commit.
                 vectors |= self._encoded({key: texts[key] for key in exc.hashes})

@@ -18,7 +18,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -30,7 +31,6 @@ from indexer.receipts import Receipt, Receipts
 from indexer.store import erasing
 from indexer.store.erasing import By, Details, Pending
 from indexer.store.failpoints import failpoint
-from indexer.store.lock import exclusive
 from indexer.store.packing import empty_log, pack
 from indexer.store.replica import Replica
 from indexer.store.sqlite import read_transaction, write_transaction
@@ -86,7 +86,7 @@ class Eraser:
     collection_id: str
     engine: Engine
     path: Path
-    lock: Path
+    writer: Callable[[float], AbstractContextManager[object]]
     replica: Replica
     receipts: Receipts
     waiting: Waiting
@@ -104,7 +104,7 @@ class Eraser:
         pending, missing = self._ask(by, wanted, deadline)
         self._reached("asked")
         try:
-            with exclusive(self.lock, f"collection {self.name!r}", max(0.0, deadline - time.monotonic())):
+            with self.writer(max(0.0, deadline - time.monotonic())):
                 self._finish(deadline)
         except (WriterBusyError, StorageFullError) as exc:
             raise ErasurePendingError(f"the erasure is not complete: {exc}; {_AGAIN}") from exc
@@ -115,7 +115,7 @@ class Eraser:
         if not self.pending():
             return
         try:
-            with exclusive(self.lock, f"collection {self.name!r}"):
+            with self.writer(0.0):
                 self._finish(time.monotonic())
         except (WriterBusyError, ErasurePendingError):
             logger.warning("an erasure from collection %r is not complete yet: %s", self.name, _AGAIN)

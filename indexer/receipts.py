@@ -44,6 +44,7 @@ class Receipt:
     notes: tuple[tuple[str, int, str], ...]
     public_key: str = ""
     signature: str = field(default="", compare=False)
+    format: int = FORMAT
 
     def covers(self, subject: str) -> bool:
         """Say whether a note id, or the patient id of an erasure by patient, is among what was asked for."""
@@ -100,7 +101,7 @@ class Receipts:
         )
         signed = asdict(receipt) | {"signature": key.sign(_signed_bytes(receipt)).hex()}
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _publish(self._path(receipt.receipt_id), json.dumps({"format": FORMAT, **signed}, indent=1).encode() + b"\n")
+        _publish(self._path(receipt.receipt_id), json.dumps(signed, indent=1).encode() + b"\n")
         return self.get(receipt.receipt_id)
 
     def get(self, receipt_id: str) -> Receipt:
@@ -181,7 +182,7 @@ def _public(key: str, what: str) -> Ed25519PublicKey:
 def _signed_bytes(receipt: Receipt) -> bytes:
     """Return what is signed: all fields but the signature, as JSON with sorted keys and without spaces."""
     fields = {name: value for name, value in asdict(receipt).items() if name != "signature"}
-    return json.dumps({"format": FORMAT, **fields}, sort_keys=True, separators=(",", ":")).encode()
+    return json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()
 
 
 def _parsed(content: bytes, path: Path) -> Receipt:
@@ -189,6 +190,7 @@ def _parsed(content: bytes, path: Path) -> Receipt:
         document: dict[str, Any] = json.loads(content)
         if document.pop("format") != FORMAT:
             raise ValueError
+        document.pop("missing", None)  # an answer over HTTP says so beside the receipt
         notes = tuple((str(note), int(version), str(text)) for note, version, text in document.pop("notes"))
         subjects = tuple(str(subject) for subject in document.pop("subjects"))
         counts = {str(name): int(count) for name, count in document.pop("counts").items()}

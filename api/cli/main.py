@@ -12,7 +12,7 @@ from pathlib import Path
 
 import click
 
-from api.cli import collections, demo, encoders, evaluate, notes, search, serve, store
+from api.cli import collections, demo, encoders, erasing, evaluate, notes, search, serve, store
 from api.cli.context import CliContext
 from api.codes import INTERRUPTED_EXIT, code_of, message_of
 from api.settings import from_environment
@@ -96,6 +96,7 @@ for command in (
     search.ask,
     collections.collections,
     notes.notes,
+    erasing.receipts,
     encoders.embed,
     encoders.encoders,
     serve.serve,

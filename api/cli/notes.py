@@ -7,13 +7,14 @@ import sys
 
 import click
 
+from api.cli import erasing
 from api.cli.context import CliContext, pass_context
 from api.cli.options import WORDS, collection_option, json_option
 
 
 @click.group()
 def notes() -> None:
-    """Show and delete single notes."""
+    """Show, delete and erase notes."""
 
 
 @notes.command()
@@ -57,3 +58,7 @@ def delete(context: CliContext, note_ids: tuple[str, ...], collection: str, as_j
             click.echo(f"  no such note: {note_id}", err=True)
     if result.missing:
         raise click.exceptions.Exit(2)
+
+
+for command in (erasing.erase, erasing.hold, erasing.release, erasing.holds):
+    notes.add_command(command)
