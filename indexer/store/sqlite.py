@@ -72,6 +72,7 @@ def open_engine(path: Path) -> Engine:
         URL.create("sqlite", database=str(path)),
         pool_size=4,
         max_overflow=-1,
+        hide_parameters=True,  # a message of SQLAlchemy would hold the values of the statement: text of notes
         connect_args={"check_same_thread": False},
     )
 
