@@ -5,6 +5,7 @@ Everything is checked against its checksum on the way. Pages bound the memory, w
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -42,14 +43,33 @@ class TextPage(NamedTuple):
     languages: list[str | None]
 
 
-def deletions(connection: Connection, after_seq: int) -> list[Deletion]:
-    """Return the deletions behind a change number."""
-    c = t.changes.c
-    found: list[Deletion] = []
-    for row in connection.execute(select(t.changes).where(c.seq > after_seq, c.kind == truth.DELETE).order_by(c.seq)):
+class Tail(NamedTuple):
+    """The end of the change log: what was deleted, and how many stored versions of it are still there."""
+
+    deletions: list[Deletion]
+    n_living: int
+
+
+def tail(connection: Connection, after_seq: int) -> Tail:
+    """Return what the changes behind a number say.
+
+    Raises:
+        DamagedError: one of them is missing or does not match its checksum.
+    """
+    notes, versions = array("q"), array("q")
+    gone: dict[int, int] = {}
+    for row in connection.execute(select(t.changes).where(t.changes.c.seq > after_seq).order_by(t.changes.c.seq)):
         truth.check_row("changes", truth.CHANGE_FIELDS, row)
-        found.append(Deletion(row.note, row.version))
-    return found
+        after_seq += 1
+        if row.seq != after_seq:
+            raise truth.damaged("changes", after_seq)
+        if row.kind == truth.STORE:
+            notes.append(row.note)
+            versions.append(row.version)
+        else:
+            gone[row.note] = row.version
+    living = sum(version > gone.get(note, 0) for note, version in zip(notes, versions, strict=True))
+    return Tail([Deletion(note, version) for note, version in gone.items()], living)
 
 
 def pages(connection: Connection, after_version: int) -> Iterator[Page]:
@@ -120,14 +140,6 @@ def text_pages(connection: Connection, after_row: int) -> Iterator[TextPage]:
             page.texts.append(text)
             page.languages.append(row.language)
         yield page
-
-
-def lost_rows(connection: Connection, rows: Ids, seq: int) -> Ids:
-    """Return which of the chunk rows that were there at a change number are no longer."""
-    if not deletions(connection, seq):
-        return np.empty(0, np.int64)
-    there = np.array(connection.execute(select(t.chunks.c.row)).scalars().all(), np.int64)
-    return np.setdiff1d(rows, there)
 
 
 def _version_row(row: Row[Any]) -> VersionRow:

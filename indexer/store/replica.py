@@ -246,16 +246,22 @@ class Replica:
             raise
 
     def _caught_up(self, connection: Connection, columns: Columns) -> Columns:
+        seen = 0
         for page in log.pages(connection, columns.last_version_id):
+            seen += len(page.versions)
             targets = {target for version in page.versions for target in version.replaces}
             known = log.note_numbers(connection, targets)
             columns, _ = columns.after(page.versions, page.chunks, (), known)
-        columns, gone = columns.after((), (), log.deletions(connection, self._seq), {})
+        tail = log.tail(connection, self._seq)
+        if seen != tail.n_living:
+            # A damaged page hides rows without an error; the log says how many there must be.
+            raise truth.damaged("versions", f"behind {columns.last_version_id}")
+        columns, gone = columns.after((), (), tail.deletions, {})
         if self._vectors is not None:
-            self._add_vectors(connection, self._vectors)
+            self._add_vectors(connection, self._vectors, columns)
             self._vectors.remove(gone)
         if self._lexical is not None:
-            self._add_terms(connection, self._lexical)
+            self._add_terms(connection, self._lexical, columns)
             self._lexical.remove(gone)
         return columns
 
@@ -266,40 +272,66 @@ class Replica:
         return (Columns.of({}, {}), 0) if kept is None else kept
 
     def _loaded_vectors(self, connection: Connection) -> VectorIndex:
-        dim = self.dim
+        assert self._columns is not None
+        dim, living = self.dim, _living_rows(self._columns, 0)
         kept = self._snapshots.load(connection, self._identity[1:3], lambda disk: _vectors_on_disk(disk, dim))
         if kept is None:
             pages = list(log.vector_pages(connection, 0, dim))
             rows = np.concatenate([page.rows for page in pages] or [np.empty(0, np.int64)])
             matrix = np.concatenate([page.vectors for page in pages] or [np.empty((0, dim), np.float16)])
+            _check_all_there(living, rows)
             self._vector_row = _last(rows)
             return _vector_index(rows, matrix, b"")
-        (index, rows), seq = kept
+        (index, rows), _ = kept
         self._vector_row = _last(rows)
-        index.remove(log.lost_rows(connection, rows, seq))
-        self._add_vectors(connection, index)
+        index.remove(np.setdiff1d(rows, living))
+        self._add_vectors(connection, index, self._columns)
         return index
 
     def _loaded_terms(self, connection: Connection) -> PostingsIndex:
         kept = self._snapshots.load(connection, self._identity[1:3], _terms_on_disk)
+        assert self._columns is not None
         index, self._lexical_row = PostingsIndex(), 0
         if kept is not None:
-            (index, rows), seq = kept
+            (index, rows), _ = kept
             self._lexical_row = _last(rows)
-            index.remove(log.lost_rows(connection, rows, seq))
-        self._add_terms(connection, index)
+            index.remove(np.setdiff1d(rows, _living_rows(self._columns, 0)))
+        self._add_terms(connection, index, self._columns)
         return index
 
-    def _add_vectors(self, connection: Connection, index: VectorIndex) -> None:
+    def _add_vectors(self, connection: Connection, index: VectorIndex, columns: Columns) -> None:
+        first = self._vector_row
+        added: list[Ids] = []
         for page in log.vector_pages(connection, self._vector_row, self.dim):
             index.add(page.rows, page.vectors)
             self._vector_row = _last(page.rows)
+            added.append(page.rows)
+        _check_all_there(_living_rows(columns, first), *added)
 
-    def _add_terms(self, connection: Connection, index: LexicalIndex) -> None:
+    def _add_terms(self, connection: Connection, index: LexicalIndex, columns: Columns) -> None:
+        first = self._lexical_row
+        added: list[Ids] = []
         for page in log.text_pages(connection, self._lexical_row):
             terms = [analyze(text, language) for text, language in zip(page.texts, page.languages, strict=True)]
             index.add(page.rows, terms)
             self._lexical_row = _last(page.rows)
+            added.append(page.rows)
+        _check_all_there(_living_rows(columns, first), *added)
+
+
+def _living_rows(columns: Columns, after_row: int) -> Ids:
+    """Return the rows behind a row whose notes were not deleted."""
+    start = int(np.searchsorted(columns.chunks["row"], after_row, side="right"))
+    first = int(np.searchsorted(columns.versions["first_chunk"], start))
+    rows: Ids = columns.chunks["row"][columns.positions_of(first + np.flatnonzero(columns.alive[first:]))]
+    return rows
+
+
+def _check_all_there(living: Ids, *read: Ids) -> None:
+    """Raise `DamagedError` where a living chunk was not read: a damaged page hides rows without an error."""
+    missing = np.setdiff1d(living, np.concatenate(read) if read else np.empty(0, np.int64))
+    if len(missing):
+        raise truth.damaged("chunks", int(missing[0]))
 
 
 def _last(rows: Ids) -> int:

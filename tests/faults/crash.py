@@ -20,6 +20,7 @@ import shutil
 import signal
 import sqlite3
 import statistics
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -105,6 +106,7 @@ def run(home: Path, kills: int, seed: int, broken: str | None = None) -> Report:
         _Session(folder, seed * 1000 + session, broken, report).run(min(KILLS_A_SESSION, kills - report.kills.total()))
         shutil.rmtree(folder, ignore_errors=True)
         session += 1
+        print(f"{report.kills.total()} kills, {report.faults}", file=sys.stderr, flush=True)  # noqa: T201
     report.seconds = time.monotonic() - started
     return report
 
