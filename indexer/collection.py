@@ -12,10 +12,12 @@ from indexer.erasure import Eraser, Waiting
 from indexer.errors import CollectionNotFoundError, DamagedError, EncoderMismatchError, NoteNotFoundError
 from indexer.receipts import Receipts
 from indexer.records import EncoderSpec, Scope
+from indexer.scan import Trace, traces
 from indexer.store import holds, reading, truth
 from indexer.store import schema as t
 from indexer.store.columns import Ids
 from indexer.store.holds import Hold
+from indexer.store.kept import forgotten_ids, kept_strings
 from indexer.store.lock import exclusive
 from indexer.store.replica import Identity, Replica
 from indexer.store.selection import everything, moment_of
@@ -176,6 +178,15 @@ class Collection:
         return Eraser(
             self.name, self.collection_id, self._engine, self._path, self.writer, self._replica, receipts, waiting
         )
+
+    def scan(self, texts: Sequence[bytes], note_ids: Sequence[str] = ()) -> list[Trace]:
+        """Return which files of the collection hold 24 bytes of the texts, or an id, that no kept note holds."""
+        with read_transaction(self._engine) as connection:
+            found = traces(self._folder, texts, note_ids, kept_strings(connection))
+            for note_id in sorted(forgotten_ids(connection, note_ids)):
+                at = list(note_ids).index(note_id)
+                found.append(Trace(f"the tombstone of id number {at + 1}", "id", 1, 0))
+        return found
 
     def hold(self, patient_id: str, reason: str) -> Hold:
         """Let nobody erase this patient's notes until `release`, and return the hold."""

@@ -6,6 +6,7 @@ import json
 
 import click
 
+from api.cli import scanning
 from api.cli.context import CliContext, pass_context
 from api.cli.options import json_option
 
@@ -122,3 +123,6 @@ def delete(context: CliContext, name: str, yes: bool) -> None:
         click.confirm(f"delete collection {name} with {found.info().notes:,} notes?", abort=True)
     context.service.delete_collection(name)
     click.echo(f"deleted collection {name}")
+
+
+collections.add_command(scanning.scan)

@@ -1,0 +1,41 @@
+"""`clinrag collections scan`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from api.cli.context import CliContext, pass_context
+from api.cli.options import json_option
+
+_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+_MAX_BYTES = 64 * 1024 * 1024
+
+
+@click.command()
+@click.argument("name")
+@click.option("--for", "texts", type=_FILE, multiple=True, help="A text to look for: any 24 bytes of it; repeatable.")
+@click.option("--ids", "id_file", type=_FILE, help="Note ids to look for, one a line.")
+@json_option
+@pass_context
+def scan(context: CliContext, name: str, texts: tuple[Path, ...], id_file: Path | None, as_json: bool) -> None:
+    """Look through every byte of a collection's files for traces that no kept note explains; exit 1 when found."""
+    from indexer.errors import TooLargeError
+
+    if not texts and id_file is None:
+        raise click.UsageError("say what to look for: --for FILE, --ids FILE or both")
+    if sum(path.stat().st_size for path in texts) > _MAX_BYTES:
+        raise TooLargeError(f"the texts to look for are over {_MAX_BYTES >> 20} MiB together; scan for them in parts")
+    ids = [] if id_file is None else [line for line in id_file.read_text(encoding="utf-8").splitlines() if line]
+    found = context.service.collection(name).scan([path.read_bytes() for path in texts], ids)
+    if as_json:
+        rows = [{"where": row.where, "kind": row.kind, "places": row.places, "first": row.first_byte} for row in found]
+        click.echo(json.dumps({"collection": name, "traces": rows}, ensure_ascii=False))
+    else:
+        for row in found:
+            click.echo(f"{row.where}: {row.kind} in {row.places:,} places, the first at byte {row.first_byte:,}")
+        click.echo(f"{name}: {'traces in ' + format(len(found), ',') + ' files' if found else 'no trace'}")
+    if found:
+        raise click.exceptions.Exit(1)

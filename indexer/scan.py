@@ -1,0 +1,174 @@
+"""The byte scanner: does any file of a collection hold something of a text, or an id, that no kept note holds.
+
+A trace is a window of 24 bytes (UTF-8) of the text, or a whole id. It looks at raw bytes, whatever the file's format,
+so it needs to trust nothing that it scans. Windows are compared by a 64-bit hash over three words, many at once, and
+then byte by byte.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+WINDOW = 24
+SHORTEST_ID = 8
+"""Shorter ids occur by chance in any file; they are only looked up in the tables."""
+
+_WORD = 8
+_BLOCK = 1 << 23
+_FACTORS = (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9)
+
+Hashes = NDArray[np.uint64]
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """Something that was found: the file, how many places in it, and the first one. Says nothing of the content."""
+
+    where: str
+    kind: str
+    places: int
+    first_byte: int
+
+
+def traces(folder: Path, texts: Sequence[bytes], ids: Sequence[str], kept: Iterable[str]) -> list[Trace]:
+    """Return which files under a folder hold windows of the texts, or ids, that no kept string holds."""
+    windows, words = _Windows(texts), _Words(ids)
+    for raw in _joined(kept):
+        windows.leave_out(raw)
+        words.leave_out(raw)
+    windows.settle()
+    found: list[Trace] = []
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        for kind, needles in (("text", windows), ("id", words)):
+            places = needles.places(path)
+            if places:
+                found.append(Trace(str(path), kind, len(places), min(places)))
+    return found
+
+
+class _Windows:
+    """All windows of some texts, by hash and by content."""
+
+    def __init__(self, texts: Sequence[bytes]) -> None:
+        every = {text[at : at + WINDOW] for text in texts for at in range(len(text) - WINDOW + 1)}
+        # No note holds a NUL, and every database holds rows of them.
+        self.left = {window for window in every if b"\0" not in window}
+        self.settle()
+
+    def settle(self) -> None:
+        """Look only for what is left from now on."""
+        self._sorted = np.unique(window_hashes(b"".join(sorted(self.left)))[::WINDOW])
+
+    def leave_out(self, raw: bytes) -> None:
+        """Forget the windows that a kept string holds."""
+        at = self._candidates(raw)
+        if len(at):
+            self.left.difference_update(raw[n : n + WINDOW] for n in at.tolist())
+
+    def places(self, path: Path) -> list[int]:
+        """Return at which bytes of a file a window is that is left."""
+        if not self.left:
+            return []
+        return [
+            start + n
+            for start, raw in _blocks(path, WINDOW)
+            for n in self._candidates(raw).tolist()
+            if raw[n : n + WINDOW] in self.left
+        ]
+
+    def _candidates(self, raw: bytes) -> NDArray[np.intp]:
+        return _members(window_hashes(raw), self._sorted)
+
+
+class _Words:
+    """Ids, found by their first eight bytes."""
+
+    def __init__(self, ids: Sequence[str]) -> None:
+        self.left = {raw for one in ids if len(raw := one.encode()) >= SHORTEST_ID}
+        self._sorted = np.unique(np.frombuffer(b"".join(raw[:_WORD] for raw in self.left), "<u8").astype(np.uint64))
+        self._longest = max(map(len, self.left), default=_WORD)
+
+    def leave_out(self, raw: bytes) -> None:
+        """Forget the ids that a kept string holds."""
+        for _, one in list(self._in(raw)):
+            self.left.discard(one)
+
+    def places(self, path: Path) -> list[int]:
+        """Return at which bytes of a file an id is that is left."""
+        if not self.left:
+            return []
+        return [start + n for start, raw in _blocks(path, self._longest) for n, _ in self._in(raw)]
+
+    def _in(self, raw: bytes) -> Iterator[tuple[int, bytes]]:
+        for n in _members(_words(raw), self._sorted).tolist():
+            for one in self.left:
+                if raw.startswith(one, n):
+                    yield n, one
+                    break
+
+
+def _joined(strings: Iterable[str]) -> Iterator[bytes]:
+    """Yield the strings in large blocks, with a NUL between two: no window crosses one."""
+    block: list[bytes] = []
+    size = 0
+    for string in strings:
+        block.append(string.encode())
+        size += len(block[-1])
+        if size >= _BLOCK:
+            yield b"\0".join(block)
+            block, size = [], 0
+    yield b"\0".join(block)
+
+
+def window_hashes(raw: bytes) -> Hashes:
+    """Return a hash for the window that begins at each byte; fewer than 24 bytes have none."""
+    words = _words(raw)
+    if len(raw) < WINDOW:
+        return words[:0]
+    first, second, third = (np.uint64(factor) for factor in _FACTORS)
+    last = len(raw) - WINDOW + 1
+    mixed: Hashes = words[:last] * first + words[_WORD : _WORD + last] * second + words[2 * _WORD :] * third
+    return mixed
+
+
+def _words(raw: bytes) -> Hashes:
+    """Return the eight bytes that begin at each byte as a number."""
+    count = max(0, len(raw) - _WORD + 1)
+    words = np.empty(count, np.uint64)
+    for shift in range(min(_WORD, count)):
+        part = np.frombuffer(raw, "<u8", count=(len(raw) - shift) // _WORD, offset=shift)
+        words[shift::_WORD] = part
+    return words
+
+
+def _members(hashes: Hashes, wanted: Hashes) -> NDArray[np.intp]:
+    if not len(wanted) or not len(hashes):
+        return np.empty(0, np.intp)
+    # A table over the top bits lets most windows go at one look; only the rest is searched for.
+    table = np.zeros(1 << 20, np.bool_)
+    shift = np.uint64(44)
+    table[wanted >> shift] = True
+    maybe = np.flatnonzero(table[hashes >> shift])
+    at = np.minimum(np.searchsorted(wanted, hashes[maybe]), len(wanted) - 1)
+    same: NDArray[np.intp] = maybe[wanted[at] == hashes[maybe]]
+    return same
+
+
+def _blocks(path: Path, overlap: int) -> Iterator[tuple[int, bytes]]:
+    """Yield the file in blocks with where they begin; a place that crosses two is in the second one alone."""
+    start, tail = 0, b""
+    try:
+        with path.open("rb") as stream:
+            while block := stream.read(_BLOCK):
+                raw = tail + block
+                yield start, raw
+                keep = min(len(raw), overlap - 1)
+                start += len(raw) - keep
+                tail = raw[len(raw) - keep :]
+    except FileNotFoundError:
+        return  # a log that ended, or a snapshot that was replaced while the scan went on

@@ -1,0 +1,41 @@
+"""Everything that kept notes hold as text: what a trace of an erased note has to be told from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from sqlalchemy import Connection, select
+
+from indexer.store import schema as t
+from indexer.store import truth
+
+_PAGE = 1000
+
+_STRINGS = (
+    *("note_id", "text", "patient_id", "encounter_id", "note_type", "language", "authored_at"),
+    *("replaces", "appends", "source", "metadata"),
+)
+
+
+def kept_strings(connection: Connection) -> Iterator[str]:
+    """Yield the text and every other string of all kept versions, with the titles of their sections."""
+    after = 0
+    while True:
+        query = truth.dated_versions(t.versions.c.text).where(t.versions.c.id > after)
+        rows = connection.execute(query.order_by(t.versions.c.id).limit(_PAGE)).all()
+        if not rows:
+            break
+        after = rows[-1].id
+        for row in rows:
+            yield from (value for name in _STRINGS if (value := row._mapping[name]) is not None)
+    for column in (t.chunks.c.section_title, t.holds.c.patient_id, t.holds.c.reason):
+        yield from connection.execute(select(column).where(column.is_not(None)).distinct()).scalars()
+
+
+def forgotten_ids(connection: Connection, note_ids: Iterable[str]) -> set[str]:
+    """Return those of the ids that the truth still knows though no kept note has them: tombstones."""
+    n = t.notes.c
+    found: set[str] = set()
+    for part in truth.parts(note_ids):
+        found.update(connection.execute(select(n.note_id).where(n.note_id.in_(part), n.deleted == 1)).scalars())
+    return found

@@ -1,0 +1,71 @@
+"""The byte scanner finds every window of a text in any file, and nothing that kept notes explain."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from indexer import scan
+from indexer.library import Library
+from indexer.scan import WINDOW, traces, window_hashes
+from tests.indexer.made_collections import new, note, store
+
+SECRET = "The zygomatic fracture was plated by Dr Quillfeather."
+
+
+def naive(content, texts, kept):
+    wanted = {text[n : n + WINDOW] for text in texts for n in range(len(text) - WINDOW + 1)}
+    wanted -= {raw[n : n + WINDOW] for raw in kept for n in range(len(raw) - WINDOW + 1)}
+    return [n for n in range(len(content) - WINDOW + 1) if content[n : n + WINDOW] in wanted]
+
+
+PIECES = st.text(alphabet="abц医 ", min_size=0, max_size=40)
+
+
+@given(PIECES, PIECES, PIECES, PIECES, st.integers(25, 60))
+def test_places_are_those_of_a_naive_search(tmp_path_factory, before, text, after, kept, block):
+    folder = tmp_path_factory.mktemp("scan")
+    content = (before + text + after + text).encode()
+    (folder / "file").write_bytes(content)
+    old, scan._BLOCK = scan._BLOCK, block
+    try:
+        found = traces(folder, [text.encode()], [], [kept])
+    finally:
+        scan._BLOCK = old
+    expected = naive(content, [text.encode()], [kept.encode()])
+    assert [(one.places, one.first_byte) for one in found] == ([(len(expected), expected[0])] if expected else [])
+
+
+@given(st.binary(max_size=80))
+def test_equal_windows_have_equal_hashes(raw):
+    hashes = window_hashes(raw)
+    assert len(hashes) == max(0, len(raw) - WINDOW + 1)
+    for n, one in enumerate(hashes):
+        assert np.array_equal(window_hashes(raw[n : n + WINDOW]), [one])
+
+
+@pytest.fixture
+def ward(tmp_path):
+    with new(tmp_path) as collection:
+        yield collection
+
+
+def test_a_deleted_note_leaves_traces_and_an_erased_one_none(tmp_path, ward):
+    store(ward, note("note-number-1", SECRET), note("note-number-2", "Some other text, and it is kept."))
+    ward.publish()
+    assert ward.scan([SECRET.encode()], ["note-number-1"]) == []
+    ward.delete_notes(["note-number-1"])
+    assert {trace.kind for trace in ward.scan([SECRET.encode()], ["note-number-1", "note-number-2"])} == {"text", "id"}
+    library = Library(tmp_path)
+    library.erase(ward, "notes", ["note-number-1"])
+    assert ward.scan([SECRET.encode()], ["note-number-1"]) == []
+
+
+def test_a_short_id_is_looked_up_in_the_tables(tmp_path, ward):
+    store(ward, note("n1", SECRET), note("n12", "Some other text, and it is kept."))
+    ward.delete_notes(["n1"])
+    assert [trace.where for trace in ward.scan([], ["n12", "n1"])] == ["the tombstone of id number 2"]
+    Library(tmp_path).erase(ward, "notes", ["n1"])
+    assert ward.scan([], ["n12", "n1"]) == []
