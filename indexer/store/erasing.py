@@ -118,7 +118,7 @@ def drop(connection: Connection, pending: Pending, withdrawn: int) -> Pending:
         )
         for row in rows
     )
-    chunks, vectors = _drop_versions(connection, covered.versions)
+    chunks, vectors = drop_versions(connection, covered.versions)
     log = ChangeLog(connection)
     last_erased: dict[int, int] = {}
     for row in rows:
@@ -211,7 +211,7 @@ def _tombstones(connection: Connection) -> int:
     return connection.scalar(select(func.count()).select_from(t.notes).where(t.notes.c.deleted == 1)) or 0
 
 
-def _drop_versions(connection: Connection, version_ids: Sequence[int]) -> tuple[int, int]:
+def drop_versions(connection: Connection, version_ids: Sequence[int]) -> tuple[int, int]:
     """Delete versions with their chunks and the vectors that no other chunk uses; return how many of the two."""
     chunks = vectors = 0
     c = t.chunks.c

@@ -198,6 +198,16 @@ def last_ids(connection: Connection) -> dict[str, int]:
     return {str(name): int(last) for name, last in connection.exec_driver_sql("SELECT name, seq FROM sqlite_sequence")}
 
 
+def raise_last_ids(connection: Connection, numbers: Mapping[str, int]) -> None:
+    """Have the tables number on behind these, where they do not already: no number is given twice."""
+    known = last_ids(connection)
+    for name, number in numbers.items():
+        if name not in known and number:
+            connection.exec_driver_sql("INSERT INTO sqlite_sequence (name, seq) VALUES (?, ?)", (name, number))
+        elif number > known.get(name, 0):
+            connection.exec_driver_sql("UPDATE sqlite_sequence SET seq = ? WHERE name = ?", (number, name))
+
+
 def disk_bytes(path: Path) -> int:
     """Return the size of the database and of its logs."""
     parts = (path, path.with_name(path.name + "-wal"), path.with_name(path.name + "-shm"))
