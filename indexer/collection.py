@@ -17,7 +17,7 @@ from indexer.store import holds, reading, truth
 from indexer.store import schema as t
 from indexer.store.columns import Ids
 from indexer.store.holds import Hold
-from indexer.store.kept import forgotten_ids, kept_strings
+from indexer.store.kept import forgotten_ids, kept_strings, known_subjects
 from indexer.store.lock import exclusive
 from indexer.store.replica import Identity, Replica
 from indexer.store.selection import everything, moment_of
@@ -178,6 +178,16 @@ class Collection:
         return Eraser(
             self.name, self.collection_id, self._engine, self._path, self.writer, self._replica, receipts, waiting
         )
+
+    @property
+    def path(self) -> Path:
+        """Where the truth lies."""
+        return self._path
+
+    def known_subjects(self) -> tuple[set[str], set[str]]:
+        """Return all note ids, those of deleted notes too, and all patient ids."""
+        with read_transaction(self._engine) as connection:
+            return known_subjects(connection)
 
     def scan(self, texts: Sequence[bytes], note_ids: Sequence[str] = ()) -> list[Trace]:
         """Return which files of the collection hold 24 bytes of the texts, or an id, that no kept note holds."""

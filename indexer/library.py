@@ -6,7 +6,8 @@ import logging
 import re
 import shutil
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from indexer.collection import DELETE_TIMEOUT_S, LOCK, TRUTH, Collection
@@ -45,6 +46,18 @@ class Library:
             ArgumentError: the name is not of the allowed form.
             CollectionExistsError: there is one of that name.
         """
+        with self.making(name) as folder:
+            Collection.create(folder, encoder_name, spec)
+        return Collection(self._path(name), name)
+
+    @contextmanager
+    def making(self, name: str) -> Iterator[Path]:
+        """Give a folder aside that becomes the collection of that name when the block ends, and goes if it fails.
+
+        Raises:
+            ArgumentError: the name is not of the allowed form.
+            CollectionExistsError: there is one of that name.
+        """
         target = self._path(name)
         if target.exists():
             raise CollectionExistsError(f"collection {name!r} is there already")
@@ -54,7 +67,7 @@ class Library:
         fresh = self._folder / f"{_NEW}{uuid.uuid4().hex}"
         private_folder(fresh)
         try:
-            Collection.create(fresh, encoder_name, spec)
+            yield fresh
             failpoint("create.filled")
             sync_folder(fresh)
             fresh.rename(target)
@@ -65,7 +78,9 @@ class Library:
             if target.exists():
                 raise CollectionExistsError(f"collection {name!r} is there already") from exc
             raise
-        return Collection(target, name)
+        except ClinragError:
+            shutil.rmtree(fresh, ignore_errors=True)
+            raise
 
     def open(self, name: str) -> Collection:
         """Open a collection.

@@ -39,3 +39,10 @@ def forgotten_ids(connection: Connection, note_ids: Iterable[str]) -> set[str]:
     for part in truth.parts(note_ids):
         found.update(connection.execute(select(n.note_id).where(n.note_id.in_(part), n.deleted == 1)).scalars())
     return found
+
+
+def known_subjects(connection: Connection) -> tuple[set[str], set[str]]:
+    """Return all note ids, those of deleted notes too, and all patient ids."""
+    patient = t.versions.c.patient_id
+    patients = connection.execute(select(patient).where(patient.is_not(None)).distinct()).scalars()
+    return set(connection.execute(select(t.notes.c.note_id)).scalars()), set(patients)

@@ -1,0 +1,146 @@
+"""Backup and restore of a collection; what was erased since a backup was made is erased again from what is restored."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from indexer.collection import TRUTH, Collection
+from indexer.erasure import Erased
+from indexer.errors import ArgumentError, DamagedError
+from indexer.library import Library
+from indexer.receipts import Receipt
+from indexer.store.backup import BackupFacts, copy_database, seal, unpack
+from indexer.store.erasing import By
+from indexer.store.snapshots import sync_folder
+from indexer.times import iso, now_us
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """The new collection, what the backup said of itself, and what was erased again."""
+
+    collection: Collection
+    facts: BackupFacts
+    erased: tuple[Erased, ...]
+
+
+def backup(collection: Collection, file: Path) -> BackupFacts:
+    """Write the collection into a new file (0600) while it is used, check what was written, and return its facts.
+
+    Raises:
+        ArgumentError: the file is there already.
+        DamagedError: the collection is damaged; no file was made.
+        StorageFullError: there is no room; no file was made.
+    """
+    if file.exists():
+        raise ArgumentError("FILE", "is there already; backups are not overwritten")
+    created_at = iso(now_us())
+    with _aside(file) as partial:
+        copy_database(collection.path, partial)
+        with _opened_copy(partial, collection.name) as copy:
+            findings = copy.verify()
+            if findings:
+                raise DamagedError(
+                    f"collection {collection.name!r} is damaged ({len(findings)} findings), no backup was made; "
+                    "'clinrag collections verify' names them"
+                )
+            info = copy.info()
+        facts = seal(
+            partial,
+            {
+                "collection": collection.name,
+                "collection_id": collection.collection_id,
+                "encoder_name": collection.encoder_name,
+                "fingerprint": collection.spec.fingerprint,
+                "seq": info.seq,
+                "notes": info.notes,
+                "created_at": created_at,
+            },
+        )
+        try:
+            file.hardlink_to(partial)  # unlike a rename, this overwrites nothing
+        except FileExistsError:
+            raise ArgumentError("FILE", "is there already; backups are not overwritten") from None
+    sync_folder(file.parent)
+    return facts
+
+
+def restore(library: Library, file: Path, name: str) -> Restored:
+    """Make a collection of a backup file, checked, under a name that is free, and open it.
+
+    Erasures that this home has receipts of, and that came after the backup was made, are done again: else a backup
+    would bring back what was erased.
+
+    Raises:
+        ArgumentError: the name is not of the allowed form.
+        CollectionExistsError: the name is taken.
+        SourceError: the file is no backup.
+        DamagedError: the file does not match its checksum, or holds a damaged collection.
+    """
+    with library.making(name) as folder:
+        facts = unpack(file, folder / TRUTH)
+        with Collection(folder, name) as made:
+            findings = made.verify()
+        if findings:
+            raise DamagedError(f"{file.name} holds a damaged collection ({len(findings)} findings); use another backup")
+    collection = library.open(name)
+    try:
+        erased = tuple(_erase_again(library, collection, facts))
+    except BaseException:
+        collection.close()
+        raise
+    return Restored(collection, facts, erased)
+
+
+def _erase_again(library: Library, collection: Collection, facts: BackupFacts) -> Iterator[Erased]:
+    later = [
+        receipt
+        for receipt in library.receipts.all()
+        if receipt.collection_id == collection.collection_id and receipt.asked_at >= facts.created_at
+    ]
+    if not later:
+        return
+    note_ids, patients = collection.known_subjects()
+    for patient in sorted(_covered(later, "patient", patients)):
+        collection.release(patient)  # a hold ended before the erasure that the receipt proves
+        yield library.erase(collection, "patient", [patient])
+    again = sorted(_covered(later, "notes", note_ids & collection.known_subjects()[0]))
+    if again:
+        yield library.erase(collection, "notes", again)
+
+
+def _covered(receipts: Iterable[Receipt], by: By, known: Iterable[str]) -> set[str]:
+    wanted = [receipt for receipt in receipts if receipt.by == by]
+    return {one for one in known if any(receipt.covers(one) for receipt in wanted)}
+
+
+@contextmanager
+def _opened_copy(partial: Path, name: str) -> Iterator[Collection]:
+    """Open a copied database as a collection of its own, in a folder that goes with the block."""
+    folder = partial.with_suffix(".check")
+    folder.mkdir(mode=0o700)
+    target = folder / TRUTH
+    partial.rename(target)
+    try:
+        with Collection(folder, name) as copy:
+            yield copy
+    finally:
+        target.rename(partial)
+        for leftover in folder.iterdir():
+            leftover.unlink()
+        folder.rmdir()
+
+
+@contextmanager
+def _aside(file: Path) -> Iterator[Path]:
+    partial = file.with_name(f".{file.name}.{uuid.uuid4().hex}")
+    os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+    try:
+        yield partial
+    finally:
+        partial.unlink(missing_ok=True)

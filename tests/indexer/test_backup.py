@@ -1,0 +1,138 @@
+"""A backup is one consistent, checked file; what it restores is the collection, without what was erased since."""
+
+from __future__ import annotations
+
+import stat
+import threading
+
+import pytest
+
+from indexer.backup import backup, restore
+from indexer.errors import ArgumentError, CollectionExistsError, DamagedError, SourceError
+from indexer.library import Library
+from tests.indexer.made_collections import new, note, shown, store
+
+TEXT = "The zygomatic fracture was plated by Dr Quillfeather. Seen again in May."
+
+
+@pytest.fixture
+def home(tmp_path):
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def library(home):
+    return Library(home)
+
+
+@pytest.fixture
+def ward(home):
+    with new(home) as collection:
+        yield collection
+
+
+def versions(collection):
+    return {
+        (found.note_id, version): collection.note(found.note_id, version)
+        for found in collection.list_notes()
+        for version in range(1, found.version + 1)
+    }
+
+
+def test_what_is_restored_is_the_collection(library, ward, tmp_path):
+    store(ward, note("a", TEXT, patient_id="p"), note("b", "Two."), note("c", "Three."))
+    store(ward, note("a", "Corrected.", patient_id="p"))
+    ward.delete_notes(["c"])
+    ward.hold("p", "case 12")
+    file = tmp_path / "ward.backup"
+    facts = backup(ward, file)
+    assert (facts.collection, facts.notes, facts.seq) == ("ward", 2, 5)
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["ward.backup"]
+    store(ward, note("d", "After the backup."))
+    restored = restore(library, file, "copy")
+    with restored.collection as copy:
+        assert shown(copy) == {"a": 2, "b": 1}
+        assert versions(copy) == {key: one for key, one in versions(ward).items() if key[0] != "d"}
+        assert [hold.reason for hold in copy.holds()] == ["case 12"]
+        assert copy.verify() == []
+        store(copy, note("e", "Goes on."))
+    assert restored.erased == ()
+
+
+def test_a_name_or_a_file_that_is_taken_is_left_alone(library, ward, tmp_path):
+    store(ward, note("a", TEXT))
+    file = tmp_path / "ward.backup"
+    backup(ward, file)
+    before = file.read_bytes()
+    with pytest.raises(ArgumentError, match="already"):
+        backup(ward, file)
+    with pytest.raises(CollectionExistsError):
+        restore(library, file, "ward")
+    assert file.read_bytes() == before
+    assert shown(ward) == {"a": 1}
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "empty", "other", "tail"])
+def test_a_damaged_backup_is_refused_and_leaves_nothing(library, ward, tmp_path, damage):
+    store(ward, note("a", TEXT))
+    file = tmp_path / "ward.backup"
+    backup(ward, file)
+    content = file.read_bytes()
+    at = len(content) // 2
+    changed = {
+        "flip": content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :],
+        "cut": content[:at],
+        "empty": b"",
+        "other": b"something else" * 100,
+        "tail": content + b"x",
+    }[damage]
+    file.write_bytes(changed)
+    with pytest.raises((SourceError, DamagedError), match=r"ward\.backup"):
+        restore(library, file, "copy")
+    assert library.names() == ["ward"]
+    with pytest.raises(SourceError):
+        restore(library, tmp_path / "nowhere", "copy")
+
+
+def test_a_backup_while_notes_come_in_is_a_prefix_of_them(library, ward, tmp_path):
+    stop = threading.Event()
+
+    def write():
+        number = 0
+        while not stop.is_set():
+            store(ward, note(f"n{number:04}", f"Number {number}."), note(f"m{number:04}", f"Also {number}."))
+            number += 1
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        for number in range(3):
+            backup(ward, tmp_path / f"{number}.backup")
+    finally:
+        stop.set()
+        writer.join()
+    for number in range(3):
+        with restore(library, tmp_path / f"{number}.backup", f"copy-{number}").collection as copy:
+            found = sorted(shown(copy))
+            half = len(found) // 2
+            assert found == [f"{kind}{n:04}" for kind in "mn" for n in range(half)]
+
+
+def test_what_was_erased_since_the_backup_is_erased_from_what_it_restores(home, library, ward, tmp_path):
+    store(
+        ward,
+        *(note("note-number-1", TEXT, patient_id="patient-one"), note("note-number-2", "Marmalade on a unicycle.")),
+        *(note("note-number-3", "Kept."), note("note-number-4", "Erased before the backup.")),
+    )
+    library.erase(ward, "notes", ["note-number-4"])
+    file = tmp_path / "ward.backup"
+    backup(ward, file)
+    library.erase(ward, "patient", ["patient-one"])
+    library.erase(ward, "notes", ["note-number-2"])
+    restored = restore(library, file, "copy")
+    with restored.collection as copy:
+        assert shown(copy) == {"note-number-3": 1}
+        assert [one.receipt.by for one in restored.erased] == ["patient", "notes"]
+        assert copy.scan([TEXT.encode()], ["note-number-1", "note-number-2"]) == []
+        assert copy.verify() == []
