@@ -22,7 +22,7 @@ from rag.training.pairs import LANGUAGES, terms_by_english
 Row = dict[str, Any]
 _RARE = {"zh": 3.0, "ja": 3.0, "ru": 3.0, "ro": 3.0, "en": 1.0, "it": 1.5, "nl": 1.5}
 _TIMES = {"parallel/tico19": 4, "parallel/openmrs_ui": 2, "tasks/cardioccc": 3, "notes/codiesp": 2}
-_KEEP_SHARE = {"en": 0.3, "zh": 0.25, "ja": 0.12, "ru": 0.08, "es": 0.08, "fr": 0.08, "de": 0.05, "pt": 0.04}
+_KEEP_SHARE = {"en": 0.4, "zh": 0.25, "ja": 0.07, "ru": 0.06, "es": 0.07, "fr": 0.07, "de": 0.05, "pt": 0.03}
 _SENTENCE = regex.compile(r"(?<=[.!?。！？;；\n])\s*")
 
 
@@ -138,7 +138,9 @@ class Sampler:
 
     def _concepts(self, count: int, chance: random.Random) -> list[Row]:
         chosen: dict[int, None] = {}
-        while len(chosen) < count * self.sizes.siblings and self._parents:
+        for _ in range(count if self._parents else 0):  # bounded: a small terminology runs out of families
+            if len(chosen) >= count * self.sizes.siblings:
+                break
             children = self._by_parent[chance.choice(self._parents)]
             chosen.update(dict.fromkeys(chance.sample(children, min(4, len(children)))))
         while len(chosen) < min(count, len(self._terms)):
@@ -196,7 +198,7 @@ class Sampler:
         stream = chance.choice(self._keep[language])
         at = chance.randrange(max(1, len(stream) - self.sizes.keep))
         passages = list(dict.fromkeys(stream[at : at + self.sizes.keep]))
-        queries = [_SENTENCE.split(text.strip())[0][:80] or text[:80] for text in passages]
+        queries = [_clue(text, chance) for text in passages]
         return Texts(language, queries, passages)
 
     def _prompts(self, chance: random.Random) -> tuple[str, str]:
@@ -211,6 +213,12 @@ def _rows(path: Path) -> list[Row]:
 
 def _one(terms: Sequence[str], chance: random.Random) -> str:
     return terms[0] if chance.random() < 0.7 else chance.choice(terms)
+
+
+def _clue(text: str, chance: random.Random) -> str:
+    """Return one sentence of a piece, or its beginning: what somebody might search for to find it."""
+    sentences = [part.strip() for part in _SENTENCE.split(text) if len(part.strip()) > 5]
+    return (chance.choice(sentences) if sentences else text)[:120]
 
 
 def _language(languages: Sequence[str], chance: random.Random) -> str:

@@ -34,14 +34,14 @@ class Student(torch.nn.Module):
                 module.p = 0.0  # vectors are compared with a teacher's: noise would be distilled as well
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self.tokenizer.no_padding()
-        self.max_length = max_length
+        self.max_length = min(max_length, _positions(self.body.config))
         self.in_bfloat16 = bfloat16
         if freeze_embeddings:
             self.body.get_input_embeddings().weight.requires_grad_(False)
 
     def token_ids(self, texts: Sequence[str], prompt: str, max_length: int | None = None) -> list[list[int]]:
         """Return token ids with prompt and special tokens, cut to the longest length."""
-        longest = max_length or self.max_length
+        longest = min(max_length or self.max_length, _positions(self.body.config))
         found = []
         for one in self.tokenizer.encode_batch_fast([prompt + text for text in texts]):
             ids = list(one.ids)
@@ -107,6 +107,13 @@ class Teacher:
                 self._known[key] = row
         found = torch.from_numpy(np.stack([self._known[key] for key in keys]).astype(np.float32))
         return torch.nn.functional.normalize(found, dim=-1)
+
+
+def _positions(config: Any) -> int:
+    """Return the longest input that the model has positions for."""
+    known = int(getattr(config, "max_position_embeddings", 0) or 1 << 20)
+    # RoBERTa counts positions from the padding index on, so two of them cannot be used
+    return known - 2 if config.model_type in {"roberta", "xlm-roberta", "camembert"} else known
 
 
 def _is_bert(folder: Path) -> bool:
