@@ -126,7 +126,7 @@ class _Import:
             return None
         problem = _problem(item)
         if problem is not None:
-            self._reject(position, RowError(item.source or "", None, *problem))
+            self._reject(position, _row_error(item, *problem))
             return None
         digest = content_hash(item)
         before = self._seen.add(item.note_id, digest)
@@ -136,7 +136,7 @@ class _Import:
             self.report.skipped += 1
         else:
             reason = "occurs twice in this input, with different content; the first record was taken"
-            self._reject(position, RowError(item.source or "", None, "id", reason))
+            self._reject(position, _row_error(item, "id", reason))
         return None
 
     def store(self, batch: Sequence[_Item]) -> None:
@@ -153,13 +153,13 @@ class _Import:
         kept, outcome = self._commit(prepared, texts, vectors)
         for index in sorted(set(range(len(fresh))).difference(kept)):
             reason = "was erased while it waited to be stored"
-            self._reject(fresh[index].position, RowError(fresh[index].note.source or "", None, "id", reason))
+            self._reject(fresh[index].position, _row_error(fresh[index].note, "id", reason))
         self.report.stored += outcome.stored
         self.report.skipped += outcome.skipped
         self.report.chunks += outcome.chunks
         for refusal in outcome.refused:
             item = fresh[kept[refusal.index]]
-            self._reject(item.position, RowError(item.note.source or "", None, refusal.field, refusal.reason))
+            self._reject(item.position, _row_error(item.note, refusal.field, refusal.reason))
 
     def _commit(
         self, prepared: Sequence[Prepared], texts: dict[bytes, str], vectors: Vectors
@@ -243,3 +243,8 @@ def _encodable(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def _row_error(note: Note, field: str, reason: str) -> RowError:
+    where = note.origin
+    return RowError(where.file if where else "", where.line if where else None, field, reason)

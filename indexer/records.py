@@ -40,12 +40,21 @@ class Span:
 
 
 @dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a record was read: its file, and its line where the format has lines."""
+
+    file: str
+    line: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class Note:
     """One clinical document as a source gives it, before it is stored.
 
     ``authored_at`` keeps its own precision (``2023``, ``2023-04``, ``2023-04-05``, ``2023-04-05T10:00:00+02:00``);
     ``stored_at`` is a full timestamp and is set by the collection when the source gives none. ``language`` is
-    ISO 639-1 in lower case. ``replaces`` and ``appends`` name other notes by id.
+    ISO 639-1 in lower case. ``replaces`` and ``appends`` name other notes by id. ``origin`` is where the note was read:
+    for the skip report, no part of the note.
     """
 
     note_id: str
@@ -61,6 +70,7 @@ class Note:
     appends: str | None = None
     source: str | None = None
     metadata: Mapping[str, Scalar] = field(default_factory=lambda: NO_METADATA)
+    origin: Origin | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -73,7 +73,7 @@ def _placed(source: SourceFile, line: int | None, place: str, found: Found) -> I
         if isinstance(item, RecordError):
             yield source.error(line, f"{place}{item.field}", item.reason)
         else:
-            yield item
+            yield source.placed(line, item)
 
 
 def _notes(resource: Element, full_url: str | None, package: Package) -> Found:

@@ -59,7 +59,11 @@ def read_hl7(source: SourceFile) -> Iterator[Note | RowError]:
             try:
                 for note in _notes(parse_message(raw)):
                     try:
-                        yield checked(note) if isinstance(note, Note) else source.rejected(line, note)
+                        yield (
+                            source.placed(line, checked(note))
+                            if isinstance(note, Note)
+                            else source.rejected(line, note)
+                        )
                     except RecordError as error:
                         yield source.rejected(line, error)
             except RecordError as error:

@@ -55,7 +55,7 @@ def _record(source: SourceFile, line: int | None, value: object, fhir_only: bool
         yield from read_resource(source, line, value)
         return
     try:
-        yield parse_record(_renamed(value, source.column_map))
+        yield source.placed(line, parse_record(_renamed(value, source.column_map)))
     except RecordError as error:
         yield source.rejected(line, error)
 

@@ -32,9 +32,8 @@ def read_parquet(source: SourceFile, *, wanted: str | None = None) -> Iterator[N
                 for index in range(batch.num_rows):
                     row += 1
                     try:
-                        yield read(
-                            {name: _cell(name, column[index]) for name, column in zip(names, columns, strict=True)}
-                        )
+                        cells = {name: _cell(name, column[index]) for name, column in zip(names, columns, strict=True)}
+                        yield source.placed(row, read(cells))
                     except RecordError as error:
                         yield source.rejected(row, error)
     except RecordError as error:

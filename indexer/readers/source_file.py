@@ -8,11 +8,11 @@ import os
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from indexer.records import RowError
+from indexer.records import Note, Origin, RowError
 
 if TYPE_CHECKING:
     from indexer.readers.fhir_binaries import Binaries
@@ -45,6 +45,10 @@ class SourceFile:
     def error(self, line: int | None, field: str | None, reason: str) -> RowError:
         """Return the skip report's row for a record of this file."""
         return RowError(shown(self.path), line, field, reason)
+
+    def placed(self, line: int | None, note: Note) -> Note:
+        """Return the note with where it was read, for what is said of it later."""
+        return replace(note, origin=Origin(shown(self.path), line))
 
     def rejected(self, line: int | None, error: RecordError) -> RowError:
         """Return the skip report's row for a record that failed a check."""

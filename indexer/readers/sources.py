@@ -68,7 +68,8 @@ class _Run:
     def _read(self, source: SourceFile) -> Iterator[Note | RowError]:
         try:
             found = self._wanted or detect(source.head(), source.relative)
-            yield from _reader(found, named=self._wanted is not None)(source)
+            for item in _reader(found, named=self._wanted is not None)(source):
+                yield source.placed(None, item) if isinstance(item, Note) and item.origin is None else item
         except FileError as error:
             yield source.error(None, None, str(error))
         except READ_ERRORS as error:

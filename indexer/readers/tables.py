@@ -63,7 +63,7 @@ def _row(source: SourceFile, line: int, names: list[str], cells: list[str], read
         if _UNDECODED.search(cell):
             return source.error(line, name, "is not UTF-8")
     try:
-        return read(dict(zip(names, cells, strict=True)))
+        return source.placed(line, read(dict(zip(names, cells, strict=True))))
     except RecordError as error:
         return source.rejected(line, error)
 

@@ -15,7 +15,8 @@ from sqlalchemy import select
 from indexer.build import IndexReport, Progress, index_notes
 from indexer.errors import EncoderMismatchError, WriterBusyError
 from indexer.library import Library
-from indexer.records import EncoderSpec, Note, RowError
+from indexer.readers import read_sources
+from indexer.records import EncoderSpec, Note, Origin, RowError
 from indexer.seen import SeenNotes
 from indexer.store import schema, sqlite
 from tests.indexer.made_collections import SPEC, LetterEncoder, new, note, second, shown
@@ -120,11 +121,11 @@ BAD = {
 
 @pytest.mark.parametrize(("field", "change"), [(field, change) for field, changes in BAD.items() for change in changes])
 def test_what_cannot_be_stored_is_reported_and_the_rest_is_stored(ward, encoder, field, change):
-    sound = {"note_id": "x", "text": f"{CANARY}.", "language": "en", "source": "in.jsonl"}
+    sound = {"note_id": "x", "text": f"{CANARY}.", "language": "en", "origin": Origin("in.jsonl", 2)}
     earlier = RowError("in.jsonl", 1, "text", "is missing")
     report = index_notes(ward, encoder, [earlier, Note(**sound | change), note("b")])
     assert report.rejected[0] == earlier
-    assert (report.rejected[1].field, report.rejected[1].file) == (field, "in.jsonl")
+    assert (report.rejected[1].field, report.rejected[1].file, report.rejected[1].line) == (field, "in.jsonl", 2)
     assert report.positions == [0, 1]
     assert CANARY not in str(report)
     assert shown(ward) == {"b": 1}
@@ -278,3 +279,11 @@ def test_a_full_disk_behind_the_last_commit_fails_no_import(ward, encoder, monke
     assert index_notes(ward, encoder, notes(6)).stored == 6
     assert "were not written" in caplog.text
     assert len(ward.view().rows) == ward.info().chunks
+
+
+def test_a_second_record_of_an_id_is_named_by_its_file_and_line(ward, encoder, tmp_path):
+    path = tmp_path / "twice.jsonl"
+    path.write_text('{"id": "a", "text": "One."}\n{"id": "a", "text": "Two."}\n', encoding="utf-8")
+    (rejected,) = index_notes(ward, encoder, read_sources([path])).rejected
+    assert (rejected.file, rejected.line, rejected.field) == (str(path), 2, "id")
+    assert ward.note("a").text == "One."
