@@ -17,6 +17,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
     parser.add_argument("--kills", type=int, default=0, metavar="N", help="kill N processes and check what they left")
     parser.add_argument("--damages", type=int, default=0, metavar="N", help="damage N copies of a collection's files")
+    parser.add_argument("--writes", action="store_true", help="let each write, sync, rename and truncation fail")
+    parser.add_argument("--every", type=int, default=1, metavar="N", help="with --writes: only every n-th call")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--broken", help="break the commit path on purpose; the harness must notice")
     parser.add_argument("--folder", type=Path, help="where to work (default: a temporary folder)")
@@ -30,7 +32,7 @@ def main() -> int:
 
 
 def _run(arguments: argparse.Namespace, folder: Path) -> int:
-    from tests.faults import crash, damage
+    from tests.faults import crash, damage, writes
 
     answer: dict[str, object] = {}
     faults = 0
@@ -42,6 +44,13 @@ def _run(arguments: argparse.Namespace, folder: Path) -> int:
         damaged = damage.run(folder, arguments.damages, arguments.seed)
         answer["damage"] = damaged.as_json()
         faults += len(damaged.served) + len(damaged.unclear)
+    if arguments.writes:
+        if shim.loaded() is None:
+            answer["writes"] = "skipped: there is no C compiler"
+        else:
+            failed = writes.run(folder, arguments.every)
+            answer["writes"] = failed.as_json()
+            faults += len(failed.problems)
     print(json.dumps(answer, indent=1))  # noqa: T201
     return 1 if faults else 0
 

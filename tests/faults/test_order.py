@@ -1,0 +1,115 @@
+"""What makes acknowledged mean durable, seen in the order of the calls: a kill proves nothing of a power cut."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from indexer.build import index_notes
+from indexer.encoders.encoder import HashingEncoder
+from indexer.library import Library
+from tests.faults import shim
+from tests.faults.writes import notes
+
+pytestmark = pytest.mark.faults
+
+needs_compiler = pytest.mark.skipif(shim.compiler() is None, reason="the shim needs a C compiler")
+
+
+def test_a_generation_is_synced_before_it_is_renamed_into_place(tmp_path, monkeypatch):
+    encoder = HashingEncoder()
+    with Library(tmp_path).create("main", "hashing", encoder.spec) as collection:
+        index_notes(collection, encoder, notes(0, 5))
+        calls = _recorded(monkeypatch)
+        collection.publish()
+        monkeypatch.undo()
+    renames = [at for at, (call, path) in enumerate(calls) if call == "rename" and path.parent.name == "derived"]
+    assert len(renames) == 1
+    before, after = calls[: renames[0]], calls[renames[0] + 1 :]
+    aside = calls[renames[0]][1]
+    synced = [path for call, path in before if call == "sync"]
+    names = ["columns.npz", "texts.json", "terms.npz", "rows.npz", "matrix.f16", "MANIFEST.json"]
+    assert [path.name for path in synced if path.name in names] == names, "each file, the manifest last"
+    assert synced[-1] == aside, "then the folder that holds them"
+    assert ("sync", tmp_path / "collections" / "main" / "derived") in after, "then the folder that holds that one"
+
+
+def test_a_new_collection_is_synced_with_its_folder(tmp_path, monkeypatch):
+    calls = _recorded(monkeypatch)
+    Library(tmp_path).create("main", "hashing", HashingEncoder().spec).close()
+    monkeypatch.undo()
+    at = next(n for n, (call, path) in enumerate(calls) if call == "rename")
+    assert ("sync", calls[at][1]) in calls[:at]
+    assert ("sync", tmp_path / "collections") in calls[at:]
+
+
+def _recorded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Path]]:
+    calls: list[tuple[str, Path]] = []
+    fsync, rename = os.fsync, os.rename
+
+    def noting_fsync(descriptor):
+        calls.append(("sync", Path(f"/proc/self/fd/{descriptor}").readlink()))
+        fsync(descriptor)
+
+    def noting_rename(source, target, **more):
+        calls.append(("rename", Path(source)))
+        rename(source, target, **more)
+
+    monkeypatch.setattr(os, "fsync", noting_fsync)
+    monkeypatch.setattr(os, "rename", noting_rename)
+    return calls
+
+
+@needs_compiler
+def test_a_commit_returns_behind_the_sync_of_its_log(tmp_path):
+    calls = _in_a_process_with_the_shim(tmp_path)
+    log = [(call, path) for call, path in calls if path.endswith(("-wal", "acknowledged"))]
+    acknowledgements = [at for at, (_, path) in enumerate(log) if path.endswith("acknowledged")]
+    assert len(acknowledgements) == 3
+    for first, at in zip([-1, *acknowledgements], acknowledgements, strict=False):
+        since = [call for call, path in log[first + 1 : at] if path.endswith("-wal")]
+        assert "write" in since
+        assert since[-1] == "sync", "nothing of the log is written behind its last sync"
+
+
+@needs_compiler
+def test_a_checkpoint_syncs_the_log_before_the_pages_and_the_pages_before_it_ends(tmp_path):
+    calls = [(call, path) for call, path in _in_a_process_with_the_shim(tmp_path) if "truth.sqlite" in path]
+    pages = [at for at, (call, path) in enumerate(calls) if path.endswith("truth.sqlite") and call == "write"]
+    assert pages, "closing moves the log into the database"
+    before = [call for call, path in calls[: pages[0]] if path.endswith("-wal")]
+    assert before[-1] == "sync"
+    assert ("sync", calls[pages[0]][1]) in calls[pages[-1] :]
+
+
+def _in_a_process_with_the_shim(folder: Path) -> list[tuple[str, str]]:
+    command = [sys.executable, "-m", "tests.faults.test_order", str(folder)]
+    done = subprocess.run(command, env=shim.environment(folder), check=True, capture_output=True, text=True)
+    return [(call, path) for call, path in json.loads(done.stdout)]
+
+
+def _three_commits(home: Path) -> list[tuple[str, str]]:
+    """Store, store and delete, with a write into a file of ours behind each call that returned."""
+    preloaded = shim.loaded()
+    assert preloaded is not None
+    encoder = HashingEncoder()
+    acknowledged = os.open(home / "acknowledged", os.O_WRONLY | os.O_CREAT)
+    collection = Library(home).create("main", "hashing", encoder.spec)
+    with preloaded.noted(str(home)) as calls:
+        index_notes(collection, encoder, notes(0, 5))
+        os.write(acknowledged, b"1")
+        index_notes(collection, encoder, notes(3, 6))
+        os.write(acknowledged, b"2")
+        collection.delete_notes(["n2"])
+        os.write(acknowledged, b"3")
+        collection.close()
+    return calls
+
+
+if __name__ == "__main__":
+    print(json.dumps(_three_commits(Path(sys.argv[1]))))  # noqa: T201
