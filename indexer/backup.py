@@ -9,11 +9,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from indexer.collection import TRUTH, Collection
+from indexer.collection import Collection
 from indexer.erasure import Erased
 from indexer.errors import ArgumentError, DamagedError
 from indexer.library import Library
 from indexer.receipts import Receipt
+from indexer.spaces import TRUTH
 from indexer.store.backup import BackupFacts, copy_database, seal, unpack
 from indexer.store.erasing import By
 from indexer.store.snapshots import sync_folder

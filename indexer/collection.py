@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from indexer.check import verify
 from indexer.erasure import Eraser, Waiting
 from indexer.errors import CollectionNotFoundError, DamagedError, EncoderMismatchError, NoteNotFoundError
+from indexer.follower import forget_beside
 from indexer.receipts import Receipts
 from indexer.records import EncoderSpec, Scope
 from indexer.scan import Trace, traces
+from indexer.spaces import LOCK, TRUTH, Spaces
 from indexer.store import holds, reading, truth
 from indexer.store import schema as t
 from indexer.store.columns import Ids
@@ -38,8 +41,6 @@ from indexer.store.witness import Witness
 from indexer.store.writer import Writer, stored_contents, stored_vector_keys
 from indexer.times import iso, now_us
 
-TRUTH = "truth.sqlite"
-LOCK = "writer.lock"
 CHECKED_AT_OPEN = ("notes", "changes")
 DELETE_TIMEOUT_S = 5.0
 PUBLISH_BEHIND = 500
@@ -51,8 +52,8 @@ class Collection:
     Usable as a context manager; `Library` creates and opens them.
     """
 
-    def __init__(self, folder: Path, name: str) -> None:
-        """Open the collection in a folder.
+    def __init__(self, folder: Path, name: str, root: Path | None = None) -> None:
+        """Open the collection in a folder, which is one of the spaces under ``root`` (absent: the only one).
 
         Raises:
             CollectionNotFoundError: there is none.
@@ -63,6 +64,7 @@ class Collection:
             raise CollectionNotFoundError(f"no collection {name!r}; 'clinrag collections list' names those there are")
         self.name = name
         self._folder = folder
+        self.spaces = Spaces(folder if root is None else root)
         self._inode = self._path.stat().st_ino
         check_header(self._path)
         self._witness = Witness(folder)
@@ -92,21 +94,24 @@ class Collection:
             raise
 
     @classmethod
-    def create(cls, folder: Path, encoder_name: str, spec: EncoderSpec) -> None:
-        """Make an empty collection in a folder that exists. Raises ``FileExistsError``."""
+    def create(cls, folder: Path, encoder_name: str, spec: EncoderSpec, facts: Mapping[str, str] | None = None) -> None:
+        """Make an empty collection in a folder that exists. Raises ``FileExistsError``.
+
+        ``facts`` are those that it shares with another (``collection_id``, ``created_at``).
+        """
         create_file(folder / TRUTH)
         engine = open_engine(folder / TRUTH)
         try:
             t.migrate(engine)
             with write_transaction(engine) as connection:
-                facts = {
+                own = {
                     "collection_id": uuid.uuid4().hex,
                     "created_at": iso(now_us()),
                     "encoder_name": encoder_name,
                     "spec": truth.spec_text(spec),
                     "fingerprint": spec.fingerprint,
                 }
-                truth.write_meta(connection, facts)
+                truth.write_meta(connection, own | dict(facts or {}))
         finally:
             engine.dispose()
 
@@ -124,14 +129,21 @@ class Collection:
         self._engine.dispose()
 
     def present(self) -> bool:
-        """Return whether this is still the collection of its name: not deleted, not made anew by any process."""
+        """Return whether this is still the collection of its name: not deleted, made anew or cut over by a process."""
+        return self._exists() and self.spaces.live() == self._folder
+
+    def _exists(self) -> bool:
         try:
             return self._path.stat().st_ino == self._inode
         except FileNotFoundError:
             return False
 
     def _check_present(self) -> None:
-        if not self.present():
+        if self._exists() and self.spaces.live() != self._folder:
+            raise EncoderMismatchError(
+                f"collection {self.name!r} was cut over to another encoder while it was in use; do the same again"
+            )
+        if not self._exists():
             raise CollectionNotFoundError(f"collection {self.name!r} was deleted while it was in use")
 
     def check_encoder(self, spec: EncoderSpec) -> None:
@@ -176,7 +188,15 @@ class Collection:
     def eraser(self, receipts: Receipts, waiting: Waiting) -> Eraser:
         """Return what erases from this collection; receipts are kept outside of it."""
         return Eraser(
-            self.name, self.collection_id, self._engine, self._path, self.writer, self._replica, receipts, waiting
+            self.name,
+            self.collection_id,
+            self._engine,
+            self._path,
+            self.writer,
+            self._replica,
+            receipts,
+            waiting,
+            partial(forget_beside, self.name, self.spaces, self._engine),
         )
 
     @property
@@ -192,7 +212,7 @@ class Collection:
     def scan(self, texts: Sequence[bytes], note_ids: Sequence[str] = ()) -> list[Trace]:
         """Return which files of the collection hold 24 bytes of the texts, or an id, that no kept note holds."""
         with read_transaction(self._engine) as connection:
-            found = traces(self._folder, texts, note_ids, kept_strings(connection))
+            found = traces(self.spaces.root, texts, note_ids, kept_strings(connection))
             for note_id in sorted(forgotten_ids(connection, note_ids)):
                 at = list(note_ids).index(note_id)
                 found.append(Trace(f"the tombstone of id number {at + 1}", "id", 1, 0))
@@ -200,12 +220,12 @@ class Collection:
 
     def hold(self, patient_id: str, reason: str) -> Hold:
         """Let nobody erase this patient's notes until `release`, and return the hold."""
-        with write_transaction(self._engine) as connection:
+        with self.writer(DELETE_TIMEOUT_S), write_transaction(self._engine) as connection:
             return holds.put(connection, patient_id, reason)
 
     def release(self, patient_id: str) -> bool:
         """End the patient's hold; ``False`` where there was none."""
-        with write_transaction(self._engine) as connection:
+        with self.writer(DELETE_TIMEOUT_S), write_transaction(self._engine) as connection:
             return holds.release(connection, patient_id)
 
     def holds(self) -> list[Hold]:

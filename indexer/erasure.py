@@ -7,11 +7,12 @@ Steps, each of which a crash may follow; the next time that the collection is op
 3. ``dropped``: rows, tombstones and references are deleted; from here on no reader of any process sees the notes.
 4. ``packed``: the database is written anew.
 5. ``emptied``: its log is cut to nothing; this waits for readers that hold an older snapshot.
-6. ``rebuilt``: matrix, structure, terms and columns are made again from what is kept.
-7. ``issued``: the signed receipt is on disk, outside of the collection.
-8. ``forgotten``: the record of step 1 is gone.
+6. ``followed``: vectors of another encoder beside the live ones (a change of the encoder) have lost the same.
+7. ``rebuilt``: matrix, structure, terms and columns are made again from what is kept.
+8. ``issued``: the signed receipt is on disk, outside of the collection.
+9. ``forgotten``: the record of step 1 is gone.
 
-Erasures that wait for the writer lock at the same time share steps 4 to 6.
+Erasures that wait for the writer lock at the same time share steps 4 to 7.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from indexer.times import iso, now_us
 
 WAIT_S = 30.0
 
-STEPS = ("asked", "withdrawn", "dropped", "packed", "emptied", "rebuilt", "issued", "forgotten")
+STEPS = ("asked", "withdrawn", "dropped", "packed", "emptied", "followed", "rebuilt", "issued", "forgotten")
 
 _AGAIN = "it stays pending and goes on when the collection is opened next"
 
@@ -90,6 +91,8 @@ class Eraser:
     replica: Replica
     receipts: Receipts
     waiting: Waiting
+    beside: Callable[[float], None]
+    """Takes what the truth has lost out of the vectors of another encoder beside it, until a deadline."""
 
     def erase(self, by: By, subjects: Sequence[str], wait_s: float = WAIT_S) -> Erased:
         """Erase notes by id, or all notes of one patient, and return the receipt.
@@ -157,7 +160,13 @@ class Eraser:
                     erasing.step(connection, replace(one, state=erasing.PACKED))
             self._reached("packed")
         self._empty_log(deadline)
+        for folder in self.path.parents[:2]:
+            for left in folder.glob("damaged-*.sqlite"):
+                if left.is_file():
+                    left.unlink()  # what a repair kept of an unsound database
         self._reached("emptied")
+        self.beside(deadline)
+        self._reached("followed")
         self.replica.rebuild()
         self._reached("rebuilt")
         for one in pending:

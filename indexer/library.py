@@ -10,11 +10,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from indexer.collection import DELETE_TIMEOUT_S, LOCK, TRUTH, Collection
+from indexer.collection import DELETE_TIMEOUT_S, Collection
 from indexer.erasure import WAIT_S, Erased, NothingWaits, Waiting
-from indexer.errors import ArgumentError, ClinragError, CollectionExistsError, CollectionNotFoundError
+from indexer.errors import ArgumentError, ClinragError, CollectionExistsError, CollectionNotFoundError, DamagedError
 from indexer.receipts import Receipts
 from indexer.records import EncoderSpec
+from indexer.spaces import LOCK, TRUTH, Spaces
 from indexer.store.erasing import By
 from indexer.store.failpoints import failpoint
 from indexer.store.lock import exclusive
@@ -89,7 +90,8 @@ class Library:
             ArgumentError: the name is not of the allowed form.
             CollectionNotFoundError: there is none of that name.
         """
-        opened = Collection(self._path(name), name)
+        root = self._path(name)
+        opened = Collection(Spaces(root).live(), name, root)
         try:
             opened.eraser(self.receipts, self._waiting).resume()
         except ClinragError as exc:
@@ -110,13 +112,15 @@ class Library:
         """
         return collection.eraser(self.receipts, self._waiting).erase(by, subjects, wait_s)
 
+    def folder(self, name: str) -> Path:
+        """Return where the collection of that name lies, whether there is one or not."""
+        return self._path(name)
+
     def names(self) -> list[str]:
         """Return the names of all collections, sorted."""
         if not self._folder.is_dir():
             return []
-        return sorted(
-            path.name for path in self._folder.iterdir() if _NAME.match(path.name) and (path / TRUTH).exists()
-        )
+        return sorted(path.name for path in self._folder.iterdir() if _NAME.match(path.name) and _living(path))
 
     def delete(self, name: str) -> None:
         """Delete a collection with all its files; readers that have it open stop answering.
@@ -126,9 +130,9 @@ class Library:
             WriterBusyError: it is being written to.
         """
         target = self._path(name)
-        if not (target / TRUTH).is_file():
+        if not _living(target):
             raise CollectionNotFoundError(f"no collection {name!r}; 'clinrag collections list' names those there are")
-        with exclusive(target / LOCK, f"collection {name!r}", DELETE_TIMEOUT_S):
+        with exclusive(_lock_of(target), f"collection {name!r}", DELETE_TIMEOUT_S):
             gone = self._folder / f"{_GONE}{uuid.uuid4().hex}"
             target.rename(gone)
             failpoint("drop.renamed")
@@ -141,6 +145,21 @@ class Library:
                 "name", "must be 1 to 64 letters, digits, '.', '_' or '-', and start with a letter or digit"
             )
         return self._folder / name
+
+
+def _living(root: Path) -> bool:
+    """Say whether there is a collection; one that cannot say which of its spaces is live is there, damaged."""
+    try:
+        return (Spaces(root).live() / TRUTH).is_file()
+    except DamagedError:
+        return True
+
+
+def _lock_of(root: Path) -> Path:
+    try:
+        return Spaces(root).live() / LOCK
+    except DamagedError:
+        return root / LOCK
 
 
 def private_folder(path: Path) -> None:

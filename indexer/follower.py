@@ -1,0 +1,233 @@
+"""The space beside the live one: brought to where the live truth is, and never left with more than that.
+
+Locks are taken in one order, the live space's before the one beside, so that no two processes wait for each other.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from sqlalchemy import Engine
+
+from indexer.encoders.encoder import Encoder
+from indexer.errors import ClinragError, DamagedError, EncoderMismatchError, ErasurePendingError
+from indexer.records import EncoderSpec
+from indexer.spaces import LOCK, TRUTH, Spaces
+from indexer.store import mirror, truth
+from indexer.store import schema as t
+from indexer.store.erasing import pending_erasures
+from indexer.store.failpoints import failpoint
+from indexer.store.lock import exclusive
+from indexer.store.mirror import Cut, SourceVersion
+from indexer.store.packing import empty_log, pack
+from indexer.store.snapshots import DERIVED
+from indexer.store.sqlite import open_engine, read_transaction, write_transaction
+from indexer.store.truth import text_hash
+from indexer.store.witness import Witness
+from indexer.store.writer import MissingVectorsError, stored_vector_keys
+from indexer.text.chunks import DEFAULT_CHUNK_TOKENS, split_chunks
+
+Vectors = dict[bytes, NDArray[np.float16]]
+OnProgress = Callable[[int, int], None]
+
+LOCK_TIMEOUT_S = 30.0
+_WHAT = "the vectors beside collection {!r}"
+
+
+def facts_of(folder: Path) -> dict[str, str]:
+    """Return what a space says of itself; empty for one whose making was cut short."""
+    if not (folder / TRUTH).stat().st_size:
+        return {}
+    engine = open_engine(folder / TRUTH)
+    try:
+        if not t.format_version(engine):
+            return {}
+        with read_transaction(engine) as connection:
+            return truth.read_meta(connection)
+    finally:
+        engine.dispose()
+
+
+class Follower:
+    """Copies the live truth's notes into the space beside, cut and embedded for that one's encoder.
+
+    Every batch is one durable transaction: what was embedded stays embedded, however the process ends. Usable as a
+    context manager.
+    """
+
+    def __init__(self, name: str, live: Path, folder: Path, encoder: Callable[[], Encoder]) -> None:
+        """Follow the truth of the folder ``live``; the encoder is asked for when there is something to embed.
+
+        Raises:
+            DamagedError: the space beside was not made to its end.
+        """
+        facts = facts_of(folder)
+        if "spec" not in facts:
+            raise DamagedError("the vectors made beside are not whole; run 'clinrag collections discard', then again")
+        self.spec: EncoderSpec = truth.spec_of(facts["spec"])
+        self.encoder_name = facts["encoder_name"]
+        self._name = name
+        self._folder = folder
+        self._load = encoder
+        self._source = open_engine(live / TRUTH)
+        self._target = open_engine(folder / TRUTH)
+
+    def __enter__(self) -> Follower:
+        """Return itself."""
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        """Let go of both truths."""
+        self._source.dispose()
+        self._target.dispose()
+
+    def progress(self) -> tuple[int, int]:
+        """Return how many note versions of the live truth are there, and how many there are."""
+        with read_transaction(self._source) as source, read_transaction(self._target) as target:
+            wanted, there = mirror.version_ids(source), mirror.version_ids(target)
+        return len(np.intersect1d(wanted, there)), len(wanted)
+
+    def catch_up(self, batch_notes: int, on_progress: OnProgress = lambda done, total: None) -> int:
+        """Copy the versions that are missing, new ones that arrive meanwhile too; return how many that were.
+
+        Raises:
+            EncoderMismatchError: the encoder is another than the one that the space is for.
+        """
+        copied = 0
+        while len(missing := self._missing()):
+            encoder = self._checked_encoder()
+            done, total = self.progress()
+            on_progress(done, total)
+            for start in range(0, len(missing), batch_notes):
+                batch = missing[start : start + batch_notes]
+                self._copy(encoder, batch)
+                copied += len(batch)
+                on_progress(min(total, done + start + len(batch)), total)
+        return copied
+
+    def finish(self) -> None:
+        """Make the space equal to the live truth in all but chunks and vectors. The live writer lock is held.
+
+        Raises:
+            ErasurePendingError: an erasure from the collection has not come to its end.
+            DamagedError: the two do not hold the same history.
+        """
+        self.catch_up(1)
+        with (
+            self._locked(),
+            read_transaction(self._source) as source,
+            write_transaction(self._target) as target,
+        ):
+            if pending_erasures(source):
+                raise ErasurePendingError("an erasure from the collection is not complete; try again when it is")
+            mirror.remove_gone(source, target)
+            mirror.finish(source, target)
+        failpoint("reencode.finished")
+        with read_transaction(self._target) as target:
+            Witness(self._folder).write(target)
+
+    def _missing(self) -> list[int]:
+        with read_transaction(self._source) as source, read_transaction(self._target) as target:
+            wanted, there = mirror.version_ids(source), mirror.version_ids(target)
+        missing = np.setdiff1d(wanted, there)
+        if len(missing) and len(there) and missing[0] < there[-1]:
+            # Chunk rows must rise with the versions that they belong to.
+            raise DamagedError("the vectors made beside lack notes in their middle; discard them and begin again")
+        return [int(number) for number in missing]
+
+    def _checked_encoder(self) -> Encoder:
+        encoder = self._load()
+        if encoder.spec.fingerprint != self.spec.fingerprint:
+            raise EncoderMismatchError(
+                f"the vectors beside collection {self._name!r} are of {self.encoder_name} "
+                f"(fingerprint {self.spec.fingerprint[:12]}), this machine's is {encoder.spec.fingerprint[:12]}"
+            )
+        return encoder
+
+    def _copy(self, encoder: Encoder, numbers: list[int]) -> None:
+        with read_transaction(self._source) as source:
+            cuts = [_cut(encoder, version) for version in mirror.source_versions(source, numbers)]
+        texts = {
+            key: cut.source.text[chunk.start : chunk.end]
+            for cut in cuts
+            for chunk, key in zip(cut.chunks, cut.hashes, strict=True)
+        }
+        with read_transaction(self._target) as target:
+            known = stored_vector_keys(target, texts)
+        vectors = _encoded(encoder, {key: text for key, text in texts.items() if key not in known})
+        failpoint("reencode.embedded")
+        while True:
+            try:
+                return self._write(cuts, vectors)
+            except MissingVectorsError as exc:
+                # An erasure took the last note with this text between our look and our commit.
+                vectors |= _encoded(encoder, {key: texts[key] for key in exc.hashes})
+
+    def _write(self, cuts: list[Cut], vectors: Vectors) -> None:
+        """Write a batch, but for what was deleted or erased since it was read, and what another process wrote."""
+        numbers = [cut.source.version_id for cut in cuts]
+        with (
+            self._locked(),
+            read_transaction(self._source) as source,
+            write_transaction(self._target) as target,
+        ):
+            wanted = mirror.still_there(source, numbers) - mirror.still_there(target, numbers)
+            mirror.add_versions(target, [cut for cut in cuts if cut.source.version_id in wanted], vectors)
+            failpoint("reencode.written")
+
+    def _locked(self) -> AbstractContextManager[None]:
+        return exclusive(self._folder / LOCK, _WHAT.format(self._name), LOCK_TIMEOUT_S)
+
+
+def forget_beside(name: str, spaces: Spaces, live: Engine, deadline: float) -> None:
+    """Let the space beside hold nothing that the live truth has lost, in any of its files.
+
+    Called by an erasure while it holds the live writer lock. A process that fills the space looks again whether a note
+    is still there when it holds the lock taken here, so what it read before cannot come back.
+
+    Raises:
+        WriterBusyError: the space is being written to until the deadline (of ``time.monotonic``).
+        ErasurePendingError: a reader holds an older state of it until then.
+    """
+    spaces.sweep()
+    folder = spaces.beside()
+    if folder is None or not facts_of(folder):
+        return
+    left_s = max(0.0, deadline - time.monotonic())
+    with exclusive(folder / LOCK, _WHAT.format(name), left_s):
+        engine = open_engine(folder / TRUTH)
+        try:
+            with read_transaction(live) as source, write_transaction(engine) as target:
+                mirror.remove_gone(source, target)
+            failpoint("erase.beside")
+            pack(engine, deadline)
+            if not empty_log(engine, folder / TRUTH, deadline):
+                raise ErasurePendingError("a reader still holds an older snapshot of the vectors beside")
+        finally:
+            engine.dispose()
+        shutil.rmtree(folder / DERIVED, ignore_errors=True)
+
+
+def _cut(encoder: Encoder, version: SourceVersion) -> Cut:
+    chunks = split_chunks(
+        version.text,
+        language=version.language,
+        token_spans=encoder.token_spans,
+        max_tokens=min(encoder.max_tokens, DEFAULT_CHUNK_TOKENS),
+    )
+    return Cut(version, tuple(chunks), tuple(text_hash(version.text[chunk.start : chunk.end]) for chunk in chunks))
+
+
+def _encoded(encoder: Encoder, texts: dict[bytes, str]) -> Vectors:
+    if not texts:
+        return {}
+    rows = encoder.encode_passages(list(texts.values()))
+    if rows.shape != (len(texts), encoder.spec.dim) or not np.isfinite(rows).all():
+        raise ClinragError(f"encoder {encoder.spec.model_id} gave rows that are no vectors of its width")
+    return dict(zip(texts, rows.astype(np.float16), strict=True))

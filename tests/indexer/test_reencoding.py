@@ -1,0 +1,306 @@
+"""Another encoder for a collection: made beside, followed, cut over, rolled back, and within an erasure's reach."""
+
+from __future__ import annotations
+
+import re
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+
+from indexer.build import index_notes
+from indexer.errors import ArgumentError, EncoderMismatchError
+from indexer.library import Library
+from indexer.records import EncoderSpec, Scope
+from indexer.reencoding import beside, completed, cutover, discard, reencode, rollback
+from indexer.store.failpoints import install
+from tests.indexer.made_collections import LetterEncoder, note
+
+ERASED = "Zuclopenthixol decanoate was given to this patient."
+
+
+class WordEncoder:
+    """Another space than the letters', and another tokenizer: few words fit into a chunk."""
+
+    spec = EncoderSpec("words", "1" * 64, "none", "", "", 16, True, 10_000)
+    max_tokens = 6
+
+    def __init__(self):
+        self.embedded = []
+
+    def encode_queries(self, texts):
+        rows = np.ones((len(texts), 16), np.float32)
+        for row, text in zip(rows, texts, strict=True):
+            for word in re.findall(r"\w+", text.casefold()):
+                row[sum(map(ord, word)) % 16] += 1
+        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+    def encode_passages(self, texts):
+        self.embedded += texts
+        return self.encode_queries(texts)
+
+    def token_spans(self, texts):
+        return [
+            np.array([match.span() for match in re.finditer(r"\S+", text)], np.int64).reshape(-1, 2) for text in texts
+        ]
+
+
+TEXTS = [
+    "Pain in the chest since yesterday evening. The troponin was normal twice.",
+    "Creatinine rose to 2.4 after contrast. Metformin was stopped.",
+    "Patient feels well today. Warfarin was continued at 5 mg daily.",
+]
+
+
+@pytest.fixture
+def library(tmp_path):
+    return Library(tmp_path)
+
+
+@pytest.fixture
+def ward(library):
+    with library.create("ward", "letters", LetterEncoder.spec) as made:
+        index_notes(made, LetterEncoder(), [note(f"n{n}", f"{text} Visit {n}.") for n, text in enumerate(TEXTS * 5)])
+        index_notes(made, LetterEncoder(), [note("n1", "A second version of it. Fever was denied.", patient_id="p1")])
+        made.delete_notes(["n2"])
+        yield made
+
+
+def letters():
+    return LetterEncoder()
+
+
+def never():
+    raise AssertionError("no encoder is needed")
+
+
+def state(collection):
+    """Return everything that does not depend on the encoder, as a reader sees it."""
+    listed = [collection.note(one.note_id) for one in collection.list_notes(limit=1000)]
+    info = collection.info()
+    return [(one.note_id, one.version, one.text, one.stored_at, one.seq) for one in listed], info.seq, info.versions
+
+
+def shown(collection, query, encoder):
+    view = collection.view()
+    rows, _ = view.search_vectors(encoder.encode_queries([query])[0], 3)
+    return [passage.text for passage in view.passages(rows)]
+
+
+@contextmanager
+def stopped_at(name, times=1):
+    """Have the process' work end with an error at the given instant."""
+    left = [times]
+
+    def stop(reached):
+        if reached == name:
+            left[0] -= 1
+            if not left[0]:
+                raise KeyboardInterrupt
+
+    install(stop)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            yield
+    finally:
+        install(None)
+
+
+def test_after_a_cutover_the_same_notes_answer_with_the_other_vectors(library, ward):
+    before = state(ward)
+    assert reencode(ward, "words", WordEncoder()) == before[2]
+    assert ward.present()
+    cutover(ward, never)
+    assert not ward.present()
+    with library.open("ward") as other:
+        assert (other.encoder_name, other.spec, other.collection_id) == (
+            "words",
+            WordEncoder.spec,
+            ward.collection_id,
+        )
+        assert state(other) == before
+        assert shown(other, "creatinine contrast", WordEncoder())[0].startswith("Creatinine")
+        assert other.view(Scope(as_of=other.note("n1").stored_at)).rows.size == other.view().rows.size
+        assert other.note("n1", 1).text.startswith("Creatinine")
+        assert other.verify() == []
+        index_notes(other, WordEncoder(), [note("new", "Stored after the cutover.")])
+        assert other.note("new").seq == before[1] + 1
+        assert other.verify() == []
+
+
+def test_who_still_has_the_former_vectors_open_reads_on_and_cannot_write(ward):
+    reencode(ward, "words", WordEncoder())
+    cutover(ward, never)
+    assert len(ward.view().rows)
+    with pytest.raises(EncoderMismatchError, match="cut over to another encoder"):
+        index_notes(ward, LetterEncoder(), [note("late")])
+
+
+def test_notes_that_change_meanwhile_are_followed(library, ward):
+    reencode(ward, "words", WordEncoder())
+    index_notes(ward, LetterEncoder(), [note("late", "Came while vectors were made."), note("n3", "Edited.")])
+    ward.delete_notes(["n4"])
+    ward.hold("p1", "a court asked")
+    before = state(ward)
+    cutover(ward, WordEncoder)
+    with library.open("ward") as other:
+        assert state(other) == before
+        assert [hold.patient_id for hold in other.holds()] == ["p1"]
+        assert other.verify() == []
+
+
+@pytest.mark.parametrize("instant", ["reencode.made", "reencode.embedded", "reencode.written", "reencode.finished"])
+def test_a_stopped_run_goes_on_where_it_ended(library, ward, instant):
+    encoder = WordEncoder()
+    with stopped_at(instant, 1 if instant in ("reencode.made", "reencode.finished") else 3):
+        reencode(ward, "words", encoder, batch_notes=2)
+        cutover(ward, never)
+    again = WordEncoder()
+    reencode(ward, "words", again, batch_notes=2)
+    cutover(ward, never)
+    kept = set(encoder.embedded) & set(again.embedded)
+    assert len(kept) <= 8, "at most one batch is embedded twice"
+    with library.open("ward") as other:
+        assert other.spec == WordEncoder.spec
+        assert other.verify() == []
+
+
+@pytest.mark.parametrize("instant", ["cutover.written", "cutover.renamed"])
+def test_a_crash_in_the_cutover_leaves_one_of_the_two_whole(library, ward, instant):
+    reencode(ward, "words", WordEncoder())
+    with stopped_at(instant):
+        cutover(ward, never)
+    with library.open("ward") as found:
+        assert found.spec == (WordEncoder.spec if instant == "cutover.renamed" else LetterEncoder.spec)
+        assert found.verify() == []
+        assert library.names() == ["ward"]
+
+
+def test_a_rollback_loses_nothing_that_came_after_the_cutover(library, ward):
+    reencode(ward, "words", WordEncoder())
+    cutover(ward, never)
+    with library.open("ward") as other:
+        rollback(other, never)
+    with library.open("ward") as first:
+        assert first.spec == LetterEncoder.spec
+        cutover(first, never)
+    with library.open("ward") as other:
+        index_notes(other, WordEncoder(), [note("late", "Came after the cutover.")])
+        other.delete_notes(["n5"])
+        before = state(other)
+        rollback(other, letters)
+    with library.open("ward") as first:
+        assert state(first) == before
+        assert first.verify() == []
+        assert shown(first, "Came after the cutover.", LetterEncoder())[0] == "Came after the cutover."
+        with pytest.raises(ArgumentError, match="nothing to go back to"):
+            rollback(first, never)
+
+
+def test_what_lies_beside_can_be_searched_before_the_cutover(ward):
+    reencode(ward, "words", WordEncoder())
+    with completed(ward, never) as other:
+        assert shown(other, "creatinine contrast", WordEncoder())[0].startswith("Creatinine")
+        with pytest.raises(EncoderMismatchError):
+            other.delete_notes(["n1"])
+    assert ward.present()
+
+
+def test_discarded_vectors_leave_no_file(library, ward, tmp_path):
+    reencode(ward, "words", WordEncoder())
+    assert (beside(ward).role, beside(ward).encoder_name, beside(ward).done) == ("next", "words", ward.info().versions)
+    assert discard(ward)
+    assert beside(ward) is None
+    assert not discard(ward)
+    assert not list(tmp_path.rglob("space-*"))
+    with pytest.raises(ArgumentError, match="run 'clinrag collections reencode' first"):
+        cutover(ward, never)
+    reencode(ward, "words", WordEncoder())
+    cutover(ward, never)
+    with library.open("ward") as other:
+        assert beside(other).role == "previous"
+        assert discard(other)
+        assert not (tmp_path / "collections" / "ward" / "truth.sqlite").exists()
+        assert not (tmp_path / "collections" / "ward" / "derived").exists()
+        with pytest.raises(ArgumentError, match="nothing to go back to"):
+            rollback(other, never)
+        assert other.verify() == []
+    assert library.names() == ["ward"]
+    library.delete("ward")
+    assert library.names() == []
+
+
+def test_one_change_of_encoder_at_a_time(ward):
+    with pytest.raises(ArgumentError, match="has already"):
+        reencode(ward, "letters", LetterEncoder())
+    reencode(ward, "words", WordEncoder())
+    third = WordEncoder()
+    third.spec = EncoderSpec("third", "2" * 64, "none", "", "", 16, True, 10_000)
+    with pytest.raises(ArgumentError, match="in the making"):
+        reencode(ward, "third", third)
+    index_notes(ward, LetterEncoder(), [note("late")])
+    with pytest.raises(EncoderMismatchError, match="beside collection 'ward'"):
+        cutover(ward, lambda: third)
+    assert ward.present()
+
+
+@pytest.mark.parametrize(
+    ("role", "crash"),
+    [
+        ("next", None),
+        ("previous", None),
+        ("next", "erase.emptied"),
+        ("previous", "erase.beside"),
+        ("next", "erase.followed"),
+    ],
+)
+def test_an_erasure_reaches_the_vectors_beside(library, ward, tmp_path, role, crash):
+    index_notes(ward, LetterEncoder(), [note("secret", ERASED, patient_id="4711"), note("kin", appends="secret")])
+    reencode(ward, "words", WordEncoder())
+    current = ward
+    if role == "previous":
+        cutover(ward, never)
+        current = library.open("ward")
+    else:
+        with completed(ward, never):
+            pass
+    if crash is None:
+        library.erase(current, "patient", ["4711"])
+    else:
+        with stopped_at(crash):
+            library.erase(current, "patient", ["4711"])
+        current.close()
+        current = library.open("ward")
+    files = [path for path in (tmp_path / "collections").rglob("*") if path.is_file()]
+    assert len([path for path in files if path.name == "truth.sqlite"]) == 2
+    for path in files:
+        content = path.read_bytes()
+        assert b"uclopenthixol" not in content, path
+        assert b"secret" not in content, path
+    before = state(current)
+    (rollback if role == "previous" else cutover)(current, never)
+    with library.open("ward") as other:
+        assert state(other) == before
+        assert other.note("kin").appends is None
+        assert other.verify() == []
+    current.close()
+
+
+def test_what_was_erased_while_it_was_embedded_does_not_come_back(library, ward, tmp_path):
+    index_notes(ward, LetterEncoder(), [note("secret", ERASED, patient_id="4711")])
+    erased = []
+
+    def erase(reached):
+        if reached == "reencode.embedded" and not erased:
+            install(None)
+            erased.append(library.erase(ward, "patient", ["4711"]))
+
+    install(erase)
+    reencode(ward, "words", WordEncoder())
+    install(None)
+    assert erased
+    for path in (tmp_path / "collections").rglob("*"):
+        assert not path.is_file() or b"uclopenthixol" not in path.read_bytes(), path
+    cutover(ward, never)
+    with library.open("ward") as other:
+        assert other.verify() == []
