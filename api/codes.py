@@ -55,6 +55,7 @@ CODES: dict[type[errors.ClinragError], Code] = {
     errors.WriterBusyError: Code(409, 1, "writer-busy", "Another process is writing to the collection", 5),
     errors.HeldError: Code(409, 2, "legal-hold", "The patient is under legal hold"),
     errors.ErasurePendingError: Code(503, 1, "erasure-pending", "The erasure is not complete yet", 30),
+    errors.StorageError: Code(500, 1, "storage-failed", "The disk refused a read or a write"),
     errors.StorageFullError: Code(507, 1, "storage-full", "The disk is full"),
     errors.DamagedError: Code(500, 1, "damaged", "Stored bytes do not match their checksum"),
     errors.GeneratorError: Code(502, 1, "generator-failed", "The language model failed"),

@@ -15,6 +15,7 @@
     ├── UnsupportedLanguageError (ValueError)   422 / exit 2
     ├── MissingExtraError       (ImportError)   422 / exit 2   an optional package is not installed
     ├── WriterBusyError         (TimeoutError)  409 / exit 1
+    ├── StorageError            (OSError)       500 / exit 1
     ├── StorageFullError        (OSError)       507 / exit 1
     ├── HeldError               (PermissionError) 409 / exit 2   a patient is under legal hold
     ├── ErasurePendingError     (TimeoutError)  503 / exit 1   asked for, not done yet; goes on by itself
@@ -86,6 +87,10 @@ class MissingExtraError(ClinragError, ImportError):
 
 class WriterBusyError(ClinragError, TimeoutError):
     """Another process is writing to the collection."""
+
+
+class StorageError(ClinragError, OSError):
+    """The disk refused a read or a write; nothing of the batch was acknowledged."""
 
 
 class StorageFullError(ClinragError, OSError):

@@ -11,7 +11,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from indexer.errors import WriterBusyError
@@ -35,12 +35,15 @@ def exclusive(path: Path, what: str, timeout_s: float = 0.0) -> Iterator[None]:
                 raise WriterBusyError(f"{what} is being written by {_holder(descriptor)}; try again when it is done")
             time.sleep(_POLL_S)
         content = json.dumps({"pid": os.getpid(), "since": iso(now_us())}).encode()
-        os.pwrite(descriptor, content, 0)
-        os.ftruncate(descriptor, len(content))
+        # On a full disk the name does not fit; the lock is held all the same, and a deletion must be possible.
+        with suppress(OSError):
+            os.pwrite(descriptor, content, 0)
+            os.ftruncate(descriptor, len(content))
         try:
             yield
         finally:
-            os.ftruncate(descriptor, 0)
+            with suppress(OSError):
+                os.ftruncate(descriptor, 0)
     finally:
         os.close(descriptor)
 

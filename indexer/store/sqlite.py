@@ -19,7 +19,7 @@ from sqlalchemy import URL, Column, ColumnElement, Connection, Engine, and_, cre
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DatabaseError
 
-from indexer.errors import CollectionNotFoundError, DamagedError, StorageFullError, WriterBusyError
+from indexer.errors import CollectionNotFoundError, DamagedError, StorageError, StorageFullError, WriterBusyError
 from indexer.records import Scalar
 from indexer.store.failpoints import failpoint
 
@@ -108,6 +108,7 @@ def write_transaction(engine: Engine) -> Iterator[Connection]:
 
     Raises:
         StorageFullError: the disk is full; nothing of the block was stored.
+        StorageError: the disk failed; the block was not acknowledged and is not visible.
         WriterBusyError: another writer held the database for longer than the busy timeout.
     """
     with mapped_errors(), engine.connect() as connection:
@@ -146,6 +147,8 @@ def _raise_mapped(error: sqlite3.Error, cause: Exception) -> None:
         ) from cause
     if code & 0xFF in _DAMAGED or str(error).startswith(_SCHEMA_LOST):
         raise DamagedError(_DAMAGE) from cause
+    if code & 0xFF == sqlite3.SQLITE_IOERR:
+        raise StorageError("the disk refused to read or write the collection's database") from cause
     if code & 0xFF == sqlite3.SQLITE_BUSY:
         raise WriterBusyError("another process holds the collection's database; try again") from cause
 

@@ -49,15 +49,21 @@ class Witness:
         return None
 
     def write(self, connection: Connection) -> None:
-        """Note the last change. Called while the writer's lock is held."""
+        """Note the last change. Called while the writer's lock is held.
+
+        What was committed is not undone because this fails: the file then says too little, and a warning says so.
+        """
         last = truth.last_change(connection)
         content = f"{last.seq:020d} {last.chain.hex()} {truth.checksum(last.seq, last.chain).hex()}\n".encode()
-        descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            os.pwrite(descriptor, content, 0)
-            os.ftruncate(descriptor, len(content))
-        finally:
-            os.close(descriptor)
+            descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                os.pwrite(descriptor, content, 0)
+                os.ftruncate(descriptor, len(content))
+            finally:
+                os.close(descriptor)
+        except OSError as exc:
+            logger.warning("%s was not written: %s", self.path, exc.strerror)
 
     def problem(self, said: tuple[int, bytes] | None, connection: Connection) -> str | None:
         """Return what the truth lacks of what `read` said."""
