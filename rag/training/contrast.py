@@ -47,6 +47,7 @@ def tune(model: Path, pairs: Path, out: Path, folder: Path, settings: ContrastSe
 def _tune(
     source: Path, pairs: Path, out: Path, folder: Path, settings: ContrastSettings, seed: int, tell: Tell, micro: int
 ) -> Path:
+    import torch
     from sentence_transformers import (
         SentenceTransformer,
         SentenceTransformerTrainer,
@@ -91,7 +92,7 @@ def _tune(
         logging_steps=10,
         report_to=[],
         disable_tqdm=True,
-        dataloader_num_workers=0,
+        dataloader_pin_memory=torch.cuda.is_available(),
         prompts={
             name: (prompts.get("query") if name == "anchor" else prompts.get("passage")) or ""
             for name in rows.column_names

@@ -88,6 +88,7 @@ def pretrain(
         report_to=[],
         disable_tqdm=True,
         remove_unused_columns=False,
+        dataloader_pin_memory=torch.cuda.is_available(),
     )
     trainer = Trainer(
         model=net,
@@ -191,13 +192,15 @@ def _sentences(path: Path, held_out: HeldOut) -> Iterator[list[str]]:
 
 def _pack(notes: Iterator[list[str]], tokenizer: Any, length: int) -> Iterator[list[int]]:
     """Yield rows of whole sentences of one note; a sentence longer than a row is cut."""
-    room = length - tokenizer.num_special_tokens_to_add()
+    edges = tokenizer("")["input_ids"]
+    first, last = edges[: len(edges) // 2], edges[len(edges) // 2 :]
+    room = length - len(edges)
     for sentences in notes:
         row: list[int] = []
         for ids in tokenizer(sentences, add_special_tokens=False)["input_ids"] if sentences else []:
             if row and len(row) + len(ids) > room:
-                yield tokenizer.build_inputs_with_special_tokens(row)
+                yield [*first, *row, *last]
                 row = []
             row += ids[:room]
         if len(row) > 8:
-            yield tokenizer.build_inputs_with_special_tokens(row[:room])
+            yield [*first, *row[:room], *last]

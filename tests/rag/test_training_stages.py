@@ -1,0 +1,170 @@
+"""The stages that hand the work to transformers' and sentence-transformers' trainers, and the quick scores."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from indexer.errors import ArgumentError
+from rag.training.contrast import pair_dataset, tune
+from rag.training.devscore import difference, score_rows
+from rag.training.heldout import is_held_out_concept
+from rag.training.mlm import MARKS, Masker, packed_rows, pretrain
+from rag.training.pairs import build
+from rag.training.recipe import ContrastSettings, MlmSettings
+from rag.training.student import Student
+from tests.rag.made_training import WORDS, data_folder, unigram_model
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return data_folder(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def pairs(data, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("pairs")
+    build(data, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    return unigram_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def tokenizer(model):
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(model)
+
+
+def silent(share, row) -> None:
+    assert 0.0 <= share <= 1.0
+    assert row
+
+
+@pytest.mark.parametrize("whole_words", [False, True])
+def test_masking_asks_for_at_most_twenty_of_128_and_never_for_special_tokens(tokenizer, whole_words):
+    ids = tokenizer("fever cough pain rash edema nausea asthma anemia " * 4)["input_ids"][:128]
+    batch = Masker(tokenizer, MlmSettings(masked=0.9, whole_words=whole_words), 0)([{"input_ids": ids}] * 3)
+    asked = batch["labels"] != -100
+    assert asked.any(1).all()
+    assert int(asked.sum(1).max()) <= 20 * len(ids) / 128
+    assert not asked[:, 0].any()
+    assert torch.equal(batch["labels"][asked], torch.tensor(ids).expand(3, -1)[asked])
+    if whole_words:  # a word is hidden from its first piece to its last
+        starts = [piece.startswith("▁") for piece in tokenizer.convert_ids_to_tokens(ids)]
+        for row in asked:
+            for at in range(2, len(ids) - 1):
+                if not starts[at]:
+                    assert bool(row[at]) == bool(row[at - 1])
+
+
+def test_rows_hold_whole_sentences_mixed_by_share_and_nothing_evaluated(data, tokenizer):
+    one = MlmSettings(sources=("notes/aci_bench",))
+    rows = packed_rows(data, one, tokenizer, 48, 0)
+    assert rows
+    assert max(map(len, rows)) <= 48
+    twice = MlmSettings(sources=("notes/aci_bench",), shares=(2.0,))
+    assert len(packed_rows(data, twice, tokenizer, 48, 0)) == 2 * len(rows)
+    with pytest.raises(ArgumentError, match="shares"):
+        packed_rows(data, MlmSettings(sources=("notes/aci_bench",), shares=(1.0, 1.0)), tokenizer, 48, 0)
+
+
+def test_pretraining_goes_on_after_a_kill_and_keeps_marks_whole(model, data, tmp_path):
+    from transformers import AutoTokenizer
+
+    settings = MlmSettings(
+        sources=("notes/aci_bench",),
+        steps=4,
+        batch=4,
+        max_length=32,
+        duplication=1,
+        learning_rate=1e-3,
+        checkpoint_steps=2,
+    )
+
+    class KilledError(Exception):
+        pass
+
+    def kill(share, row) -> None:
+        if row["step"] == 3:
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        pretrain(model, data, tmp_path / "out", tmp_path, settings, 0, kill)
+    steps: list[int] = []
+    pretrain(model, data, tmp_path / "out", tmp_path, settings, 0, lambda share, row: steps.append(row["step"]))
+    assert min(steps) == 3
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    for mark in MARKS:
+        assert len(tokenizer(mark, add_special_tokens=False)["input_ids"]) <= 2
+    assert Student(tmp_path / "out").encode(["fever"], "").shape == (1, 32)
+
+
+@pytest.mark.parametrize("kind", ["plain", "matryoshka with negatives", "guided"])
+def test_contrastive_tuning_writes_a_model_that_moved(model, pairs, tmp_path, kind):
+    settings = ContrastSettings(
+        steps=2,
+        batch=8,
+        micro_batch=3,
+        learning_rate=1e-3,
+        max_length=32,
+        checkpoint_steps=1,
+        guide=str(model) if kind == "guided" else "",
+        negatives=1 if "negatives" in kind else 0,
+        negatives_margin=0.999,
+        dims=(32, 16) if "matryoshka" in kind else (),
+    )
+    tune(model, pairs, tmp_path / "out", tmp_path, settings, 0, silent)
+    with torch.inference_mode():
+        before, after = (Student(folder).eval().encode(["fever"], "") for folder in (model, tmp_path / "out"))
+    assert not torch.allclose(before, after, atol=1e-4)
+
+
+def test_pairs_without_rows_are_refused(tmp_path):
+    for kind in ("bitext", "terms", "questions", "titles", "keep"):
+        (tmp_path / f"{kind}.jsonl").write_text("")
+    with pytest.raises(ArgumentError, match="no row"):
+        pair_dataset(tmp_path, 0)
+
+
+def test_the_rows_of_held_out_terms_are_perfect_for_an_oracle_and_chance_for_noise(data):
+    words = {word: number for words in WORDS.values() for number, word in enumerate(words)}
+
+    def oracle(texts, side):
+        rows = np.zeros((len(texts), 60), dtype=np.float32)
+        for row, text in enumerate(texts):
+            rows[row, int(text.split()[-1]) if text.split()[-1].isdigit() else words.get(text, 0)] = 1.0
+        return rows
+
+    rows = list(score_rows(oracle, data, 50, ["hpo"]))
+    scored = {row.name: row for row in rows if len(row.values)}
+    assert set(scored) == {"hpo zh->en", "hpo ja->en", "hpo es->en"}
+    assert all(row.mean == 1.0 for row in scored.values())
+    assert len(scored["hpo zh->en"].values) == sum(is_held_out_concept(f"HP:{n}") for n in range(60))
+
+
+def test_a_paired_difference_by_hand():
+    gap = difference(np.array([1, 1, 0, 1], dtype=np.float32), np.array([0, 1, 0, 1], dtype=np.float32))
+    assert gap.mean == pytest.approx(0.25)
+    assert gap.low <= gap.mean <= gap.high
+    none = difference(np.ones(9, dtype=np.float32), np.ones(9, dtype=np.float32))
+    assert (none.mean, none.low, none.high) == (0.0, 0.0, 0.0)
+
+
+def test_the_log_of_a_stage_can_be_drawn(tmp_path):
+    from rag.training.card import write_curve
+
+    (tmp_path / "01-align").mkdir()
+    rows = [{"step": n, "kind": "bitext", "loss": {"contrast": 1.0 / (n + 1)}} for n in range(5)]
+    (tmp_path / "01-align" / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path = write_curve(tmp_path, {"start": {"a": 0.1}, "01-align": {"a": 0.3}})
+    assert path is not None
+    assert path.stat().st_size > 1000
