@@ -54,6 +54,20 @@ class LexicalIndex(Protocol):
         """
         ...
 
+    def search_pools(
+        self,
+        terms: Mapping[str, float],
+        k: int,
+        pools: Sequence[Ids],
+        samples: Sequence[Ids],
+        population: Ids | None = None,
+    ) -> list[tuple[Ids, Scores, Scores]]:
+        """Return for each pool what `search` finds in it, and the scores of its sample's ids, 0 without a term.
+
+        Pools and samples are sorted ids. The scores of a sample come in no particular order.
+        """
+        ...
+
     def terms(self) -> list[str]:
         """Return every term that some indexed chunk holds, sorted."""
         ...
@@ -138,6 +152,22 @@ class Bm25Oracle:
             np.array([n for _, n in found[:k]], dtype=np.int64),
             np.array([score for score, _ in found[:k]], dtype=np.float32),
         )
+
+    def search_pools(
+        self,
+        terms: Mapping[str, float],
+        k: int,
+        pools: Sequence[Ids],
+        samples: Sequence[Ids],
+        population: Ids | None = None,
+    ) -> list[tuple[Ids, Scores, Scores]]:
+        """Return for each pool the k best ids, their scores, and the scores of its sample."""
+        found = []
+        for pool, sample in zip(pools, samples, strict=True):
+            _, known = self.search(terms, max(1, len(sample)), sample, population)
+            background = np.concatenate([known, np.zeros(len(sample) - len(known), np.float32)])
+            found.append((*self.search(terms, k, pool, population), background))
+        return found
 
     def terms(self) -> list[str]:
         """Return every term that some indexed chunk holds, sorted."""

@@ -18,21 +18,19 @@ import threading
 from array import array
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
 from indexer.errors import DamagedError
-from indexer.store.impacts import Impacts, direct
-from indexer.store.lexical import K1, B, Ids, Scores, checked_ids, checked_terms, idf
-from indexer.store.row_matrix import Positions, with_room
+from indexer.store.bm25 import FEW, State, Term, added_up, exact_scores, found_in, promising
+from indexer.store.impacts import Impacts
+from indexer.store.lexical import K1, Ids, Scores, checked_ids, checked_terms, idf
+from indexer.store.row_matrix import with_room
 from indexer.store.vectors import best, positions
 
-_WIDE = 64  # Scores of which one maximum is taken when the k-th best is bounded from below.
-_COSTLY = 4_000  # Postings that are worth a look at whether they can still matter.
-_FEW = 1_000  # Chunks that are rather looked up than added up.
 _MOST_TF = 2**16 - 1
 
 
@@ -43,44 +41,6 @@ class _Base:
     starts: NDArray[np.int64]
     chunks: NDArray[np.int32]
     tfs: NDArray[np.uint16]
-
-
-@dataclass(frozen=True, slots=True)
-class _State:
-    """One moment. ``alive`` covers the positions that were there at the last removal; later ones are alive."""
-
-    ids: Ids
-    lengths: NDArray[np.int32]
-    alive: NDArray[np.bool_]
-    dead: Positions
-    living_length: int
-    dead_holding: dict[int, int] = field(default_factory=dict)
-    """How many removed chunks hold a term, as far as anybody asked since the last removal."""
-
-    @property
-    def n_alive(self) -> int:
-        return len(self.ids) - len(self.dead)
-
-    def living(self, at: Positions) -> Positions:
-        """Return the positions that were not removed."""
-        if not len(self.dead):
-            return at
-        known = at < len(self.alive)
-        kept = np.ones(len(at), np.bool_)
-        kept[known] = self.alive[at[known]]
-        return at[kept]
-
-
-@dataclass(frozen=True, slots=True)
-class _Term:
-    """A query term: where it occurs (first ``n_base`` in the base), how often, and what one occurrence is worth."""
-
-    term_id: int
-    n_base: int
-    chunks: NDArray[np.int32]
-    tfs: NDArray[np.uint16]
-    worth: float
-    """Weight times idf times (k1 + 1): no chunk gets more from this term."""
 
 
 class PostingsIndex:
@@ -97,10 +57,10 @@ class PostingsIndex:
         self._fresh: dict[int, tuple[array[int], array[int]]] = {}
         self._impacts = Impacts(np.empty(0, np.int32))
         self._n_base = 0
-        self._last_counted: tuple[_State, Ids | None, tuple[NDArray[np.bool_] | None, int, float]] | None = None
+        self._last_counted: tuple[State, Ids | None, tuple[NDArray[np.bool_] | None, int, float]] | None = None
         self._id_buffer: Ids = np.empty(0, np.int64)
         self._length_buffer: NDArray[np.int32] = np.empty(0, np.int32)
-        self._state = _State(self._id_buffer, self._length_buffer, np.empty(0, np.bool_), np.empty(0, np.intp), 0)
+        self._state = State(self._id_buffer, self._length_buffer, np.empty(0, np.bool_), np.empty(0, np.intp), 0)
 
     def __len__(self) -> int:
         """Return how many chunks are indexed."""
@@ -152,28 +112,61 @@ class PostingsIndex:
     ) -> tuple[Ids, Scores]:
         """Return the k best ids and scores."""
         checked_terms(terms, k)
-        state = self._state
-        impacts = self._impacts
-        seen, n_seen, mean_length = self._statistics(state, population)
-        query = [
-            term for term in (self._term(state, name, weight, seen, n_seen) for name, weight in terms.items()) if term
-        ]
+        state, query, mean_length = self._asked(terms, population)
         scope = None if allowed is None else state.living(positions(state.ids, allowed))
         if scope is not None and len(scope) == state.n_alive:
             scope = None
         if not query or (scope is not None and not len(scope)):
             return np.empty(0, np.int64), np.empty(0, np.float32)
         n_postings = sum(len(term.chunks) for term in query)
-        if scope is not None and (len(scope) <= _FEW or 8 * len(scope) * len(query) < n_postings):
+        if scope is not None and (len(scope) <= FEW or 8 * len(scope) * len(query) < n_postings):
             at = scope
         elif scope is None and 16 * n_postings < len(state.ids):
             at = state.living(np.unique(np.concatenate([term.chunks for term in query])).astype(np.intp))
         else:
-            at = _promising(state, query, k, scope, mean_length, impacts)
-        scores, holds = _exact_scores(state, query, at, mean_length)
+            at = promising(state, query, k, scope, mean_length, self._impacts)
+        scores, holds = exact_scores(state, query, at, mean_length)
         return best(state.ids[at[holds]], scores[holds], k)
 
-    def _statistics(self, state: _State, population: Ids | None) -> tuple[NDArray[np.bool_] | None, int, float]:
+    def search_pools(
+        self,
+        terms: Mapping[str, float],
+        k: int,
+        pools: Sequence[Ids],
+        samples: Sequence[Ids],
+        population: Ids | None = None,
+    ) -> list[tuple[Ids, Scores, Scores]]:
+        """Return for each pool the k best ids, their scores, and the scores of its sample: all terms are added once."""
+        checked_terms(terms, k)
+        state, query, mean_length = self._asked(terms, population)
+        at = [state.living(positions(state.ids, pool)) for pool in pools]
+        sampled = [state.living(positions(state.ids, sample)) for sample in samples]
+        if sum(map(len, at)) > FEW:
+            totals, slack = added_up(state, query, mean_length, self._impacts)
+            at = [places[_reaching(totals[places], k, slack)] for places in at]
+            sampled = [places[totals[places] > 0] for places in sampled]
+        asked = np.zeros(len(state.ids), np.bool_)
+        for places in (*at, *sampled):
+            asked[places] = True
+        every = np.flatnonzero(asked)
+        scores, holds = exact_scores(state, query, every, mean_length)
+        found = []
+        for places, known, sample in zip(at, sampled, samples, strict=True):
+            own = np.searchsorted(every, places)
+            own = own[holds[own]]
+            background = np.zeros(len(sample), np.float32)
+            background[: len(known)] = scores[np.searchsorted(every, known)]
+            found.append((*best(state.ids[every[own]], scores[own], k), background))
+        return found
+
+    def _asked(self, terms: Mapping[str, float], population: Ids | None) -> tuple[State, list[Term], float]:
+        """Return the state of now, the terms that some chunk holds with their worth, and the mean length."""
+        state = self._state
+        seen, n_seen, mean_length = self._statistics(state, population)
+        found = (self._term(state, name, weight, seen, n_seen) for name, weight in terms.items())
+        return state, [term for term in found if term is not None], mean_length
+
+    def _statistics(self, state: State, population: Ids | None) -> tuple[NDArray[np.bool_] | None, int, float]:
         """Return ``_counted``, kept for the next search: many are asked of one population."""
         known = self._last_counted
         if known is not None and known[0] is state and known[1] is population:
@@ -224,9 +217,7 @@ class PostingsIndex:
             np.concatenate([tfs, fresh_tfs[:n_visible].astype(np.uint16, copy=False)]),
         )
 
-    def _term(
-        self, state: _State, name: str, weight: float, seen: NDArray[np.bool_] | None, n_seen: int
-    ) -> _Term | None:
+    def _term(self, state: State, name: str, weight: float, seen: NDArray[np.bool_] | None, n_seen: int) -> Term | None:
         """Return a term of a query with its statistics, or ``None`` where no chunk holds it."""
         term_id = self._term_ids.get(name)
         if term_id is None:
@@ -239,9 +230,9 @@ class PostingsIndex:
         else:
             n_holding = int(np.count_nonzero(seen[chunks]))
         n_base = int(np.searchsorted(chunks, self._n_base))
-        return _Term(term_id, n_base, chunks, tfs, weight * idf(n_seen, n_holding) * (K1 + 1))
+        return Term(term_id, n_base, chunks, tfs, weight * idf(n_seen, n_holding) * (K1 + 1))
 
-    def _dead_holding(self, state: _State, term_id: int, chunks: NDArray[np.int32] | None = None) -> int:
+    def _dead_holding(self, state: State, term_id: int, chunks: NDArray[np.int32] | None = None) -> int:
         """Return how many removed chunks hold a term."""
         if not len(state.dead):
             return 0
@@ -249,7 +240,7 @@ class PostingsIndex:
         if known is None:
             # Nothing that was added since the removal is dead, so the number holds for later states as well.
             chunks = self._postings(term_id, len(state.alive))[0] if chunks is None else chunks
-            known = state.dead_holding[term_id] = int(np.count_nonzero(_found(chunks, state.dead)[1]))
+            known = state.dead_holding[term_id] = int(np.count_nonzero(found_in(chunks, state.dead)[1]))
         return known
 
     def arrays(self) -> dict[str, NDArray[np.generic]]:
@@ -310,7 +301,7 @@ class PostingsIndex:
         return index
 
 
-def _counted(state: _State, population: Ids | None) -> tuple[NDArray[np.bool_] | None, int, float]:
+def _counted(state: State, population: Ids | None) -> tuple[NDArray[np.bool_] | None, int, float]:
     """Return which positions statistics are taken over (``None``: all living), how many, and their mean length."""
     if population is None:
         n = state.n_alive
@@ -323,73 +314,10 @@ def _counted(state: _State, population: Ids | None) -> tuple[NDArray[np.bool_] |
     return seen, len(at), int(state.lengths[at].sum(dtype=np.int64)) / len(at) if len(at) else 0.0
 
 
-def _found(chunks: NDArray[np.int32], at: Positions) -> tuple[Positions, NDArray[np.bool_]]:
-    """Return for each position where it would lie in the postings, and whether it does."""
-    if not len(chunks):
-        return np.zeros(len(at), np.intp), np.zeros(len(at), np.bool_)
-    places = np.searchsorted(chunks, at.astype(np.int32, copy=False))
-    np.minimum(places, len(chunks) - 1, out=places)
-    return places, chunks[places] == at
-
-
-def _exact_scores(
-    state: _State, query: Sequence[_Term], at: Positions, mean_length: float
-) -> tuple[Scores, NDArray[np.bool_]]:
-    """Return the score of each position and whether it holds any term: the formula, in double precision."""
-    relative_lengths = state.lengths[at] / mean_length if mean_length else np.ones(len(at))
-    damping = K1 * (1 - B + B * relative_lengths)
-    scores = np.zeros(len(at))
-    holds = np.zeros(len(at), np.bool_)
-    for term in query:
-        places, there = _found(term.chunks, at)
-        tfs = term.tfs[places[there]].astype(np.float64)
-        scores[there] += term.worth * tfs / (tfs + damping[there])
-        holds |= there
-    return scores.astype(np.float32), holds
-
-
-def _promising(
-    state: _State, query: Sequence[_Term], k: int, scope: Positions | None, mean_length: float, impacts: Impacts
-) -> Positions:
-    """Return the positions in scope that can be among the k best: all of those, and few others."""
-    n = len(state.ids)
-    totals = np.zeros(-(-n // _WIDE) * _WIDE, np.float32)
-    outside = None
-    if scope is not None:
-        outside = np.ones(n, np.bool_)
-        outside[scope] = False
-    off = impacts.off_by(mean_length)
-    # Totals may be off by the factor in both directions, and by a little more in single precision.
-    slack = 0.9999 / (off or 1.0)
-    by_worth = sorted(query, key=lambda term: (-term.worth, len(term.chunks)))
-    left = float(sum(term.worth for term in by_worth))
-    for done, term in enumerate(by_worth):
-        if done and len(term.chunks) > _COSTLY:
-            bound = _kth_at_least(totals, k, outside, state.dead) * slack
-            within_reach = totals[:n] >= max((bound - left) * slack, 1e-30)
-            # Looking a chunk up in the terms that are left costs more than adding one of their postings.
-            if left < bound and np.count_nonzero(within_reach) < _FEW + 2 * k:
-                return np.flatnonzero(within_reach)
-        n_kept = term.n_base if off is not None else 0
-        if n_kept:
-            impacts.add_to(totals, term.term_id, term.chunks[:n_kept], term.tfs[:n_kept], term.worth)
-        chunks, tfs = term.chunks[n_kept:], term.tfs[n_kept:]
-        if len(chunks):
-            totals[chunks] += direct(state.lengths, chunks, tfs, term.worth, mean_length)
-        left -= term.worth
-    bound = _kth_at_least(totals, k, outside, state.dead) * slack
-    return np.flatnonzero(totals[:n] >= max(bound * slack, 1e-30))
-
-
-def _kth_at_least(totals: Scores, k: int, outside: NDArray[np.bool_] | None, dead: Positions) -> float:
-    """Return a number that the k-th best of the totals reaches; totals out of scope are set to zero."""
-    if outside is not None:
-        totals[: len(outside)][outside] = 0
-    totals[dead] = 0
-    maxima = totals.reshape(-1, _WIDE).max(axis=1)
-    if len(maxima) < k:
-        return 0.0
-    return float(-np.partition(-maxima, k - 1)[k - 1])
+def _reaching(totals: Scores, k: int, slack: float) -> NDArray[np.bool_]:
+    """Return which totals can be among the k best of these, where any may be off by the factor both ways."""
+    kth = float(np.partition(totals, len(totals) - k)[len(totals) - k]) if len(totals) > k else 0.0
+    return totals >= max(kth * slack * slack, 1e-30)
 
 
 def _offsets(lengths: Sequence[int]) -> NDArray[np.int64]:

@@ -33,6 +33,15 @@ def assert_same(index: LexicalIndex, oracle: Bm25Oracle, terms, k, allowed=None,
     np.testing.assert_array_equal(ids, want_ids)
 
 
+def assert_same_pools(index: LexicalIndex, oracle: Bm25Oracle, terms, k, pools, samples, population=None):
+    """Assert that pools searched together give what each gives alone."""
+    found = index.search_pools(terms, k, pools, samples, population)
+    for got, wanted in zip(found, oracle.search_pools(terms, k, pools, samples, population), strict=True):
+        np.testing.assert_array_equal(got[0], wanted[0])
+        np.testing.assert_allclose(got[1], wanted[1], rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(np.sort(got[2]), np.sort(wanted[2]), rtol=1e-5, atol=1e-5)
+
+
 class LexicalIndexContract:
     """Subclass with an ``empty`` fixture: a factory of an empty index."""
 
@@ -79,6 +88,18 @@ class LexicalIndexContract:
             assert_same(index, oracle, terms, k, None, ids[:300])
             assert_same(index, oracle, terms, k, ids[::3], ids[::2])
             assert_same(index, oracle, terms, k, ids[5:9], ids[:0])
+
+    def test_pools_searched_together_equal_each_alone(self, filled):
+        index, oracle, ids = filled
+        pools, samples = [ids[::2], ids[1::2], ids[:0], ids[:3]], [ids[::8], ids[1:40:2], ids[:0], ids[:3]]
+        for terms in ({"w59": 0.5, "w0": 3.0}, dict.fromkeys(WORDS, 1.0), {"unseen": 1.0}, {}):
+            for k in (1, 30, 500):
+                assert_same_pools(index, oracle, terms, k, pools, samples)
+                assert_same_pools(index, oracle, terms, k, pools, samples, ids[:300])
+        index.remove(ids[::3])
+        oracle.remove(ids[::3])
+        assert_same_pools(index, oracle, dict.fromkeys(WORDS, 1.0), 20, pools, samples)
+        assert index.search_pools({"w0": 1.0}, 3, [], []) == []
 
     def test_unknown_ids_are_passed_over(self, filled):
         index, oracle, ids = filled

@@ -6,7 +6,7 @@ import pytest
 from indexer.errors import DamagedError
 from indexer.store.lexical import Bm25Oracle
 from indexer.store.postings import PostingsIndex
-from tests.contracts.lexical_index import WORDS, LexicalIndexContract, assert_same, documents
+from tests.contracts.lexical_index import WORDS, LexicalIndexContract, assert_same, assert_same_pools, documents
 
 
 class TestOracle(LexicalIndexContract):
@@ -47,6 +47,18 @@ def _both(n: int = 5000) -> tuple[PostingsIndex, Bm25Oracle]:
     for one in (index, oracle):
         one.add(np.arange(n) * 2, texts)
     return index, oracle
+
+
+def test_large_pools_are_added_up_and_give_the_same():
+    index, oracle = _both(6000)
+    ids = np.arange(6000) * 2
+    pools, samples = [ids[:4000], ids[4000:5990], ids[5990:]], [ids[:4000:9], ids[4000:5990:2], ids[5990:]]
+    terms = {"w59": 1.0, "w0": 1.0, "w3": 0.1, "w30": 2.0}
+    assert_same_pools(index, oracle, terms, 20, pools, samples)
+    read = PostingsIndex.from_arrays(index.arrays())
+    for _ in range(2):
+        assert_same_pools(read, oracle, terms, 20, pools, samples)
+        index, read = read, index
 
 
 def test_pruning_changes_nothing():
