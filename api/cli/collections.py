@@ -6,14 +6,14 @@ import json
 
 import click
 
-from api.cli import scanning
+from api.cli import keeping, scanning
 from api.cli.context import CliContext, pass_context
 from api.cli.options import json_option
 
 
 @click.group()
 def collections() -> None:
-    """Make, list, check and remove collections."""
+    """Make, list, check, back up and remove collections."""
 
 
 @collections.command()
@@ -125,4 +125,5 @@ def delete(context: CliContext, name: str, yes: bool) -> None:
     click.echo(f"deleted collection {name}")
 
 
-collections.add_command(scanning.scan)
+for command in (keeping.backup, keeping.restore, keeping.repair, scanning.scan):
+    collections.add_command(command)

@@ -141,3 +141,27 @@ def test_a_job_that_has_read_its_notes_already_does_not_store_an_erased_one(inde
     assert not notes.withdrawn(Note("d", "two"))
     service.close()
     runner.stop()
+
+
+def test_backup_scan_and_restore_by_command(indexed: Clinrag, tmp_path: Path):
+    file = tmp_path / "ward.backup"
+    made = one_json(indexed("collections", "backup", "ward", file, "--json").stdout)
+    assert (made["notes"], made["collection"]) == (4, "ward")
+    assert indexed("collections", "backup", "ward", file).exit_code == 2
+    secret, ids = tmp_path / "secret.txt", tmp_path / "ids.txt"
+    secret.write_text(str(NOTES[0]["text"]), encoding="utf-8")
+    ids.write_text("letter/1\n", encoding="utf-8")
+    wanted = ("--for", secret, "--ids", ids)
+    assert indexed("collections", "scan", "ward", *wanted).exit_code == 0  # a kept note explains all of it
+    assert indexed("notes", "delete", "letter/1", "-c", "ward").exit_code == 0
+    scanned = indexed("collections", "scan", "ward", *wanted, "--json")
+    assert scanned.exit_code == 1
+    assert "id" in {row["kind"] for row in json.loads(scanned.stdout)["traces"]}
+    assert indexed("collections", "scan", "ward").exit_code == 2
+    assert indexed("notes", "erase", "letter/1", "-c", "ward", "--yes").exit_code == 0
+    assert "no trace" in indexed("collections", "scan", "ward", *wanted).stdout
+    restored = one_json(indexed("collections", "restore", file, "copy", "--json").stdout)
+    assert (restored["notes"], restored["erased_again"]) == (3, 1)
+    assert "no trace" in indexed("collections", "scan", "copy", *wanted).stdout
+    assert indexed("collections", "restore", file, "ward").exit_code == 2
+    assert indexed("collections", "restore", tmp_path / "nowhere", "other").exit_code == 2

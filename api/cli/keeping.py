@@ -1,0 +1,76 @@
+"""`clinrag collections backup`, `restore` and `repair`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from api.cli.context import CliContext, pass_context
+from api.cli.options import json_option
+
+_PATH = click.Path(dir_okay=False, path_type=Path)
+
+
+@click.command()
+@click.argument("name")
+@click.argument("file", type=_PATH)
+@json_option
+@pass_context
+def backup(context: CliContext, name: str, file: Path, as_json: bool) -> None:
+    """Write a collection into one new file while it is used: consistent, checked, readable by its owner alone."""
+    from indexer.backup import backup as write_backup
+
+    context.if_interrupted = "no backup was made"
+    facts = write_backup(context.service.collection(name), file)
+    if as_json:
+        click.echo(json.dumps({"file": str(file), **asdict(facts)}))
+    else:
+        click.echo(f"{file}: {facts.notes:,} notes of {name}, {facts.bytes / 1e6:,.1f} MB, checked")
+
+
+@click.command()
+@click.argument("file", type=_PATH)
+@click.argument("name")
+@json_option
+@pass_context
+def restore(context: CliContext, file: Path, name: str, as_json: bool) -> None:
+    """Make a new collection of a backup; what was erased since the backup was made is erased from it again."""
+    from indexer.backup import restore as read_backup
+
+    context.if_interrupted = "nothing was restored"
+    restored = read_backup(context.service.library, file, name)
+    with restored.collection as collection:
+        notes = collection.info().notes
+    erased = sum(one.receipt.counts["notes"] for one in restored.erased)
+    if as_json:
+        said = {"collection": name, "notes": notes, "erased_again": erased, "backup_made": restored.facts.created_at}
+        click.echo(json.dumps(said, ensure_ascii=False))
+        return
+    click.echo(f"restored {notes:,} notes to {name}, as of {restored.facts.created_at}")
+    if erased:
+        click.echo(f"  {erased:,} notes that were erased since then are erased again")
+
+
+@click.command()
+@click.argument("name")
+@json_option
+@pass_context
+def repair(context: CliContext, name: str, as_json: bool) -> None:
+    """Make a damaged collection sound: lost vectors are embedded again, what is lost for good is put aside by name."""
+    from indexer.repair import repair as mend
+
+    context.if_interrupted = "nothing was changed"
+    done = mend(context.service.library, name, context.service.encoder)
+    if as_json:
+        rows = [{"row": one.row, "note_id": one.note_id, "reason": one.reason} for one in done.quarantined]
+        said = {"collection": name, "embedded": done.embedded, "cut_again": done.cut_again, "quarantined": rows}
+        click.echo(json.dumps({**said, "damaged_file": str(done.damaged_file)}, ensure_ascii=False))
+        return
+    click.echo(f"{name}: {done.embedded:,} vectors embedded again, {done.cut_again:,} note versions cut again")
+    for one in done.quarantined:
+        whose = "" if one.note_id is None else f" (note {one.note_id})"
+        click.echo(f"  put aside: {one.row}{whose}: {one.reason}")
+    click.echo(f"  the database as it was: {done.damaged_file}")

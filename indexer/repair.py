@@ -1,0 +1,151 @@
+"""Repair: a sound truth from a damaged one, with lost vectors embedded again and what cannot be restored put aside.
+
+The new database is made beside the old one, checked as a whole, and then takes its place; processes that have the
+collection open notice the new file and open it. The old file stays in the folder as ``damaged-<time>.sqlite`` for
+whoever wants to look; an erasure removes it.
+"""
+
+from __future__ import annotations
+
+import shutil
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from indexer.collection import DELETE_TIMEOUT_S, Collection
+from indexer.encoders.encoder import Encoder
+from indexer.errors import CollectionNotFoundError, DamagedError, EncoderMismatchError
+from indexer.library import Library
+from indexer.records import Note, Status
+from indexer.spaces import LOCK, TRUTH, Spaces
+from indexer.store import salvage, truth
+from indexer.store import schema as t
+from indexer.store.lock import exclusive
+from indexer.store.packing import empty_log
+from indexer.store.salvage import Quarantined, Rebuilder, Row
+from indexer.store.snapshots import DERIVED, sync_folder
+from indexer.store.sqlite import create_file, open_engine, write_transaction
+from indexer.store.stored import Prepared
+from indexer.store.witness import FILE as WITNESS
+from indexer.store.writer import Vectors
+from indexer.text.chunks import DEFAULT_CHUNK_TOKENS, split_chunks
+from indexer.times import iso, now_us
+
+DAMAGED = "damaged-"
+
+
+@dataclass(frozen=True, slots=True)
+class Repaired:
+    """How many vectors were embedded again, how many versions cut again, what was put aside; where the old file is."""
+
+    embedded: int
+    cut_again: int
+    quarantined: tuple[Quarantined, ...]
+    damaged_file: Path
+
+
+def repair(library: Library, name: str, load_encoder: Callable[[str], Encoder]) -> Repaired:
+    """Make the collection's truth sound again, and return what that took. Safe to run on a sound one.
+
+    Raises:
+        CollectionNotFoundError: there is none of that name.
+        DamagedError: the collection's own facts are lost, or what was made is not sound; nothing was changed.
+        EncoderMismatchError: the encoder of this machine is not the collection's.
+        WriterBusyError: it is being written to.
+    """
+    folder = Spaces(library.folder(name)).live()
+    path = folder / TRUTH
+    if not path.exists():
+        raise CollectionNotFoundError(f"no collection {name!r}; 'clinrag collections list' names those there are")
+    with exclusive(folder / LOCK, f"collection {name!r}", DELETE_TIMEOUT_S):
+        found = salvage.read(path)
+        aside = folder / f".repair-{uuid.uuid4().hex}"
+        aside.mkdir(mode=0o700)
+        try:
+            rebuilder = _rebuilt(found, aside / TRUTH, load_encoder, name)
+            with Collection(aside, name) as made:
+                findings = made.verify()
+            if findings:
+                raise DamagedError(
+                    f"collection {name!r} cannot be repaired ({findings[0].where} {findings[0].what}); "
+                    "nothing was changed; restore it from a backup"
+                )
+            kept = _put_in_place(path, aside / TRUTH)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+    return Repaired(rebuilder.embedded, len(found.recut), tuple(found.quarantined), kept)
+
+
+def _rebuilt(found: salvage.Salvage, target: Path, load_encoder: Callable[[str], Encoder], name: str) -> Rebuilder:
+    facts = {row["key"]: row["value"] for row in found.rows["meta"]}
+    loaded: list[Encoder] = []
+
+    def encoder() -> Encoder:
+        if not loaded:
+            one = load_encoder(facts["encoder_name"])
+            if one.spec.fingerprint != facts["fingerprint"]:
+                raise EncoderMismatchError(
+                    f"collection {name!r} was embedded with {facts['encoder_name']} (fingerprint "
+                    f"{facts['fingerprint'][:12]}); the one on this machine is another "
+                    f"(fingerprint {one.spec.fingerprint[:12]}), so lost vectors cannot be made again"
+                )
+            loaded.append(one)
+        return loaded[0]
+
+    def prepare(version: Row, note_id: str) -> Prepared:
+        text = version["text"]
+        chunks = split_chunks(
+            text,
+            language=version["language"],
+            token_spans=encoder().token_spans,
+            max_tokens=min(encoder().max_tokens, DEFAULT_CHUNK_TOKENS),
+        )
+        hashes = tuple(truth.text_hash(text[chunk.start : chunk.end]) for chunk in chunks)
+        note = Note(note_id, text, language=version["language"], status=Status(version["status"]))
+        return Prepared(note, version["content_hash"], tuple(chunks), hashes)
+
+    def embed(texts: dict[bytes, str]) -> Vectors:
+        rows = encoder().encode_passages(list(texts.values()))
+        return dict(zip(texts, rows.astype(np.float16), strict=True))
+
+    create_file(target)
+    engine = open_engine(target)
+    try:
+        t.migrate(engine)
+        rebuilder = Rebuilder(found, prepare, embed)
+        with write_transaction(engine) as connection:
+            rebuilder.write(connection)
+        empty_log(engine, target, 0.0)
+    finally:
+        engine.dispose()
+    return rebuilder
+
+
+def _put_in_place(path: Path, made: Path) -> Path:
+    """Put the new database in the place of the old one, which is kept under another name.
+
+    1. The old log goes into the old file where that is possible: a crash behind step 3 then finds a file without log.
+    2. What is derived, and the witness, go: they belong to the old log of changes.
+    3. The old log's files go: beside the new database they would be taken for its own.
+    4. The new file takes the name in one step.
+    """
+    folder = path.parent
+    engine = open_engine(path)
+    try:
+        empty_log(engine, path, 0.0)
+    except DamagedError:
+        pass
+    finally:
+        engine.dispose()
+    kept = folder / f"{DAMAGED}{iso(now_us()).replace(':', '')}.sqlite"
+    kept.hardlink_to(path)
+    shutil.rmtree(folder / DERIVED, ignore_errors=True)
+    (folder / WITNESS).unlink(missing_ok=True)
+    for ending in ("-wal", "-shm"):
+        path.with_name(path.name + ending).unlink(missing_ok=True)
+    made.replace(path)
+    sync_folder(folder)
+    return kept
