@@ -41,7 +41,7 @@ from indexer.store.witness import Witness
 from indexer.store.writer import Writer, stored_contents, stored_vector_keys
 from indexer.times import iso, now_us
 
-CHECKED_AT_OPEN = ("notes", "changes")
+CHECKED_AT_OPEN = ("notes", "versions", "changes")
 DELETE_TIMEOUT_S = 5.0
 PUBLISH_BEHIND = 500
 
@@ -86,6 +86,7 @@ class Collection:
             self.encoder_name = facts["encoder_name"]
             self.spec = truth.spec_of(facts["spec"])
             self.collection_id = facts["collection_id"]
+            self._checked_version = 0
             self._created_at = facts["created_at"]
             identity = Identity(name, self.collection_id, self.spec.fingerprint, self.spec.dim)
             self._replica = Replica(self._engine, self._path, identity)
@@ -255,6 +256,7 @@ class Collection:
         with_metadata: Ids | None = None
         if scope.metadata:
             with read_transaction(self._engine) as connection:
+                self._checked_version = reading.check_versions(connection, self._checked_version)
                 with_metadata = reading.with_metadata(connection, scope.metadata)
         selection = select_rows(columns, scope, with_metadata)
         population = everything(columns, moment)
@@ -280,8 +282,7 @@ class Collection:
 
     def info(self) -> CollectionInfo:
         """Return what the collection holds."""
-        with read_transaction(self._engine) as connection:
-            totals = reading.totals(connection)
+        totals = reading.totals(*self._replica.moment())
         derived = self._folder / DERIVED
         return CollectionInfo(
             name=self.name,

@@ -6,15 +6,18 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
-from sqlalchemy import Connection, and_, func, select
+from sqlalchemy import Connection, select
 
 from indexer.records import Scalar
 from indexer.store import schema as t
 from indexer.store import truth
-from indexer.store.columns import Ids
+from indexer.store.columns import UNDATED, Columns, Ids
+from indexer.store.growing import NOTHING
 from indexer.store.sqlite import metadata_matches
 from indexer.store.stored import NoteInfo, StoredNote
 from indexer.times import day
+
+_PAGE = 2000
 
 
 class Totals(NamedTuple):
@@ -26,6 +29,25 @@ class Totals(NamedTuple):
     first: str | None
     last: str | None
     seq: int
+
+
+def check_versions(connection: Connection, after: int) -> int:
+    """Return the number of the newest version; those behind a number are held against their checksums.
+
+    A filter passes over a row whose column is damaged, so rows are checked before one is asked of SQL.
+
+    Raises:
+        DamagedError: one does not match.
+    """
+    columns = [t.versions.c[name] for name in (*truth.VERSION_FIELDS, "checksum")]
+    while True:
+        query = select(*columns).where(t.versions.c.id > after).order_by(t.versions.c.id).limit(_PAGE)
+        rows = connection.execute(query).all()
+        for row in rows:
+            truth.check_row("versions", truth.VERSION_FIELDS, row)
+        if not rows:
+            return after
+        after = rows[-1].id
 
 
 def with_metadata(connection: Connection, wanted: Mapping[str, Scalar]) -> Ids:
@@ -41,7 +63,27 @@ def stored_note(connection: Connection, note_id: str, version: int | None) -> St
         t.notes.c.note_id == note_id, t.notes.c.deleted == 0, t.versions.c.version == wanted
     )
     row = connection.execute(query).first()
-    return None if row is None else truth.stored_note(row)
+    if row is None:
+        check_absent(connection, note_id, version)
+        return None
+    return truth.stored_note(row)
+
+
+def check_absent(connection: Connection, note_id: str, version: int | None) -> None:
+    """Return if a note that was not found is not there.
+
+    Raises:
+        DamagedError: it must be there, or what says that it was deleted is damaged.
+    """
+    note = connection.execute(select(t.notes).where(t.notes.c.note_id == note_id)).first()
+    if note is None:
+        return
+    truth.check_row("notes", truth.NOTE_FIELDS, note)
+    wanted = note.current if version is None else version
+    v = t.versions.c
+    stored = connection.execute(select(v.id).where(v.note == note.id, v.version == wanted)).first()
+    if not note.deleted and (wanted == note.current or stored):
+        raise truth.damaged("versions", f"{wanted} of note {note.id}")
 
 
 def listed_notes(connection: Connection, after: str | None, limit: int) -> list[NoteInfo]:
@@ -50,20 +92,35 @@ def listed_notes(connection: Connection, after: str | None, limit: int) -> list[
     if after is not None:
         query = query.where(t.notes.c.note_id > after)
     rows = connection.execute(query.order_by(t.notes.c.note_id).limit(limit)).all()
-    return [truth.note_info(row) for row in rows]
+    found = [truth.note_info(row) for row in rows]
+    # A damaged row falls out of the join or of the filter: the notes themselves say how many there must be.
+    every = select(t.notes) if after is None else select(t.notes).where(t.notes.c.note_id > after)
+    if len(found) == limit:
+        every = every.where(t.notes.c.note_id <= found[-1].note_id)
+    n_living = 0
+    for note in connection.execute(every.order_by(t.notes.c.note_id)):
+        truth.check_row("notes", truth.NOTE_FIELDS, note)
+        n_living += not note.deleted
+    if n_living != len(found):
+        raise truth.damaged("notes", f"behind {len(found)} that were listed")
+    return found
 
 
-def totals(connection: Connection) -> Totals:
-    """Return how much there is."""
-    n, v, c = t.notes.c, t.versions.c, t.chunks.c
-    newest = t.versions.join(t.notes, and_(n.id == v.note, n.current == v.version))
-    by_language = connection.execute(select(c.language, func.count()).group_by(c.language))
-    dates = connection.execute(select(func.min(v.authored_start), func.max(v.authored_end)).select_from(newest)).one()
+def totals(columns: Columns, seq: int) -> Totals:
+    """Return how much there is at a moment of the columns, which were checked when they were read."""
+    versions, newest = columns.versions, columns.current(None)
+    living = columns.positions_of(np.flatnonzero(columns.alive))
+    codes, counts = np.unique(columns.chunks["language"][living], return_counts=True)
+    texts = columns.codes["language"].texts
+    starts, ends = versions["authored_start"][newest], versions["authored_end"][newest]
+    dated = starts != UNDATED
     return Totals(
-        notes=connection.scalar(select(func.count()).select_from(t.notes).where(n.deleted == 0)) or 0,
-        versions=connection.scalar(select(func.count()).select_from(t.versions)) or 0,
-        languages={row[0]: int(row[1]) for row in by_language},
-        first=None if dates[0] is None else day(dates[0]),
-        last=None if dates[1] is None else day(dates[1] - 1),
-        seq=truth.last_change(connection).seq,
+        notes=int(newest.sum()),
+        versions=int(columns.alive.sum()),
+        languages={
+            None if at == NOTHING else texts[at]: n for at, n in zip(codes.tolist(), counts.tolist(), strict=True)
+        },
+        first=day(int(starts[dated].min())) if dated.any() else None,
+        last=day(int(ends[dated].max()) - 1) if dated.any() else None,
+        seq=seq,
     )

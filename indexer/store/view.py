@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,14 +15,29 @@ from indexer.records import Coverage, Scope, Status
 from indexer.store import schema as t
 from indexer.store import truth
 from indexer.store.columns import Ids
+from indexer.store.facets import Facets, facets_of
+from indexer.store.reading import check_absent
 from indexer.store.replica import Replica
-from indexer.store.selection import Selection
+from indexer.store.selection import Selection, Traits
 from indexer.store.sqlite import read_transaction
 from indexer.store.stored import Passage
+from indexer.store.vectors import best, widened
 from indexer.text.analysis import analyze_query
 from indexer.times import iso
 
 Scores = NDArray[np.float32]
+
+
+_FEW = 2048
+"""A scope of up to so many rows is scored as a whole; its pools and their samples are cut out of that."""
+
+
+class Pool(NamedTuple):
+    """What a query finds in one language: its best rows, and what some rows score that nobody looked at before."""
+
+    ids: Ids
+    scores: Scores
+    sample: Scores
 
 
 class View:
@@ -61,9 +76,74 @@ class View:
         """How many notes are in scope, in which languages, from when to when."""
         return self._selection.coverage()
 
+    def facets(self) -> Facets:
+        """Return how many notes and passages of each kind are in scope."""
+        return facets_of(self._selection)
+
     def language_pools(self) -> dict[str | None, Ids]:
         """Return the rows by their chunk's language, ``None`` where it is not known."""
         return self._selection.pools()
+
+    def vector_pools(self, query: Scores, k: int, limit: int) -> dict[str | None, Pool]:
+        """Return for each language its k nearest rows, and what at most ``limit`` of its rows score, evenly spaced.
+
+        Sampled rows that were deleted since are left out of the sample.
+        """
+        pools = self.language_pools()
+        if len(self.rows) <= _FEW:
+            return self._small_vector_pools(query, k, limit)
+        sampled = self._sampled(limit)
+        return {
+            language: Pool(*self._replica.vectors().search(query, k, rows), sampled[language] @ query)
+            for language, rows in pools.items()
+        }
+
+    def _small_vector_pools(self, query: Scores, k: int, limit: int) -> dict[str | None, Pool]:
+        scores = self.vector_scores(query, self.rows)
+        found = {}
+        for language, rows in self.language_pools().items():
+            own = scores[np.searchsorted(self.rows, rows)]
+            there = np.isfinite(own)
+            sample = own[np.searchsorted(rows, self._selection.samples(limit)[language])]
+            found[language] = Pool(*best(rows[there], own[there], k), sample[np.isfinite(sample)])
+        return found
+
+    def _sampled(self, limit: int) -> dict[str | None, Scores]:
+        """Return the vectors of each language's sample, ``(n, dim) float32``.
+
+        Kept with the selection, and that with its moment where there is no scope.
+        """
+        if self._selection.sampled is None or self._selection.sampled[0] != limit:
+            index = self._replica.vectors()
+            samples = self._selection.samples(limit).items()
+            self._selection.sampled = limit, {language: widened(index.rows(rows)) for language, rows in samples}
+        return self._selection.sampled[1]
+
+    def term_pools(self, terms: Mapping[str, float], k: int, limit: int) -> dict[str | None, Pool]:
+        """Return for each language its k best rows by BM25, and what at most ``limit`` of its rows score."""
+        pools, samples = self.language_pools(), self._selection.samples(limit)
+        if not terms or not pools:
+            return {}
+        found = self._replica.lexical().search_pools(
+            terms, k, list(pools.values()), list(samples.values()), self._population.rows
+        )
+        return {language: Pool(*one) for language, one in zip(pools, found, strict=True)}
+
+    def term_scores(self, terms: Mapping[str, float], rows: Sequence[int] | Ids) -> dict[int, float]:
+        """Return the BM25 scores of those of the rows that hold a term."""
+        wanted = self._narrowed(np.unique(np.asarray(rows, np.int64)))
+        if not terms or not len(wanted):
+            return {}
+        ids, scores = self._replica.lexical().search(terms, len(wanted), wanted, self._population.rows)
+        return dict(zip(ids.tolist(), scores.tolist(), strict=True))
+
+    def traits(self, rows: Sequence[int] | Ids) -> Traits:
+        """Return which of the rows in scope share a text or a patient, and their languages."""
+        return self._selection.traits(np.asarray(rows, np.int64))
+
+    def dates(self, rows: Sequence[int] | Ids) -> tuple[str | None, str | None]:
+        """Return the first and last day on which the notes of rows in scope were authored."""
+        return self._selection.dates(np.asarray(rows, np.int64))
 
     def search_vectors(self, query: Scores, k: int, rows: Ids | None = None) -> tuple[Ids, Scores]:
         """Return the k nearest rows and their inner products, best first; ``rows`` (sorted) narrows the scope."""
@@ -99,6 +179,7 @@ class View:
                 for row in connection.execute(query.where(c.row.in_(part))):
                     truth.check_row("vectors", truth.VECTOR_FIELDS, row)
                     found[row.row] = row.vector
+            self._check_deleted(connection, [row for row in wanted if row not in found])
         blobs = [found[row] for row in wanted if row in found]
         return (
             np.frombuffer(b"".join(blobs), "<f2").reshape(len(blobs), self._replica.dim).astype(np.float16, copy=False)
@@ -129,11 +210,14 @@ class View:
             chunks: dict[int, Row[Any]] = {}
             for part in truth.parts(dict.fromkeys(wanted)):
                 chunks.update((row.row, row) for row in connection.execute(select(t.chunks).where(c.row.in_(part))))
+            self._check_deleted(connection, [row for row in wanted if row not in chunks])
             owners = {row.version_id for row in chunks.values()}
             versions: dict[int, Row[Any]] = {}
             for part in truth.parts(sorted(owners)):
                 found = connection.execute(truth.dated_versions(t.versions.c.text).where(t.versions.c.id.in_(part)))
                 versions.update((row.id, row) for row in found)
+            if len(versions) != len(owners):
+                raise truth.damaged("versions", min(owners.difference(versions)))
             addenda = self._addenda(connection, {row.note_id for row in versions.values()})
         for row in versions.values():
             truth.check_dated(row)
@@ -156,6 +240,8 @@ class View:
         query = truth.dated_versions(t.versions.c.text)
         with read_transaction(self._engine) as connection:
             row = connection.execute(query.where(t.notes.c.note_id == note_id, t.versions.c.version == version)).first()
+            if row is None:
+                check_absent(connection, note_id, version)
         if row is None:
             raise NoteNotFoundError(f"no version {version} of note {note_id!r}")
         return truth.stored_note(row).text
@@ -166,6 +252,21 @@ class View:
         if rows is None or rows is own or any(rows is pool for pool in self.language_pools().values()):
             return own if rows is None else rows
         return np.intersect1d(own, np.asarray(rows, np.int64))
+
+    def _check_deleted(self, connection: Connection, rows: Sequence[int]) -> None:
+        """Raise `DamagedError` where a row of this view is gone and the change log does not say that it was deleted."""
+        columns, c = self._population.columns, t.changes.c
+        for row in rows:
+            at = int(np.searchsorted(columns.chunks["row"], row))
+            if at == len(columns.chunks["row"]) or columns.chunks["row"][at] != row:
+                continue
+            position = int(np.searchsorted(columns.versions["first_chunk"], at, side="right")) - 1
+            note, version = (int(columns.versions[name][position]) for name in ("note", "version"))
+            gone = select(t.changes).where(c.note == note, c.version >= version, c.kind != truth.STORE)
+            found = connection.execute(gone.limit(1)).first()
+            if found is None:
+                raise truth.damaged("chunks", row)
+            truth.check_row("changes", truth.CHANGE_FIELDS, found)
 
     def _addenda(self, connection: Connection, note_ids: set[str]) -> dict[str, list[str]]:
         """Return for each note the ids of the notes that append to it and may be seen at the view's moment."""

@@ -224,8 +224,13 @@ def _known(connection: Connection, note_ids: Iterable[str]) -> dict[str, _Known]
     )
     found: dict[str, _Known] = {}
     for part in truth.parts(note_ids):
-        query = select(n.id, n.note_id, n.current, n.deleted, v.content_hash, c.stored_at).select_from(joined)
+        query = select(*(n.id, n.note_id, n.current, n.deleted, n.checksum, v.content_hash, c.stored_at)).select_from(
+            joined
+        )
         for row in connection.execute(query.where(n.note_id.in_(part))):
+            truth.check_row("notes", truth.NOTE_FIELDS, row)
+            if not row.deleted and (row.content_hash is None or row.stored_at is None):
+                raise truth.damaged("versions", f"{row.current} of note {row.id}")
             found[row.note_id] = _Known(row.id, row.current, bool(row.deleted), row.content_hash, row.stored_at)
     return found
 
