@@ -145,6 +145,8 @@ class Eraser:
         pending = self.pending()
         if not pending:
             return  # whoever held the lock before took ours along
+        # Before anything is gone, as the derived files of now are of no use afterwards; behind a crash there is none.
+        terms = self.replica.terms() if all(one.state == erasing.ASKED for one in pending) else None
         for one in pending:
             if one.state == erasing.ASKED:
                 withdrawn = self.waiting.withdraw(self.name, one.details)
@@ -167,7 +169,7 @@ class Eraser:
         self._reached("emptied")
         self.beside(deadline)
         self._reached("followed")
-        self.replica.rebuild()
+        self.replica.purge(terms)
         self._reached("rebuilt")
         for one in pending:
             self.receipts.issue(one, self.name, self.collection_id, iso(now_us()))

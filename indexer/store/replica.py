@@ -180,6 +180,38 @@ class Replica:
                 self._snapshots.clear()
             self._publish()
 
+    def terms(self) -> PostingsIndex:
+        """Return the lexical index itself, for `purge` after an erasure."""
+        self.lexical()
+        with self._lock, read_transaction(self._engine) as connection:
+            self._follow(connection)
+            if self._lexical is None:
+                self._lexical = self._loaded_terms(connection)
+            return self._lexical
+
+    def purge(self, terms: PostingsIndex | None) -> None:
+        """Make everything anew after an erasure, but for the terms of kept chunks where ``terms`` has them.
+
+        Analysing every text again is nearly all of a rebuild; an index writes no term that only removed chunks had.
+        Called while the writer's lock is held.
+
+        Raises:
+            WriterBusyError: another process is writing derived files and does not end.
+        """
+        what = f"a snapshot of collection {self._identity.name!r}"
+        with exclusive(self._publish_lock, what, timeout_s=REBUILD_TIMEOUT_S):
+            with self._lock:
+                self._forget()
+                self._snapshots.clear()
+                if terms is not None:
+                    with read_transaction(self._engine) as connection:
+                        living = log.chunk_rows(connection)
+                    terms.remove(np.setdiff1d(terms.arrays()["ids"], living))
+                    arrays = terms.arrays()
+                    self._lexical = PostingsIndex.from_arrays(arrays)
+                    self._lexical_row = int(arrays["last_id"][0])
+            self._publish()
+
     def close(self) -> None:
         """Let go of everything."""
         with self._lock:
