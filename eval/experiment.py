@@ -63,8 +63,6 @@ def run_suite(
     for task in tasks:
         check_task(task)
         for judged in load_sets(task, data):
-            if not judged.queries:
-                continue
             write_qrels(out / f"{_file(judged.name)}.qrels", judged)
             for system in systems:
                 row = _score(task, judged, system, out)

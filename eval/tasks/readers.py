@@ -16,17 +16,17 @@ from eval.tasks.declaration import SetDeclaration, Task
 from indexer.errors import ArgumentError, SourceError
 from indexer.text.language import identify
 
-HELD_OUT_PART = 5
-"""A concept is held out of training when the sha1 of its id, as a number, is divisible by this."""
+HELD_OUT_OF = 5
+"""Ids are dealt into so many parts by their sha1 as a number; the option ``held_out`` says how many are evaluated."""
 
 
-def held_out(concept: str) -> bool:
-    """Return whether a concept is never trained on.
+def held_out(identity: str, parts: int = 1) -> bool:
+    """Return whether a concept or case is never trained on.
 
     >>> [concept for concept in ("HP:0000003", "HP:0000008", "HP:0000002") if held_out(concept)]
     ['HP:0000003']
     """
-    return int(hashlib.sha1(concept.encode(), usedforsecurity=False).hexdigest(), 16) % HELD_OUT_PART == 0
+    return int(hashlib.sha1(identity.encode(), usedforsecurity=False).hexdigest(), 16) % HELD_OUT_OF < parts
 
 
 def load_sets(task: Task, data: Path | None) -> list[JudgedSet]:
@@ -43,7 +43,13 @@ def load_sets(task: Task, data: Path | None) -> list[JudgedSet]:
             raise SourceError(
                 f"task {task.name}: {file.name} is not in the data folder; see docs/evaluation.md for sources"
             )
-    return _READERS[task.kind](task, files)
+    sets = _READERS[task.kind](task, files)
+    for judged in sets:
+        if not judged.queries:
+            raise SourceError(
+                f"task {task.name}: set {judged.name} has no queries; its options fit no row of the files"
+            )
+    return sets
 
 
 def data_sha256(task: Task, data: Path | None) -> str:
@@ -147,11 +153,11 @@ def _aligned(task: Task, files: Sequence[Path]) -> list[JudgedSet]:
 
 def _aligned_notes(task: Task, files: Sequence[Path]) -> list[JudgedSet]:
     """Whole documents that stand in several files under one id; the file's rows say their language."""
-    prefixes = tuple(str(task.options.get("prefixes", "")).split()) or ("",)
+    parts = int(task.options.get("held_out", HELD_OUT_OF))
     texts: dict[str, dict[str, str]] = defaultdict(dict)
     for file in files:
         for row in _rows(file):
-            if str(row["id"]).startswith(prefixes):
+            if held_out(str(row["id"]), parts):
                 texts[str(row["language"])][str(row["id"])] = str(row["text"])
     _expect(task, documents=sum(map(len, texts.values())))
     sets = []
@@ -170,11 +176,11 @@ def _terms(task: Task, files: Sequence[Path]) -> list[JudgedSet]:
     rows = [row for file in files for row in _rows(file) if row.get("kind") == "label"]
     pool_size = int(task.options.get("pool", 0))
     statuses = set(str(task.options.get("statuses", "")).split())
-    only_held_out = bool(task.options.get("held_out", False))
+    parts = int(task.options.get("held_out", HELD_OUT_OF))
     labels: dict[str, dict[str, str]] = defaultdict(dict)
     for row in rows:
         concept, language = str(row["concept"]), str(row["language"])
-        if only_held_out and not held_out(concept):
+        if not held_out(concept, parts):
             continue
         if statuses and row.get("status") and str(row["status"]) not in statuses:
             continue

@@ -164,7 +164,7 @@ def test_terms_keep_only_held_out_concepts(tmp_path: Path):
     rows = [{"concept": c, "language": "en", "term": f"term {c}", "kind": "label"} for c in concepts]
     rows += [{"concept": c, "language": "zh", "term": f"词 {c}", "kind": "label"} for c in concepts]
     gz(tmp_path / "hpo.jsonl.gz", rows)
-    (found,) = load_sets(declared("terms", ("hpo.jsonl.gz",), [(["zh"], ["en"])], {"held_out": True}), tmp_path)
+    (found,) = load_sets(declared("terms", ("hpo.jsonl.gz",), [(["zh"], ["en"])], {"held_out": 1}), tmp_path)
     assert {query.text_id.split("#")[0] for query in found.queries} == {c for c in concepts if held_out(c)}
     assert 0 < len(found.queries) < len(concepts) / 2
 
@@ -195,6 +195,24 @@ def test_every_declaration_can_be_read_and_says_where_its_data_come_from():
         assert task.sets
     with pytest.raises(ArgumentError, match="none of"):
         load_tasks("nothing")
+
+
+def test_what_is_evaluated_of_a_source_is_what_training_holds_out():
+    from rag.training.heldout import is_held_out_case, is_held_out_concept, is_held_out_tico
+
+    for number in range(500):
+        concept, case = f"HP:{number:07d}", f"S0004-0614200500070{number:04d}-1"
+        assert held_out(concept, 1) == is_held_out_concept(concept)
+        assert held_out(case, 2) == is_held_out_case(case)
+    (hpo,), (cases,), (tico,) = load_tasks("hpo"), load_tasks("codiesp_cases"), load_tasks("tico19_mixed")
+    assert (hpo.options["held_out"], cases.options["held_out"]) == (1, 2)
+    assert all(is_held_out_tico(f"{prefix}1") for prefix in str(tico.options["prefixes"]).split())
+
+
+def test_a_set_without_queries_is_an_error(tmp_path: Path):
+    gz(tmp_path / "p.jsonl.gz", [{"id": "doc1:1", "en": "fever", "es": "fiebre"}])
+    with pytest.raises(SourceError, match="no queries"):
+        load_sets(declared("aligned", ("p.jsonl.gz",), [(["es"], ["en"])], {"prefixes": "doc2"}), tmp_path)
 
 
 def test_a_task_without_its_data_says_how_to_give_them(tmp_path: Path):
