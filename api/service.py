@@ -12,7 +12,7 @@ from api.jobs import Outcome, Rejected
 from api.posted import PostedNotes
 from api.settings import Settings
 from api.withdrawals import RawNote, WaitingNotes
-from indexer.errors import CollectionNotFoundError, DamagedError, EncoderUnavailableError
+from indexer.errors import CollectionNotFoundError, DamagedError, EncoderMismatchError, EncoderUnavailableError
 from indexer.records import Note, RowError, Scope
 
 if TYPE_CHECKING:
@@ -273,7 +273,7 @@ class Service:
             )
         except Exception as error:
             # Whatever a deletion in the middle makes of files that are gone, this is what happened.
-            if isinstance(error, CollectionNotFoundError) or collection.present():
+            if isinstance(error, CollectionNotFoundError | EncoderMismatchError) or collection.present():
                 raise
             raise CollectionNotFoundError(f"collection {collection.name!r} was deleted meanwhile") from error
 
@@ -297,7 +297,13 @@ class Service:
                 report(Outcome(progress.done, progress.stored, progress.skipped, tuple(posted.refused)))
 
         withdrawn = notes.withdrawn if isinstance(notes, WaitingNotes) else None
-        result = self.index(collection, posted, on_progress, withdrawn)
+        try:
+            result = self.index(collection, posted, on_progress, withdrawn)
+        except EncoderMismatchError:
+            if collection.present():
+                raise
+            # It was cut over to another encoder meanwhile: what is stored already is skipped.
+            return self.index_posted(name, notes, report, stopping)
         rejected = tuple(
             Rejected(index, row.field, row.reason) for index, row in zip(result.positions, result.rejected, strict=True)
         )

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import click
 
-from api.cli import collections, demo, encoders, erasing, evaluate, notes, search, serve, store
+from api.cli import collections, demo, encoders, erasing, evaluate, facets, notes, reencoding, search, serve, store
 from api.cli.context import CliContext
 from api.codes import INTERRUPTED_EXIT, code_of, message_of
 from api.settings import from_environment
@@ -105,6 +105,9 @@ for command in (
     evaluate.evaluate,
 ):
     cli.add_command(command)
+
+for part in (reencoding.reencode, reencoding.cutover, reencoding.rollback, reencoding.discard, facets.facets):
+    collections.collections.add_command(part)
 
 
 def main() -> None:

@@ -42,14 +42,17 @@ class Selection:
             }
         return self._pools
 
+    def owners(self) -> NDArray[np.intp]:
+        """Return the positions of the versions that have chunks here; all that were picked where none was left out."""
+        if not self._by_chunk:
+            return self.picks
+        first = self.columns.versions["first_chunk"]
+        return np.unique(np.searchsorted(first, self.positions, side="right") - 1)
+
     def coverage(self) -> Coverage:
         """Return how many notes were searched, in which languages, from when to when."""
         if self._coverage is None:
-            picks = self.picks
-            if self._by_chunk:
-                first = self.columns.versions["first_chunk"]
-                owners = np.searchsorted(first, self.positions, side="right") - 1
-                picks = np.unique(owners)
+            picks = self.owners()
             start, end = (self.columns.versions[name][picks] for name in ("authored_start", "authored_end"))
             dated = start != UNDATED
             self._coverage = Coverage(

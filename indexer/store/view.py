@@ -16,6 +16,7 @@ from indexer.store import schema as t
 from indexer.store import truth
 from indexer.store.columns import Ids
 from indexer.store.facets import Facets, facets_of
+from indexer.store.facets import Facets, facets_of
 from indexer.store.reading import check_absent
 from indexer.store.replica import Replica
 from indexer.store.selection import Selection, Traits
@@ -75,6 +76,10 @@ class View:
     def coverage(self) -> Coverage:
         """How many notes are in scope, in which languages, from when to when."""
         return self._selection.coverage()
+
+    def facets(self) -> Facets:
+        """Return how many notes and passages of each kind are in scope."""
+        return facets_of(self._selection)
 
     def facets(self) -> Facets:
         """Return how many notes and passages of each kind are in scope."""

@@ -1,0 +1,41 @@
+"""`clinrag collections facets`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+import click
+
+from api.cli.context import CliContext, pass_context
+from api.cli.options import json_option, scope_of, scope_options
+
+_SHOWN = 10
+
+
+@click.command()
+@click.argument("name")
+@scope_options
+@json_option
+@pass_context
+def facets(context: CliContext, /, name: str, as_json: bool, **options: object) -> None:
+    """Count the notes and passages of a scope by language, section, type and patient."""
+    found = context.service.collection(name).view(scope_of(options)).facets()
+    counts: dict[str, Mapping[str | None, int]] = {
+        "languages": found.languages,
+        "sections": found.sections,
+        "note_types": found.note_types,
+        "patients": found.patients,
+    }
+    if as_json:
+        rows = {
+            key: [{"value": value, "count": count} for value, count in values.items()] for key, values in counts.items()
+        }
+        said = {"collection": name, "notes": found.notes, "passages": found.passages}
+        click.echo(json.dumps(said | rows, ensure_ascii=False))
+        return
+    click.echo(f"{name}: {found.notes:,} notes, {found.passages:,} passages")
+    for key, values in counts.items():
+        shown = ", ".join(f"{value or 'unknown'} {count:,}" for value, count in list(values.items())[:_SHOWN])
+        more = f" and {len(values) - _SHOWN:,} more" if len(values) > _SHOWN else ""
+        click.echo(f"{key.replace('_', ' ') + ':':<12}{shown or 'none'}{more}")
