@@ -6,6 +6,7 @@ together, vowels go. "warfarin", "варфарин" and "ワルファリン" all
 
 from __future__ import annotations
 
+import os.path
 import re
 import unicodedata
 from difflib import SequenceMatcher
@@ -14,8 +15,11 @@ from functools import lru_cache
 LEAST_CONSONANTS = 4
 """Shorter skeletons fall together by chance."""
 
-LEAST_LIKENESS = 0.8
-"""Two skeletons of one word differ in a sound at most, or in an ending."""
+LEAST_STEM = 0.7
+"""Skeletons of one word start alike: so much of the longer one. Only the ending is another."""
+
+LEAST_LIKENESS = 0.7
+"""With their vowels the two spellings are still so much alike (a ratio of `difflib`)."""
 
 _WORDS = re.compile(r"[^\W\d_぀-ヿ㐀-鿿가-힯]+|[゠-ヿ]+")
 _CYRILLIC = dict(
@@ -59,9 +63,13 @@ _SPELLINGS = (
     (re.compile("[czß]"), "s"),
     (re.compile("w"), "v"),
     (re.compile("l"), "r"),
-    (re.compile("[aeiouyhj]"), ""),
+    (re.compile("y"), "i"),
+    (re.compile("[hj]"), ""),
     (re.compile(r"(.)\1+"), r"\1"),
 )
+_VOWELS = re.compile("[aeiou]")
+_DOUBLED = re.compile(r"(.)\1+")
+_KANA = re.compile("[゠-ヿ]")
 
 
 def words(text: str) -> list[str]:
@@ -76,24 +84,34 @@ def skeleton(word: str) -> str:
     >>> skeleton("warfarina"), skeleton("варфарин"), skeleton("ワルファリン")
     ('vrfrn', 'vrfrn', 'vrfrn')
     """
+    return _DOUBLED.sub(r"\1", _VOWELS.sub("", _sounds(word)))
+
+
+@lru_cache(maxsize=65_536)
+def cognate(one: str, other: str) -> bool:
+    """Return whether two words may be one word in two languages: one stem, and much the same vowels in it.
+
+    >>> cognate("clarithromycin", "кларитромицин"), cognate("warfarin", "furosemide")
+    (True, False)
+    >>> cognate("pregnant", "progrediente"), cognate("pregnant", "permanent")
+    (False, False)
+    """
+    left, right = skeleton(one), skeleton(other)
+    if min(len(left), len(right)) < LEAST_CONSONANTS:
+        return False
+    stem = len(os.path.commonprefix([left, right]))
+    if stem < max(LEAST_CONSONANTS, LEAST_STEM * max(len(left), len(right))):
+        return False
+    if _KANA.search(one) or _KANA.search(other):
+        return True  # kana have vowels of their own between all consonants
+    return SequenceMatcher(None, _sounds(one), _sounds(other), autojunk=False).ratio() >= LEAST_LIKENESS
+
+
+@lru_cache(maxsize=65_536)
+def _sounds(word: str) -> str:
+    """Return a word in Latin letters, one letter a sound."""
     letters = unicodedata.normalize("NFD", word.casefold().translate(_SOUNDS))
     bare = "".join(letter for letter in letters if not unicodedata.combining(letter))
     for spelling, sound in _SPELLINGS:
         bare = spelling.sub(sound, bare)
     return bare
-
-
-@lru_cache(maxsize=65_536)
-def cognate(one: str, other: str) -> bool:
-    """Return whether two words may be one word in two languages.
-
-    >>> cognate("clarithromycin", "кларитромицин"), cognate("warfarin", "furosemide")
-    (True, False)
-    """
-    left, right = skeleton(one), skeleton(other)
-    if min(len(left), len(right)) < LEAST_CONSONANTS:
-        return False
-    if left == right:
-        return True
-    likeness = SequenceMatcher(None, left, right, autojunk=False)
-    return likeness.real_quick_ratio() >= LEAST_LIKENESS and likeness.ratio() >= LEAST_LIKENESS
