@@ -6,11 +6,11 @@ together, vowels go. "warfarin", "варфарин" and "ワルファリン" all
 
 from __future__ import annotations
 
-import os.path
 import re
 import unicodedata
 from difflib import SequenceMatcher
 from functools import lru_cache
+from itertools import takewhile
 
 LEAST_CONSONANTS = 4
 """Shorter skeletons fall together by chance."""
@@ -99,7 +99,7 @@ def cognate(one: str, other: str) -> bool:
     left, right = skeleton(one), skeleton(other)
     if min(len(left), len(right)) < LEAST_CONSONANTS:
         return False
-    stem = len(os.path.commonprefix([left, right]))
+    stem = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(left, right, strict=False)))
     if stem < max(LEAST_CONSONANTS, LEAST_STEM * max(len(left), len(right))):
         return False
     if _KANA.search(one) or _KANA.search(other):
