@@ -167,6 +167,8 @@ class HitModel(Result):
     text: str
     scores: ScoresModel
     copies: int
+    first_seen: str | None
+    last_seen: str | None
     appends: str | None
 
 

@@ -94,9 +94,9 @@ def backgrounds(
     filled = {language: pool for language, pool in pools.items() if len(pool.sample)}
     if not filled:
         return {}
-    medians = {language: float(np.median(pool.sample)) for language, pool in filled.items()}
+    medians = {language: _median(pool.sample) for language, pool in filled.items()}
     spreads = {
-        language: _MAD_TO_SPREAD * float(np.median(np.abs(pool.sample - medians[language])))
+        language: _MAD_TO_SPREAD * _median(np.abs(pool.sample - np.float32(medians[language])))
         for language, pool in filled.items()
     }
     trust = {language: len(pool.sample) / (len(pool.sample) + PRIOR_ROWS) for language, pool in filled.items()}
@@ -109,6 +109,15 @@ def backgrounds(
         variance = own * spreads[language] ** 2 + (1 - own) * shared
         result[language] = Background(centre, max(variance**0.5, shared**0.5, least_spread), chance_best(pool.size))
     return result
+
+
+def _median(values: NDArray[np.float32]) -> float:
+    """Return the median of at least one value: numpy's own takes three times as long for short arrays."""
+    half = len(values) // 2
+    if len(values) % 2:
+        return float(np.partition(values, half)[half])
+    lower, upper = np.partition(values, (half - 1, half))[half - 1 : half + 1]
+    return (float(lower) + float(upper)) / 2
 
 
 def _foretold(

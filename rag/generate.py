@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from indexer.errors import ArgumentError
 from rag.cite import Statement
 from rag.context import ContextPassage
+from rag.crossing import crosses
 from rag.phrases import parallel_lines, spoken
 from rag.support import Candidate, Meaning, supported
 
@@ -19,10 +20,6 @@ if TYPE_CHECKING:
     from indexer.encoders.encoder import Encoder
 
 EXTRACTIVE = "extractive"
-
-_PROBED = (("en", "zh"), ("es", "ru"), ("de", "ja"))
-_LEAST_CROSSING = 0.8
-"""An encoder that finds fewer translations compares spellings, not meanings (hashing: .3, e5: 1.0)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +58,6 @@ class ExtractiveGenerator:
         """Compare sentences with the question by this encoder and by words, and quote at most so many."""
         self._encoder = encoder
         self._most = most
-        self._crossing: bool | None = None
         self._lines: dict[str, NDArray[np.float32]] = {}
 
     @property
@@ -80,23 +76,13 @@ class ExtractiveGenerator:
 
     def _meaning(self, prompt: Prompt, candidates: Sequence[Candidate]) -> Meaning | None:
         """Return how near the candidates are to the question, where the encoder can tell that across languages."""
-        if self._encoder is None or not self._crosses(self._encoder):
+        if self._encoder is None or not crosses(self._encoder):
             return None
         query = self._encoder.encode_queries([prompt.question])[0]
         near = self._encoder.encode_passages([candidate.text for candidate in candidates]) @ query
         present = sorted({spoken(candidate.passage.language) for candidate in candidates})
         unrelated = {language: self._unrelated(self._encoder, language) @ query for language in present}
         return Meaning(near, unrelated)
-
-    def _crosses(self, encoder: Encoder) -> bool:
-        """Return whether the encoder brings translations together: the phrases of two languages are a test of it."""
-        if self._crossing is None:
-            found = []
-            for one, other in _PROBED:
-                left, right = encoder.encode_queries(parallel_lines(one)), self._unrelated(encoder, other)
-                found.append(np.argmax(left @ right.T, axis=1) == np.arange(len(left)))
-            self._crossing = bool(np.mean(np.concatenate(found)) >= _LEAST_CROSSING)
-        return self._crossing
 
     def _unrelated(self, encoder: Encoder, language: str) -> NDArray[np.float32]:
         """Return vectors of passages that answer no question about a patient."""

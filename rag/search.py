@@ -12,8 +12,13 @@ from numpy.typing import NDArray
 
 from indexer.errors import ArgumentError, TooLargeError
 from indexer.records import Coverage, Scope
+from indexer.text.analysis import analyze_query
 from indexer.text.language import identify
-from rag.fusion import RRF_K, PoolScores, backgrounds, mean_nearness, sample_rows
+from rag.arms import EMPTY_ARM, dense_arm, lexical_arm
+from rag.copies import Copies, joined
+from rag.crossing import crosses
+from rag.expansion import Expansion, expanded
+from rag.ranking import Ranked, fused
 
 if TYPE_CHECKING:
     from indexer.collection import Collection, Passage, View
@@ -25,14 +30,8 @@ LanguagePolicy = Literal["balanced", "any", "same"]
 MAX_QUERY_CHARS = 8192
 MAX_K = 100
 
-LEAST_DENSE_SPREAD = 0.01
-"""Cosines closer than this are not told apart: below it lies the rounding of float16 rows and of bfloat16 models."""
-
-NEARNESS_ROWS = 128
-"""So many vectors of a pool are read where a small pool's background must be foretold."""
-
-LEAST_LEXICAL_SHARE = 1 / 6
-"""Least spread of BM25 in a pool, as a share of the query's best score: most texts hold no word of a query at all."""
+_SPARE = 6
+"""So many passages are read beyond k: some may be near-copies of others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +39,8 @@ class SearchRequest:
     """What to look for and how.
 
     ``language_policy``: ``balanced`` gives every language its chance, ``any`` takes scores as they are, ``same``
-    searches only chunks in the query's language.
+    searches only chunks in the query's language. ``expand`` looks for other forms of the query's abbreviations and
+    terms too, in every language of the scope.
     """
 
     query: str
@@ -48,6 +48,7 @@ class SearchRequest:
     k: int = 10
     mode: Mode = "hybrid"
     language_policy: LanguagePolicy = "balanced"
+    expand: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,8 @@ class ArmScores:
 class Hit:
     """A chunk with its rank.
 
-    ``copies`` says how many chunks of the patient in scope have this same text; the last authored is shown.
+    ``copies`` says how many chunks of the patient in scope say the same (`rag.copies`), ``first_seen`` and
+    ``last_seen`` when their notes were authored; the fullest and last authored is shown.
     ``appends`` is the note that this one is an addendum to, ``addenda`` are the visible notes that append to it.
     """
 
@@ -83,6 +85,8 @@ class Hit:
     text: str
     scores: ArmScores
     copies: int
+    first_seen: str | None
+    last_seen: str | None
     appends: str | None
     addenda: tuple[str, ...]
 
@@ -99,6 +103,7 @@ class SearchResult:
     degraded: tuple[str, ...]
     coverage: Coverage
     hits: tuple[Hit, ...]
+    expansions: tuple[Expansion, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,26 +112,6 @@ class Found:
 
     result: SearchResult
     passages: tuple[Passage, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class _Arm:
-    """Candidates of one source: ``rows`` best first; ``exhausted`` when there is nothing beyond them."""
-
-    rows: list[int]
-    exhausted: bool
-    reach: Mapping[str | None, float]
-
-
-@dataclass(frozen=True, slots=True)
-class _Group:
-    """The copies of one text of one patient among the candidates, best-ranked first."""
-
-    language: str | None
-    rows: tuple[int, ...]
-
-
-_EMPTY_ARM = _Arm([], True, {})
 
 
 def search(collection: Collection, encoder: Encoder | None, request: SearchRequest) -> SearchResult:
@@ -197,25 +182,32 @@ def search_view(view: View, collection_name: str, encoder: Encoder | None, reque
     vector = _query_vector(encoder, request)
     words = request.mode != "dense" or vector is None
     degraded = ("dense",) if request.mode != "lexical" and vector is None else ()
+    terms, expansions = _terms(view, request) if words else ({}, ())
     balanced = request.language_policy == "balanced"
-    pools = view.language_pools()
-    passages: dict[int, Passage] = {}
+    # Texts of an encoder that compares spellings are near for their language alone: there nothing is to be evened out.
+    crossing = balanced and vector is not None and encoder is not None and crosses(encoder)
     depth = max(64, 4 * request.k)
     while True:
-        dense = _dense_arm(view, pools, vector, depth, balanced) if vector is not None else _EMPTY_ARM
-        lexical = _lexical_arm(view, pools, request.query, depth, balanced) if words else _EMPTY_ARM
-        rows = list(dict.fromkeys([*dense.rows, *lexical.rows]))
-        missing = [row for row in rows if row not in passages]
-        passages.update((passage.row, passage) for passage in view.passages(missing))
-        groups = _grouped([row for row in rows if row in passages], passages)
-        if len(groups) >= request.k or (dense.exhausted and lexical.exhausted):
+        dense = dense_arm(view, vector, depth, crossing) if vector is not None else EMPTY_ARM
+        lexical = lexical_arm(view, terms, depth, balanced) if terms else EMPTY_ARM
+        ranked = fused(view, dense, lexical, fill=crossing)
+        shown = _shown(view, ranked, request.k)
+        if len(shown) >= request.k or (dense.exhausted and lexical.exhausted):
             break
         depth *= 4
-    ranked = _fused(groups, dense, lexical)[: request.k]
-    hits, shown = _hits(view, ranked, passages, vector, request.query if words else None)
+    hits = _hits(view, shown, vector, terms)
     took_ms = round((time.perf_counter() - started) * 1000, 3)
-    result = SearchResult(request.query, collection_name, took_ms, view.scope, view.plan, degraded, view.coverage, hits)
-    return Found(result, shown)
+    result = SearchResult(
+        request.query, collection_name, took_ms, view.scope, view.plan, degraded, view.coverage, hits, expansions
+    )
+    return Found(result, tuple(one.passage for one in shown))
+
+
+def _terms(view: View, request: SearchRequest) -> tuple[Mapping[str, float], tuple[Expansion, ...]]:
+    """Return the weighted terms to look for in the languages of the scope, and what was added to the query's own."""
+    languages = sorted(language for language in view.language_pools() if language is not None)
+    terms = analyze_query(request.query, languages)
+    return expanded(request.query, terms, languages) if request.expand else (terms, ())
 
 
 def _query_vector(encoder: Encoder | None, request: SearchRequest) -> NDArray[np.float32] | None:
@@ -226,140 +218,44 @@ def _query_vector(encoder: Encoder | None, request: SearchRequest) -> NDArray[np
     return vector if np.any(vector) else None
 
 
-def _dense_arm(
-    view: View,
-    pools: Mapping[str | None, NDArray[np.int64]],
-    vector: NDArray[np.float32],
-    depth: int,
-    balanced: bool,
-) -> _Arm:
-    """Return candidates by similarity: each language's best, ordered by how far they lie above its background."""
-    if not balanced:
-        rows, _ = view.search_vectors(vector, depth)
-        return _Arm([int(row) for row in rows], len(rows) >= len(view.rows), {})
-    samples = {language: sample_rows(rows) for language, rows in pools.items()}
-    scored = {
-        language: PoolScores(len(pools[language]), view.vector_scores(vector, samples[language])) for language in pools
-    }
-    told = backgrounds(scored, LEAST_DENSE_SPREAD, lambda known: _nearness(view, pools, known))
-    found = {language: view.search_vectors(vector, depth, rows) for language, rows in pools.items()}
-    ordered = _merged({language: (ids, told[language].calibrated(scores)) for language, (ids, scores) in found.items()})
-    return _Arm(ordered, all(len(found[language][0]) >= len(rows) for language, rows in pools.items()), {})
-
-
-def _nearness(view: View, pools: Mapping[str | None, NDArray[np.int64]], known: str | None) -> dict[str | None, float]:
-    """Return how near texts of the known pool are on average to those of each pool, by a few rows of each."""
-    vectors = {
-        language: view.vectors(sample_rows(rows, NEARNESS_ROWS)).astype(np.float32) for language, rows in pools.items()
-    }
-    reference = vectors[known]
-    return {
-        language: mean_nearness(reference, None if language == known else other) for language, other in vectors.items()
-    }
-
-
-def _lexical_arm(
-    view: View, pools: Mapping[str | None, NDArray[np.int64]], query: str, depth: int, balanced: bool
-) -> _Arm:
-    """Return candidates by shared words, and how well words reach into each language pool (1 = best of all)."""
-    if not balanced:
-        rows, _ = view.search_terms(query, depth)
-        return _Arm([int(row) for row in rows], len(rows) < depth, dict.fromkeys(pools, 1.0))
-    found = {language: view.search_terms(query, depth, rows) for language, rows in pools.items()}
-    best = max((float(scores[0]) for _, scores in found.values() if len(scores)), default=0.0)
-    if best <= 0.0:
-        return _EMPTY_ARM
-    told = backgrounds(
-        {language: PoolScores(len(rows), _sampled_terms(view, query, rows)) for language, rows in pools.items()},
-        best * LEAST_LEXICAL_SHARE,
-        None,
-    )
-    ordered = _merged({language: (ids, told[language].calibrated(scores)) for language, (ids, scores) in found.items()})
-    reach = {language: float(scores[0]) / best if len(scores) else 0.0 for language, (_, scores) in found.items()}
-    return _Arm(ordered, all(len(ids) < depth for ids, _ in found.values()), reach)
-
-
-def _sampled_terms(view: View, query: str, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Return lexical scores of a pool's sample, 0 for rows without a word of the query."""
-    sample = sample_rows(rows)
-    _, scores = view.search_terms(query, len(sample), sample)
-    return np.concatenate([scores, np.zeros(len(sample) - len(scores), dtype=np.float32)])
-
-
-def _merged(found: Mapping[str | None, tuple[NDArray[np.int64], NDArray[np.float64]]]) -> list[int]:
-    """Return the rows of all pools by calibrated score, ties by row."""
-    if not found:
-        return []
-    rows = np.concatenate([ids for ids, _ in found.values()])
-    scores = np.concatenate([values for _, values in found.values()])
-    return [int(row) for row in rows[np.lexsort((rows, -scores))]]
-
-
-def _grouped(rows: Sequence[int], passages: Mapping[int, Passage]) -> list[_Group]:
-    """Return candidates with copies of one text of one patient joined; notes of nobody count as one patient's."""
-    members: dict[tuple[str | None, str], list[int]] = {}
-    for row in rows:
-        passage = passages[row]
-        members.setdefault((passage.patient_id, passage.text_hash), []).append(row)
-    return [_Group(passages[group[0]].language, tuple(group)) for group in members.values()]
-
-
-def _fused(groups: Sequence[_Group], dense: _Arm, lexical: _Arm) -> list[tuple[_Group, float]]:
-    """Return groups by reciprocal-rank fusion, best first.
-
-    That a text shares no word with the query says much within a language and nothing across two. So where words reach
-    a pool badly, its texts' missing vote of the lexical arm is filled, in that measure, by what the dense arm says.
-    """
-    dense_rank = _group_ranks(groups, dense.rows)
-    lexical_rank = _group_ranks(groups, lexical.rows)
-    scored = []
-    for number, group in enumerate(groups):
-        by_meaning = 1.0 / (RRF_K + dense_rank[number]) if number in dense_rank else 0.0
-        by_words = 1.0 / (RRF_K + lexical_rank[number]) if number in lexical_rank else 0.0
-        if lexical.reach:
-            by_words = max(by_words, (1.0 - lexical.reach.get(group.language, 0.0)) * by_meaning)
-        scored.append((group, by_meaning + by_words))
-    return sorted(scored, key=lambda item: (-item[1], item[0].rows[0]))
-
-
-def _group_ranks(groups: Sequence[_Group], ordered: Sequence[int]) -> dict[int, int]:
-    """Return the rank of each group (by its number) in an arm: copies take one rank together."""
-    group_of = {row: number for number, group in enumerate(groups) for row in group.rows}
-    ranks: dict[int, int] = {}
-    for row in ordered:
-        if row in group_of:
-            ranks.setdefault(group_of[row], len(ranks) + 1)
-    return ranks
+def _shown(view: View, ranked: Ranked, k: int) -> list[Copies]:
+    """Return the first k distinct texts: of copies the last authored is shown, near-copies are joined."""
+    shown: list[Copies] = []
+    for start in range(0, len(ranked.rows), k + _SPARE):
+        found = ranked.rows[start : start + k + _SPARE]
+        copies = view.copy_rows(found)
+        newest = [int(rows[-1]) for rows in copies]
+        passages = {passage.row: passage for passage in view.passages(newest)}
+        for row, alike, score in zip(newest, copies, ranked.scores[start:].tolist(), strict=False):
+            if row in passages:  # else it was deleted a moment ago
+                one = Copies(passages[row], alike.tolist(), score)
+                if not joined(shown, one):
+                    shown.append(one)
+        if len(shown) >= k:
+            break
+    return shown[:k]
 
 
 def _hits(
-    view: View,
-    ranked: Sequence[tuple[_Group, float]],
-    passages: Mapping[int, Passage],
-    vector: NDArray[np.float32] | None,
-    words: str | None,
-) -> tuple[tuple[Hit, ...], tuple[Passage, ...]]:
-    """Return the hits and their passages: of copies the last authored is shown."""
-    copies = view.copy_rows([group.rows[0] for group, _ in ranked])
-    newest = [int(rows[-1]) for rows in copies]
-    missing = [row for row in newest if row not in passages]
-    known = {**passages, **{passage.row: passage for passage in view.passages(missing)}}
-    # A copy that was deleted a moment ago gives way to the one that was found.
-    shown = [known.get(row, passages[group.rows[0]]) for row, (group, _) in zip(newest, ranked, strict=True)]
-    rows = np.array([passage.row for passage in shown], dtype=np.int64)
+    view: View, shown: Sequence[Copies], vector: NDArray[np.float32] | None, terms: Mapping[str, float]
+) -> tuple[Hit, ...]:
+    """Return the hits with what each source gives them."""
+    rows = np.array([one.passage.row for one in shown], dtype=np.int64)
     dense = (
         dict(zip(rows.tolist(), view.vector_scores(vector, rows).tolist(), strict=True)) if vector is not None else {}
     )
     lexical: dict[int, float] = {}
-    if words is not None and len(rows):
-        ids, scores = view.search_terms(words, len(rows), np.sort(rows))
+    if terms and len(rows):
+        ids, scores = view.search_weighted(terms, len(rows), np.sort(rows))
         lexical = dict(zip(ids.tolist(), scores.tolist(), strict=True))
     hits = []
-    for rank, (passage, (_, score), alike) in enumerate(zip(shown, ranked, copies, strict=True), start=1):
+    for rank, one in enumerate(shown, start=1):
+        passage = one.passage
+        first_seen, last_seen = view.dates(one.rows)
         hits.append(
             Hit(
                 rank=rank,
-                score=score,
+                score=one.score,
                 note_id=passage.note_id,
                 version=passage.version,
                 chunk_id=passage.chunk_id,
@@ -374,9 +270,11 @@ def _hits(
                 end=passage.end,
                 text=passage.text,
                 scores=ArmScores(dense.get(passage.row), lexical.get(passage.row)),
-                copies=len(alike),
+                copies=len(one.rows),
+                first_seen=first_seen,
+                last_seen=last_seen,
                 appends=passage.appends,
                 addenda=passage.addenda,
             )
         )
-    return tuple(hits), tuple(shown)
+    return tuple(hits)

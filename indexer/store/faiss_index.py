@@ -187,6 +187,11 @@ class FaissVectorIndex:
         state = self._matrix.state
         return row_scores(state.rows_at(state.located(ids)), vector)
 
+    def rows(self, ids: Ids) -> Rows:
+        """Return the vectors of those of the sorted ids that are there."""
+        state = self._matrix.state
+        return state.rows_at(state.wanted(ids))
+
     def _scanned(self, state: RowState, query: Scores, k: int, at: Positions | None) -> tuple[Ids, Scores]:
         """Return the k best, exactly: FAISS narrows the rows down, exact scores rank them."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,15 @@ from indexer.times import day, instant, period
 
 _VERSION_TESTS = ("patient", "encounter", "note_type", "source")
 _KEPT_MOMENTS = 4
+_KEY_BITS = 0xFFFF
+
+
+class Traits(NamedTuple):
+    """What chunk rows have, in their order: equal ``text`` and equal ``patient`` numbers mean equal ones."""
+
+    text: Ids
+    patient: NDArray[np.int32]
+    language: list[str | None]
 
 
 class Selection:
@@ -31,7 +41,10 @@ class Selection:
         self.rows: Ids = columns.chunks["row"][positions]
         self._by_chunk = by_chunk
         self._pools: dict[str | None, Ids] | None = None
+        self._samples: tuple[int, dict[str | None, Ids]] | None = None
         self._coverage: Coverage | None = None
+        self.sampled: tuple[int, dict[str | None, NDArray[np.float32]]] | None = None
+        """The vectors of `samples` of that limit, once a reader has looked at them."""
 
     def pools(self) -> dict[str | None, Ids]:
         """Return the rows by their chunk's language, ``None`` where it is not known."""
@@ -48,6 +61,34 @@ class Selection:
             return self.picks
         first = self.columns.versions["first_chunk"]
         return np.unique(np.searchsorted(first, self.positions, side="right") - 1)
+
+    def samples(self, limit: int) -> dict[str | None, Ids]:
+        """Return at most ``limit`` rows of each language, evenly spaced over its rows; the same arrays every time."""
+        if self._samples is None or self._samples[0] != limit:
+            self._samples = limit, {language: evenly(rows, limit) for language, rows in self.pools().items()}
+        return self._samples[1]
+
+    def traits(self, rows: Ids) -> Traits:
+        """Return the texts, patients and languages of rows of the selection, in any order."""
+        at = self.positions[np.searchsorted(self.rows, rows)]
+        chunks, versions = self.columns.chunks, self.columns.versions
+        owners = np.searchsorted(versions["first_chunk"], at, side="right") - 1
+        names = self.columns.codes["language"]
+        codes, places = np.unique(chunks["language"][at], return_inverse=True)
+        texts = [names.text(int(code)) for code in codes]
+        language = [texts[place] for place in places.tolist()]
+        return Traits(chunks["text_key"][at], versions["patient"][owners], language)
+
+    def dates(self, rows: Ids) -> tuple[str | None, str | None]:
+        """Return the first and the last day on which the notes of rows were authored, ``None`` where none is dated."""
+        at = self.positions[np.searchsorted(self.rows, rows)]
+        versions = self.columns.versions
+        owners = np.searchsorted(versions["first_chunk"], at, side="right") - 1
+        start = versions["authored_start"][owners]
+        dated = start != UNDATED
+        if not dated.any():
+            return None, None
+        return day(int(start[dated].min())), day(int(versions["authored_end"][owners][dated].max()) - 1)
 
     def coverage(self) -> Coverage:
         """Return how many notes were searched, in which languages, from when to when."""
@@ -68,7 +109,11 @@ class Selection:
         """Return for each row of the selection those with the same text of the same patient, last authored last."""
         keys = self.columns.chunks["text_key"]
         at = self.positions[np.searchsorted(self.rows, rows)]
-        alike = self.positions[np.isin(keys[self.positions], keys[at])]
+        own_keys = keys[self.positions]
+        wanted = np.zeros(_KEY_BITS + 1, np.bool_)
+        wanted[keys[at] & _KEY_BITS] = True  # Keys are hashes: their last bits leave few candidates.
+        near = np.flatnonzero(wanted[own_keys & _KEY_BITS])
+        alike = self.positions[near[np.isin(own_keys[near], keys[at])]]
         versions, first = self.columns.versions, self.columns.versions["first_chunk"]
         owners = np.searchsorted(first, alike, side="right") - 1
         order = np.lexsort((alike, versions["authored_start"][owners]))
@@ -87,6 +132,15 @@ class Selection:
         at = np.minimum(np.searchsorted(wanted, own), len(wanted) - 1)
         counts = np.bincount(at[wanted[at] == own], minlength=len(wanted))
         return [int(count) for count in counts[np.searchsorted(wanted, keys)]]
+
+
+def evenly(rows: Ids, limit: int) -> Ids:
+    """Return at most ``limit`` rows, evenly spaced: the same ones for the same rows.
+
+    >>> evenly(np.arange(10), 4).tolist()
+    [0, 3, 6, 9]
+    """
+    return rows if len(rows) <= limit else rows[np.linspace(0, len(rows) - 1, limit).astype(np.int64)]
 
 
 def moment_of(scope: Scope) -> int | None:

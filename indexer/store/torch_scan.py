@@ -110,6 +110,11 @@ class TorchScan:
         state, _ = self._state
         return row_scores(state.rows_at(state.located(ids)), vector)
 
+    def rows(self, ids: Ids) -> Rows:
+        """Return the vectors of those of the sorted ids that are there."""
+        state = self._state[0]
+        return state.rows_at(state.wanted(ids))
+
     @property
     def _torch_dtype(self) -> torch.dtype:
         return {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}[self._dtype]

@@ -57,6 +57,10 @@ class VectorIndex(Protocol):
         """Return the exact score of each id, ``(n,)``. Raises ``KeyError`` for an id that is not there."""
         ...
 
+    def rows(self, ids: Ids) -> Rows:
+        """Return the vectors of those of the sorted ids that are there, in their order; not to be changed."""
+        ...
+
 
 def widened(rows: Rows) -> Scores:
     """Return finite float16 rows as float32, the same values.
@@ -197,3 +201,8 @@ class ExactVectorIndex:
         place = {int(own_id): n for n, own_id in enumerate(own)}
         at = np.array([place[int(wanted)] for wanted in ids], dtype=np.intp)
         return np.asarray(np.vecdot(rows[at].astype(np.float32), vector))
+
+    def rows(self, ids: Ids) -> Rows:
+        """Return the vectors of those of the sorted ids that are there."""
+        own, rows = self._state
+        return rows[np.isin(own, ids)]

@@ -16,13 +16,12 @@ from indexer.store import schema as t
 from indexer.store import truth
 from indexer.store.columns import Ids
 from indexer.store.facets import Facets, facets_of
-from indexer.store.facets import Facets, facets_of
 from indexer.store.reading import check_absent
 from indexer.store.replica import Replica
 from indexer.store.selection import Selection, Traits
 from indexer.store.sqlite import read_transaction
 from indexer.store.stored import Passage
-from indexer.store.vectors import best, widened
+from indexer.store.vectors import best, positions, widened
 from indexer.text.analysis import analyze_query
 from indexer.times import iso
 
@@ -81,10 +80,6 @@ class View:
         """Return how many notes and passages of each kind are in scope."""
         return facets_of(self._selection)
 
-    def facets(self) -> Facets:
-        """Return how many notes and passages of each kind are in scope."""
-        return facets_of(self._selection)
-
     def language_pools(self) -> dict[str | None, Ids]:
         """Return the rows by their chunk's language, ``None`` where it is not known."""
         return self._selection.pools()
@@ -133,14 +128,6 @@ class View:
             terms, k, list(pools.values()), list(samples.values()), self._population.rows
         )
         return {language: Pool(*one) for language, one in zip(pools, found, strict=True)}
-
-    def term_scores(self, terms: Mapping[str, float], rows: Sequence[int] | Ids) -> dict[int, float]:
-        """Return the BM25 scores of those of the rows that hold a term."""
-        wanted = self._narrowed(np.unique(np.asarray(rows, np.int64)))
-        if not terms or not len(wanted):
-            return {}
-        ids, scores = self._replica.lexical().search(terms, len(wanted), wanted, self._population.rows)
-        return dict(zip(ids.tolist(), scores.tolist(), strict=True))
 
     def traits(self, rows: Sequence[int] | Ids) -> Traits:
         """Return which of the rows in scope share a text or a patient, and their languages."""
@@ -196,9 +183,12 @@ class View:
         The query is analysed as for passages in each language of the scope. Statistics are those of all that may be
         seen at the view's moment, so that a scope does not change what a term weighs.
         """
-        allowed = self._narrowed(rows)
         languages = sorted(language for language in self.language_pools() if language is not None)
-        terms = analyze_query(query, languages)
+        return self.search_weighted(analyze_query(query, languages), k, rows)
+
+    def search_weighted(self, terms: Mapping[str, float], k: int, rows: Ids | None = None) -> tuple[Ids, Scores]:
+        """Return what `search_terms` does, for terms with their weights."""
+        allowed = self._narrowed(rows)
         if not terms or not len(allowed):
             return np.empty(0, np.int64), np.empty(0, np.float32)
         return self._replica.lexical().search(terms, k, allowed, self._population.rows)
@@ -256,7 +246,7 @@ class View:
         own = self.rows
         if rows is None or rows is own or any(rows is pool for pool in self.language_pools().values()):
             return own if rows is None else rows
-        return np.intersect1d(own, np.asarray(rows, np.int64))
+        return own[positions(own, np.asarray(rows, np.int64))]
 
     def _check_deleted(self, connection: Connection, rows: Sequence[int]) -> None:
         """Raise `DamagedError` where a row of this view is gone and the change log does not say that it was deleted."""

@@ -9,7 +9,11 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from indexer.records import Coverage, EncoderSpec
-from indexer.text.analysis import analyze, analyze_query
+from indexer.store.selection import Traits, evenly
+from indexer.store.view import Pool
+from indexer.text.analysis import analyze
+from rag.crossing import PROBED
+from rag.phrases import parallel_lines
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,12 @@ class ConceptEncoder:
         self.table = {}
         self.spec = EncoderSpec("concept", "", "table", "", "", dim, True, 512)
         self.max_tokens = 512
+        # It brings translations together, as its probe shall find.
+        for language in {language for pair in PROBED for language in pair} & {"en", "es", "zh", "ja", "ru"}:
+            for n, line in enumerate(parallel_lines(language)):
+                self.put(line, np.eye(dim)[n], language)
+        for n, line in enumerate(parallel_lines("de")):
+            self.table[line] = self.table[parallel_lines("ja")[n]]
 
     def put(self, text, meaning, language):
         vector = np.array(meaning, dtype=np.float64)
@@ -116,6 +126,36 @@ class HeldView:
             pools.setdefault(self._held[row].language, []).append(row)
         return {language: np.array(rows, dtype=np.int64) for language, rows in pools.items()}
 
+    def vector_pools(self, query, k, limit):
+        return {
+            language: Pool(*self.search_vectors(query, k, rows), self.vector_scores(query, evenly(rows, limit)))
+            for language, rows in self.language_pools().items()
+        }
+
+    def term_pools(self, terms, k, limit):
+        found = {}
+        for language, rows in self.language_pools().items():
+            sample = evenly(rows, limit)
+            _, known = self.search_weighted(terms, len(sample), sample)
+            background = np.concatenate([known, np.zeros(len(sample) - len(known), "f4")])
+            found[language] = Pool(*self.search_weighted(terms, k, rows), background)
+        return found
+
+    def traits(self, rows):
+        held = [self._held[int(row)] for row in rows]
+        numbers = {}
+        for value in (value for p in held for value in (p.text, ("patient", p.patient_id))):
+            numbers.setdefault(value, len(numbers))
+        return Traits(
+            np.array([numbers[p.text] for p in held], np.int64),
+            np.array([numbers["patient", p.patient_id] for p in held], np.int32),
+            [p.language for p in held],
+        )
+
+    def dates(self, rows):
+        days = sorted(day for row in rows if (day := self._held[int(row)].authored_at))
+        return (days[0], days[-1]) if days else (None, None)
+
     def vectors(self, rows):
         return np.array([self._matrix[int(row)] for row in rows], dtype=np.float16).reshape(len(rows), -1)
 
@@ -126,8 +166,7 @@ class HeldView:
         rows = self.rows if rows is None else rows
         return self._best(rows, self.vector_scores(query, rows), k)
 
-    def search_terms(self, query, k, rows=None):
-        terms = analyze_query(query, ["en", "es", "zh", "ja", "ru"])
+    def search_weighted(self, terms, k, rows=None):
         n = len(self._terms)
         holders = {term: sum(term in held for held in self._sets()) for term in terms}
         rows = self.rows if rows is None else rows
