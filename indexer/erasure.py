@@ -25,8 +25,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
-from sqlalchemy import Engine
-
 from indexer.errors import ErasurePendingError, StorageFullError, WriterBusyError
 from indexer.receipts import Receipt, Receipts
 from indexer.store import erasing
@@ -34,7 +32,7 @@ from indexer.store.erasing import By, Details, Pending
 from indexer.store.failpoints import failpoint
 from indexer.store.packing import empty_log, pack
 from indexer.store.replica import Replica
-from indexer.store.sqlite import read_transaction, write_transaction
+from indexer.store.sqlite import Engine, read_transaction, write_transaction
 from indexer.times import iso, now_us
 
 WAIT_S = 30.0

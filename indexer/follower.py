@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import Engine
 
 from indexer.encoders.encoder import Encoder
 from indexer.errors import ClinragError, DamagedError, EncoderMismatchError, ErasurePendingError
@@ -27,7 +26,7 @@ from indexer.store.lock import exclusive
 from indexer.store.mirror import Cut, SourceVersion
 from indexer.store.packing import empty_log, pack
 from indexer.store.snapshots import DERIVED
-from indexer.store.sqlite import open_engine, read_transaction, write_transaction
+from indexer.store.sqlite import Engine, open_engine, read_transaction, write_transaction
 from indexer.store.truth import text_hash
 from indexer.store.witness import Witness
 from indexer.store.writer import MissingVectorsError, stored_vector_keys

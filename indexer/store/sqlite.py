@@ -15,7 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import URL, Column, ColumnElement, Connection, Engine, and_, create_engine, event, func, select
+from sqlalchemy import URL, Column, ColumnElement, Connection, and_, create_engine, event, func, select
+from sqlalchemy import Engine as Engine  # callers above name the type without the library
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DatabaseError
 
