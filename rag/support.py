@@ -29,6 +29,14 @@ _PERSON = ("paciente", "patient", "patsient")
 """Whom every sentence is about: the word tells nothing. As written, for its cognates."""
 
 _CJK = re.compile("[\\u3040-\\u30ff\\u3400-\\u9fff\\uf900-\\ufaff]+$")
+_KATAKANA = re.compile("[\\u30a0-\\u30ff]+$")
+
+_POSSESSIVE = re.compile(r"['’]s\b")
+_OUTER = re.compile(r"^\W+|[^\w+]+$")
+_ONE_TERM = re.compile(
+    "[\\u30a0-\\u30ff]+|[\\u3400-\\u9fff]{1,4}|[^\\W_\\u3040-\\u30ff\\u3400-\\u9fff]+(?:[-./+][^\\W_]+)*[+]?"
+)
+"""An abbreviation, a code, a drug: one word of letters, or a short run of characters where none divides words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,12 +79,18 @@ def supported(
 ) -> list[Candidate]:
     """Return the sentences that support an answer, best first; none where nothing does.
 
-    Without an encoder that crosses languages (``meaning`` is ``None``) only words count, and they must be telling.
+    Without an encoder that crosses languages (``meaning`` is ``None``) only words count, and they must be telling. A
+    question that is one term is answered by the sentences that hold it, however many they are; only where none does
+    may meaning name others, "МНО" for "INR".
     """
     asked = _asked(question, language, candidates)
     held = np.array([[_holds(candidate, one) for one in asked] for candidate in candidates], dtype=bool)
     held = held.reshape(len(candidates), len(asked))
     ranks = np.array([candidate.passage.n for candidate in candidates], dtype=np.float64)
+    if _is_one_term(question, asked):
+        whole = np.flatnonzero(held.all(axis=1))
+        if len(whole) or meaning is None:
+            return [candidates[int(at)] for at in whole[np.argsort(ranks[whole], kind="stable")]]
     if meaning is None:
         weight = np.array([one.weight for one in asked], dtype=np.float64)
         enough = held @ weight >= LEAST_SHARE * float(weight.sum())
@@ -121,15 +135,20 @@ def _telling(held: NDArray[np.bool_], weight: NDArray[np.float64]) -> NDArray[np
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A word or term that a question asks about: its terms, and the word itself where it can have cognates."""
+    """A word or term that a question asks about: its terms, and the word itself where it can have cognates.
+
+    ``whole``: the terms are parts of one word and count together only.
+    """
 
     terms: frozenset[str]
     word: str
     weight: float
+    whole: bool = False
 
 
 def _asked(question: str, language: str, candidates: Sequence[Candidate]) -> list[Asked]:
     """Return what a question asks about, without the words that only ask."""
+    question = _POSSESSIVE.sub("", question)
     languages = sorted({candidate.passage.language or language for candidate in candidates} | {language})
     kept = analyze_query(question, languages)
     found: dict[str, Asked] = {}
@@ -139,7 +158,8 @@ def _asked(question: str, language: str, candidates: Sequence[Candidate]) -> lis
         covered |= terms
         if terms and not any(cognate(word, person) for person in _PERSON):
             long = len(skeleton(word)) >= LEAST_CONSONANTS
-            found.setdefault(word, Asked(terms, word if long else "", 1.0 if long else _PLAIN_WEIGHT))
+            whole = bool(_KATAKANA.match(word))
+            found.setdefault(word, Asked(terms, word if long else "", 1.0 if long else _PLAIN_WEIGHT, whole))
     # What is no word of letters: numbers, doses, codes, characters and pairs of them.
     for term in sorted(kept.keys() - covered):
         weight = _CJK_WEIGHT if _CJK.match(term) else _PLAIN_WEIGHT
@@ -147,9 +167,22 @@ def _asked(question: str, language: str, candidates: Sequence[Candidate]) -> lis
     return list(found.values())
 
 
+def _is_one_term(question: str, asked: Sequence[Asked]) -> bool:
+    """Return whether a question is one telling term, bare ("INR?") or with words that only ask ("What is the INR?")."""
+    bare = _OUTER.sub("", _POSSESSIVE.sub("", question))
+    if not asked:
+        return False
+    if _ONE_TERM.fullmatch(bare):
+        return any(letter.isalpha() for letter in bare)
+    return len(asked) == 1 and any(
+        len(word) > 1 and word.isupper() and word.casefold() in asked[0].terms for word in re.findall(r"\w+", bare)
+    )
+
+
 def _holds(candidate: Candidate, asked: Asked) -> bool:
     """Return whether a candidate has the asked word's term, or a cognate of the word."""
-    if not asked.terms.isdisjoint(_terms(candidate.text, candidate.passage.language)):
+    terms = _terms(candidate.text, candidate.passage.language)
+    if asked.terms <= terms if asked.whole else not asked.terms.isdisjoint(terms):
         return True
     return bool(asked.word) and any(cognate(asked.word, other) for other in words(candidate.text))
 
