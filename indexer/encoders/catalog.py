@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -104,12 +105,12 @@ def load_encoder(name: str) -> Encoder:
         return _compact()
     entry = CATALOG.get(name)
     if entry is not None and entry.hub_id is not None:
-        return _cached(entry.hub_id, entry.revision, entry.pooling)
+        return _cached(name, entry.hub_id, entry.revision, entry.pooling)
     folder = Path(name).expanduser()
     if folder.is_dir():
         return _from_folder(folder, folder.resolve().name, None)
     if _HUB_ID.match(name) and not name.startswith((".", "/")):
-        return _cached(name, None, None)
+        return _cached(name, name, None, None)
     raise EncoderUnavailableError(
         f"no encoder '{name}': give one of {', '.join(CATALOG)}, the path of a model folder, or a hub id"
     )
@@ -127,7 +128,7 @@ def fetch(name: str) -> Path:
     hub_id, revision = (entry.hub_id, entry.revision) if entry is not None else (name, None)
     if hub_id is None or not _HUB_ID.match(hub_id):
         raise EncoderUnavailableError(f"'{name}' is neither a catalog name nor a hub id such as owner/model")
-    return _snapshot(hub_id, revision, local_only=False)
+    return _snapshot(name, hub_id, revision, local_only=False)
 
 
 def is_here(entry: CatalogEntry) -> bool:
@@ -135,7 +136,7 @@ def is_here(entry: CatalogEntry) -> bool:
     if entry.hub_id is None:
         return entry.name != "compact" or default_encoder_name() == "compact"
     try:
-        _snapshot(entry.hub_id, entry.revision, local_only=True)
+        _snapshot(entry.name, entry.hub_id, entry.revision, local_only=True)
     except EncoderUnavailableError:
         return False
     return True
@@ -149,8 +150,8 @@ def _compact() -> Encoder:
     return PackedEncoder(COMPACT_FOLDER)
 
 
-def _cached(hub_id: str, revision: str | None, pooling: str | None) -> Encoder:
-    return _from_folder(_snapshot(hub_id, revision, local_only=True), hub_id, pooling)
+def _cached(name: str, hub_id: str, revision: str | None, pooling: str | None) -> Encoder:
+    return _from_folder(_snapshot(name, hub_id, revision, local_only=True), hub_id, pooling)
 
 
 def _from_folder(folder: Path, model_id: str, pooling: str | None) -> Encoder:
@@ -159,20 +160,36 @@ def _from_folder(folder: Path, model_id: str, pooling: str | None) -> Encoder:
     return SentenceEncoder(folder, model_id=model_id, pooling=pooling)
 
 
-def _snapshot(hub_id: str, revision: str | None, *, local_only: bool) -> Path:
+def _snapshot(name: str, hub_id: str, revision: str | None, *, local_only: bool) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     patterns = ["*.safetensors", "*.json", "*.txt", "*.model", "*/config.json", "README.md"]
     try:
         found = snapshot_download(hub_id, revision=revision, local_files_only=local_only, allow_patterns=patterns)
     except LocalEntryNotFoundError as error:
-        mend = (
-            "check the network"
-            if not local_only
-            else f'run "clinrag encoders fetch {hub_id}" on a machine with network'
-        )
-        raise EncoderUnavailableError(f"{hub_id} is not in the local cache; {mend}") from error
-    except (HfHubHTTPError, OSError) as error:
-        raise EncoderUnavailableError(f"{hub_id} cannot be fetched: {type(error).__name__}") from error
+        if local_only:
+            # The name, not the hub id: with it goes the revision that the catalog has pinned.
+            mend = f'run "clinrag encoders fetch {name}" on a machine with network'
+            raise EncoderUnavailableError(f"{name} is not in the local cache; {mend}") from error
+        raise EncoderUnavailableError(_failure(hub_id, revision, error.__cause__ or error)) from error
+    except Exception as error:  # the hub's client lets errors of its transport through, under several roots
+        raise EncoderUnavailableError(_failure(hub_id, revision, error)) from error
     return Path(found)
+
+
+def _failure(hub_id: str, revision: str | None, error: BaseException) -> str:
+    """Return what went wrong while fetching, with the mend."""
+    what = hub_id if revision is None else f"{hub_id} at revision {revision}"
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{what} cannot be stored: the disk is full; free some space and run the same again"
+    if status is None:
+        return f"{what} cannot be fetched: the hub was not reached ({type(error).__name__}); check the network"
+    mends = {
+        401: "there is no such model, or it needs the token of an account that may read it",
+        403: "the model is gated: ask for access on its page and log in",
+        404: "there is no such model or revision; check the name",
+    }
+    mend = mends.get(status, "try again later")
+    return f"{what} cannot be fetched: the hub answered {status} ({type(error).__name__}); {mend}"
