@@ -84,9 +84,21 @@ def _http(request: Request, error: Exception) -> Response:
 
 def _validation(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
+    if _unread(request, error):
+        return http_problem(
+            415, "the body was not read: send it with Content-Type: application/json", _request_id(request)
+        )
     fields = [FieldProblem(field=_place(found), reason=_reason(found)) for found in error.errors()[:20]]
     names = ", ".join(dict.fromkeys(found.field for found in fields))
     return problem(_HTTP[422], f"not of the allowed form: {names}", _request_id(request), fields)
+
+
+def _unread(request: Request, error: RequestValidationError) -> bool:
+    """Return whether a body was taken for no JSON, because its header says another type or none."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    is_json = kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json"))
+    whole = any(found["loc"] == ("body",) and found["type"] != "missing" for found in error.errors())
+    return whole and not is_json
 
 
 def _place(found: Mapping[str, Any]) -> str:

@@ -324,3 +324,16 @@ def test_an_unforeseen_failure_is_answered_and_logged_without_its_message(
     assert (line["error"], line["request_id"]) == ("RuntimeError", answer.headers["x-request-id"])
     assert any(place.endswith(" broken") for place in line["trace"])
     assert CANARY not in failed[0]
+
+
+@pytest.mark.parametrize("kind", [None, "text/plain", "application/x-www-form-urlencoded"])
+def test_a_body_without_the_type_of_json_is_told_which_type_to_send(ward: httpx.Client, kind: str | None):
+    headers = {} if kind is None else {"Content-Type": kind}
+    for path in ("/v1/search", "/v1/collections", "/v1/collections/ward/notes"):
+        answer = ward.post(path, content=b'{"query": "fever", "collection": "ward"}', headers=headers)
+        assert answer.status_code == 415, answer.text
+        assert answer.headers["content-type"] == "application/problem+json"
+        assert "application/json" in answer.json()["detail"]
+    suffixed = {"Content-Type": "application/fhir+json; charset=utf-8"}
+    found = ward.post("/v1/search", content=b'{"query": "fever", "collection": "ward"}', headers=suffixed)
+    assert found.status_code == 200
