@@ -314,6 +314,7 @@ def _ask_reads(collection: Collection, ask: Callable[[str, Callable[[], Any]], N
     ask("list", lambda: _listed(collection))
     for note_id in [*IDS, "never"]:
         ask(f"note {note_id}", lambda note_id=note_id: _note(collection, note_id, None))
+    for note_id in [*IDS[::3], "never"]:
         ask(f"first {note_id}", lambda note_id=note_id: _note(collection, note_id, 1))
         ask(f"text {note_id}", lambda note_id=note_id: _text(collection, note_id))
     ask("known", lambda: sorted((key, value.hex()) for key, value in collection.known_contents(IDS).items()))
