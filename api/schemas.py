@@ -170,6 +170,7 @@ class HitModel(Result):
     first_seen: str | None
     last_seen: str | None
     appends: str | None
+    addenda: list[str] = Field(description="ids of the visible notes that are an addendum to this one")
 
 
 class SearchResponse(Result):

@@ -250,3 +250,18 @@ def test_metrics_count_by_route_template(ward: httpx.Client):
     assert 'clinrag_notes_total{outcome="stored"}' in text
     for secret in ("ward", "letter", "4711"):
         assert secret not in text
+
+
+def test_a_hit_names_the_addenda_of_its_note(ward: httpx.Client):
+    addendum = {
+        "id": "letter/1/a",
+        "patient_id": "4711",
+        "appends": "letter/1",
+        "language": "es",
+        "text": "Adenda: apixabán se suspende.",
+    }
+    assert ward.post("/v1/collections/ward/notes", json={"notes": [addendum]}).json()["stored"] == 1
+    hits = ward.post("/v1/search", json={"query": "apixabán", "collection": "ward"}).json()["hits"]
+    named = {hit["note_id"]: (hit["appends"], hit["addenda"]) for hit in hits}
+    assert named["letter/1"] == (None, ["letter/1/a"])
+    assert named["letter/1/a"] == ("letter/1", [])
