@@ -43,7 +43,7 @@ def dense_arm(view: View, vector: NDArray[np.float32], depth: int, balanced: boo
     """Return candidates by similarity: each language's best, ordered by how far they lie above its background."""
     if not balanced:
         rows, _ = view.search_vectors(vector, depth)
-        return Arm(rows, len(rows) >= len(view.rows), {})
+        return Arm(rows, _all(len(rows), depth, len(view.rows)), {})
     pools = view.language_pools()
     found = view.vector_pools(vector, depth, SAMPLE_ROWS)
     told = backgrounds(
@@ -58,7 +58,13 @@ def dense_arm(view: View, vector: NDArray[np.float32], depth: int, balanced: boo
             if language in told
         }
     )
-    return Arm(ordered, all(len(pool.ids) >= len(pools[language]) for language, pool in found.items()), {})
+    exhausted = all(_all(len(pool.ids), depth, len(pools[language])) for language, pool in found.items())
+    return Arm(ordered, exhausted, {})
+
+
+def _all(found: int, depth: int, held: int) -> bool:
+    """Say whether a search found all there is: notes of the view that were deleted since are not found any more."""
+    return found < depth or found >= held
 
 
 def _nearness(view: View, pools: Mapping[str | None, NDArray[np.int64]], known: str | None) -> dict[str | None, float]:
