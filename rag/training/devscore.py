@@ -166,7 +166,7 @@ def _icd(encode: Encode, data: Path, limit: int) -> Iterator[RowScore]:
     def first_labels(name: str) -> dict[str, str]:
         found: dict[str, str] = {}
         for row in read_rows(data / "terms" / f"{name}.jsonl.gz"):
-            if row["kind"] == "label":
+            if row["kind"] == "label" or name == "icd10_fr":  # of French there are index entries alone
                 found.setdefault(row["concept"], row["term"])
         return found
 

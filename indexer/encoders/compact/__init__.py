@@ -1,0 +1,1 @@
+"""The weights of the retriever that ships; `README.md` is its model card."""
