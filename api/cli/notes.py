@@ -26,8 +26,9 @@ def notes() -> None:
 def show(context: CliContext, note_id: str, collection: str, version: int | None, as_json: bool) -> None:
     """Show a note with its text exactly as it was received."""
     from api.schemas import NoteModel
+    from api.shown import shown_note
 
-    note = NoteModel.model_validate(context.service.collection(collection).note(note_id, version))
+    note = NoteModel.model_validate(shown_note(context.service.collection(collection), note_id, version))
     if as_json:
         click.echo(note.json_text())
         return

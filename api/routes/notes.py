@@ -9,6 +9,7 @@ from fastapi.responses import JSONResponse
 
 from api.auth import READ, WRITE
 from api.schemas import Deleted, JobAccepted, NoteHeadModel, NoteModel, NotePage, NotesBody, NotesResponse, PageQuery
+from api.shown import shown_note, shown_notes
 from api.state import Shared, after, cursor_of
 from indexer.errors import NoteNotFoundError, TooLargeError
 
@@ -34,7 +35,7 @@ def post_notes(state: Shared, name: str, body: NotesBody) -> NotesResponse | Res
 @router.get("", dependencies=[READ])
 def list_notes(state: Shared, name: str, page: Annotated[PageQuery, Query()]) -> NotePage:
     """List the current versions of the notes by id, without their text."""
-    found = state.service.collection(name).list_notes(after(page.cursor), page.limit + 1)
+    found = shown_notes(state.service.collection(name), after(page.cursor), page.limit + 1)
     shown = [NoteHeadModel.model_validate(note) for note in found[: page.limit]]
     return NotePage(notes=shown, next=cursor_of(shown[-1].note_id) if len(found) > len(shown) else None)
 
@@ -42,7 +43,7 @@ def list_notes(state: Shared, name: str, page: Annotated[PageQuery, Query()]) ->
 @router.get("/{note_id:path}", dependencies=[READ])
 def show_note(state: Shared, name: str, note_id: str, version: Annotated[int | None, Query(ge=1)] = None) -> NoteModel:
     """Show a note with its text exactly as it was received."""
-    return NoteModel.model_validate(state.service.collection(name).note(note_id, version))
+    return NoteModel.model_validate(shown_note(state.service.collection(name), note_id, version))
 
 
 @router.delete("/{note_id:path}", dependencies=[WRITE])

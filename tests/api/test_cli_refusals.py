@@ -203,3 +203,18 @@ def test_a_writer_that_stays_is_named(indexed: Clinrag, notes_file: Path, home: 
         assert indexed("search", "fever", "-c", "ward").exit_code == 0  # readers do not wait
     collection.close()
     assert one_json(indexed("index", notes_file, "-c", "ward", "--json").stdout)["stored"] == 1
+
+
+def test_a_note_entered_in_error_is_kept_and_not_shown(indexed: Clinrag, tmp_path: Path):
+    marked = tmp_path / "marked.jsonl"
+    marked.write_text('{"id": "lab-2", "status": "entered-in-error", "text": ""}\n', encoding="utf-8")
+    assert indexed("index", marked, "-c", "ward", "--quiet").exit_code == 0
+    for version in ([], ["--version", "1"]):
+        result = indexed("notes", "show", "lab-2", "-c", "ward", *version)
+        assert (result.exit_code, result.stdout) == (2, "")
+        assert "was entered in error: it is kept, but not shown" in result.stderr
+    again = tmp_path / "again.jsonl"
+    again.write_text('{"id": "lab-2", "text": "Creatinine 2.4."}\n', encoding="utf-8")
+    assert indexed("index", again, "-c", "ward", "--quiet").exit_code == 0
+    assert indexed("notes", "show", "lab-2", "-c", "ward").exit_code == 0
+    assert indexed("notes", "show", "lab-2", "-c", "ward", "--version", "2").exit_code == 2

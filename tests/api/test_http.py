@@ -265,3 +265,19 @@ def test_a_hit_names_the_addenda_of_its_note(ward: httpx.Client):
     named = {hit["note_id"]: (hit["appends"], hit["addenda"]) for hit in hits}
     assert named["letter/1"] == (None, ["letter/1/a"])
     assert named["letter/1/a"] == ("letter/1", [])
+
+
+def test_a_note_entered_in_error_is_in_no_listing_and_not_shown(ward: httpx.Client):
+    again = [{"id": "lab-2", "status": "entered-in-error", "text": ""}, {"id": "zz", "text": "Afebrile."}]
+    assert ward.post("/v1/collections/ward/notes", json={"notes": again}).json()["stored"] == 2
+    listed, cursor = [], ""
+    while cursor is not None:
+        page = ward.get(f"/v1/collections/ward/notes?limit=1{cursor and '&cursor=' + cursor}").json()
+        listed += ids(page["notes"])
+        cursor = page["next"]
+    assert listed == ["letter/1", "note-4", "zz", "退院-3"]
+    for query in ("", "?version=1", "?version=2"):
+        answer = ward.get(f"/v1/collections/ward/notes/lab-2{query}")
+        assert (answer.status_code, answer.json()["type"]) == (404, "urn:clinrag:problem:note-not-found")
+        assert "entered in error" in answer.json()["detail"]
+    assert ward.get("/v1/collections/ward/notes/zz").status_code == 200
