@@ -116,6 +116,7 @@ class SearchBody(Wire):
     k: K = 10
     mode: Mode = "hybrid"
     language_policy: LanguagePolicy = "balanced"
+    expand: bool = Field(default=True, description="look for other forms of abbreviations and terms, too")
     scope: ScopeModel = ScopeModel()
 
 
@@ -173,6 +174,13 @@ class HitModel(Result):
     addenda: list[str] = Field(description="ids of the visible notes that are an addendum to this one")
 
 
+class ExpansionModel(Result):
+    """A term of the query and the forms of it that were looked for, too."""
+
+    term: str
+    forms: tuple[str, ...] = Field(alias="as")
+
+
 class SearchResponse(Result):
     """The answer of search."""
 
@@ -183,6 +191,7 @@ class SearchResponse(Result):
     degraded: list[str]
     coverage: CoverageModel
     plan: str
+    expansions: list[ExpansionModel]
     hits: list[HitModel]
 
 

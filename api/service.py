@@ -37,6 +37,7 @@ class Question:
     k: int = 10
     mode: Mode = "hybrid"
     language_policy: LanguagePolicy = "balanced"
+    expand: bool = True
 
 
 @dataclass(slots=True)
@@ -215,6 +216,7 @@ class Service:
             k=question.k,
             mode=question.mode,
             language_policy=question.language_policy,
+            expand=question.expand,
         )
         encoder = None if question.mode == "lexical" else self._encoder_or_none(collection)
         return SearchResponse.model_validate(search(collection, encoder, request))

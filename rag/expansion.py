@@ -5,6 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from indexer.text.expansions import form_terms, forms_of, matches
+
+EXPANDED_WEIGHT = 0.4
+"""What another form weighs against a word of the query."""
+
 
 @dataclass(frozen=True, slots=True)
 class Expansion:
@@ -17,5 +22,27 @@ class Expansion:
 def expanded(
     query: str, terms: Mapping[str, float], languages: Sequence[str]
 ) -> tuple[Mapping[str, float], tuple[Expansion, ...]]:
-    """Return the terms with those of other forms, and which forms these are."""
-    return terms, ()
+    """Return the query's terms with those of the other forms of what it names, and which forms these are.
+
+    A form of a language is looked for in passages of that language. Ambiguous abbreviations stay as they are.
+    """
+    found = matches(query)
+    if not found:
+        return terms, ()
+    weights = dict(terms)
+    expansions = []
+    for match in found:
+        written = match.text.casefold()
+        forms: dict[str, None] = {}
+        for language in languages:
+            for form in forms_of(match.concept, language):
+                own = form_terms(form, language)
+                if form.casefold() == written or not own:
+                    continue
+                forms[form] = None
+                for term in own:
+                    if term not in terms:
+                        weights[term] = max(weights.get(term, 0.0), EXPANDED_WEIGHT / len(own))
+        if forms:
+            expansions.append(Expansion(match.text, tuple(forms)))
+    return weights, tuple(expansions)

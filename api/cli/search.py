@@ -31,6 +31,7 @@ _POLICY = click.option(
     "--mode", type=click.Choice(["hybrid", "dense", "lexical"]), default="hybrid", show_default=True, help="Which arms."
 )
 @_POLICY
+@click.option("--expand/--no-expand", default=True, help="Look for other forms of abbreviations and terms, too.")
 @json_option
 @pass_context
 def search(
@@ -41,13 +42,14 @@ def search(
     k: int,
     mode: Mode,
     language_policy: LanguagePolicy,
+    expand: bool,
     as_json: bool,
     **scope: object,
 ) -> None:
     """Find passages, whatever language they are in."""
     from api.service import Question
 
-    question = Question(query, collection, scope_of(scope), k, mode, language_policy)
+    question = Question(query, collection, scope_of(scope), k, mode, language_policy, expand)
     result = context.service.search(question)
     if as_json:
         click.echo(result.json_text())

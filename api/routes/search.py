@@ -16,7 +16,9 @@ router = APIRouter(prefix="/v1", tags=["search"])
 @router.post("/search", dependencies=[READ])
 def search(state: Shared, body: SearchBody) -> SearchResponse:
     """Find passages, whatever language they are in."""
-    question = Question(body.query, body.collection, body.scope.to_scope(), body.k, body.mode, body.language_policy)
+    question = Question(
+        body.query, body.collection, body.scope.to_scope(), body.k, body.mode, body.language_policy, body.expand
+    )
     result = state.service.search(question)
     state.metrics.searched(tuple(result.degraded))
     return result

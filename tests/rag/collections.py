@@ -175,7 +175,10 @@ class HeldView:
             held = self._terms[row]
             scores.append(
                 sum(
-                    np.log(1 + (n - holders[t] + 0.5) / (holders[t] + 0.5)) * held.count(t) / (held.count(t) + 1.2)
+                    terms[t]
+                    * np.log(1 + (n - holders[t] + 0.5) / (holders[t] + 0.5))
+                    * held.count(t)
+                    / (held.count(t) + 1.2)
                     for t in terms
                     if t in held
                 )

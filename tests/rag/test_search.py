@@ -3,8 +3,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from indexer.encoders.encoder import HashingEncoder
 from indexer.errors import ArgumentError, TooLargeError
 from indexer.records import Scope
+from rag.crossing import crosses
 from rag.search import SearchRequest, search
 from tests.rag.collections import ConceptEncoder, HeldCollection, HeldPassage
 
@@ -170,3 +172,40 @@ def test_bad_requests_are_refused(request_, error, match):
     held = world(1)
     with pytest.raises(error, match=match):
         search(held, held.encoder, request_)
+
+
+def test_other_forms_of_a_term_are_looked_for_in_other_languages_and_named():
+    encoder = ConceptEncoder()
+    for text in ("COPD", "EPOC conocida", "Sano"):
+        encoder.put(text, meanings(1, 1)[0], "es")
+    held = HeldCollection(
+        [HeldPassage(0, "epoc", "EPOC conocida", "es"), HeldPassage(1, "well", "Sano", "es")], encoder
+    )
+    result = search(held, encoder, SearchRequest("COPD", mode="lexical"))
+    assert [hit.note_id for hit in result.hits] == ["epoc"]
+    (expansion,) = result.expansions
+    assert expansion.term == "COPD"
+    assert set(expansion.forms) == {"enfermedad pulmonar obstructiva crónica", "EPOC"}
+    plain = search(held, encoder, SearchRequest("COPD", mode="lexical", expand=False))
+    assert (plain.hits, plain.expansions) == ((), ())
+
+
+def test_a_word_of_the_query_weighs_more_than_another_form_of_it():
+    encoder = ConceptEncoder()
+    texts = ("Known COPD here", "Chronic obstructive disease here")
+    held = HeldCollection([HeldPassage(n, f"n{n}", text, "en") for n, text in enumerate(texts)], encoder)
+    hits = search(held, None, SearchRequest("COPD")).hits
+    assert [hit.note_id for hit in hits] == ["n0", "n1"]
+
+
+def test_languages_are_not_evened_out_for_an_encoder_that_does_not_cross_them(monkeypatch):
+    held = world(300)
+    monkeypatch.setattr("rag.search.crosses", lambda encoder: False)
+    balanced = search(held, held.encoder, SearchRequest(QUERY, mode="dense", k=50))
+    plain = search(held, held.encoder, SearchRequest(QUERY, mode="dense", k=50, language_policy="any"))
+    assert [hit.chunk_id for hit in balanced.hits] == [hit.chunk_id for hit in plain.hits]
+
+
+def test_the_hashing_encoder_does_not_cross_languages():
+    assert not crosses(HashingEncoder())
+    assert crosses(ConceptEncoder())

@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import pytest
+
+from rag.copies import alike, wording
+from rag.search import SearchRequest, search
+from tests.rag.collections import ConceptEncoder, HeldCollection, HeldPassage
+from tests.rag.test_search import meanings
+
+BASE = {
+    "en": "Renal function: creatinine stable at 1.8 after contrast, no dialysis, diuresis good, left kidney tiny.",
+    "es": "Función renal: creatinina estable 1,8 tras contraste, sin diálisis, diuresis normal, riñón izquierdo bajo.",
+    "ru": "Функция почек: креатинин стабилен 1,8 после контраста, диализ не нужен, диурез сохранен, левая почка мала.",
+    "zh": "肾功能：造影后肌酐稳定于1.8，无需透析，尿量正常，左肾偏小，建议继续随访观察。",
+    "ja": "腎機能：造影後クレアチニン1.8で安定、透析なし、尿量は保たれ、左腎は小さい。経過観察を続ける。",
+}
+MORE = {"en": " Continue.", "es": " Continuar.", "ru": " Продолжать.", "zh": "继续。", "ja": "継続。"}
+OTHER = {
+    "en": [("1.8", "2.8"), ("no dialysis", "dialysis"), ("left", "right"), ("after contrast", "after ibuprofen")],
+    "es": [("1,8", "2,8"), ("sin diálisis", "con diálisis"), ("izquierdo", "derecho")],
+    "ru": [("1,8", "2,8"), ("не нужен", "нужен"), ("левая", "правая")],
+    "zh": [("1.8", "2.8"), ("无需透析", "需透析"), ("左肾", "右肾")],
+    "ja": [("1.8", "2.8"), ("透析なし", "透析"), ("左腎", "右腎")],
+}
+
+
+@pytest.mark.parametrize("language", BASE)
+def test_a_text_that_gained_a_word_is_a_near_copy(language):
+    text = BASE[language]
+    assert alike(wording(text, language), wording(text + MORE[language], language))
+    assert alike(wording(text, language), wording(text.replace(", ", ",  \n"), language))
+
+
+@pytest.mark.parametrize(("language", "old", "new"), [(lang, *pair) for lang, pairs in OTHER.items() for pair in pairs])
+def test_a_differing_fact_is_no_near_copy(language, old, new):
+    assert old in BASE[language]
+    changed = BASE[language].replace(old, new)
+    for other in (changed, changed + MORE[language]):
+        assert not alike(wording(BASE[language], language), wording(other, language))
+        assert not alike(wording(other, language), wording(BASE[language], language))
+
+
+def test_short_texts_must_be_equal():
+    assert not alike(wording("Stable today", "en"), wording("Stable today again", "en"))
+
+
+def held(*texts, patients=None):
+    encoder = ConceptEncoder()
+    (about,) = meanings(1, 4)
+    encoder.put("renal function", about, "en")
+    passages = []
+    for n, text in enumerate(texts):
+        patient = "p1" if patients is None else patients[n]
+        encoder.put(text, about, "en")
+        passages.append(HeldPassage(n, f"n{n}", text, "en", patient, f"2024-01-{n + 1:02}"))
+    return HeldCollection(passages, encoder)
+
+
+def test_edited_copy_forward_is_one_hit_that_shows_the_fullest_text_and_its_dates():
+    text = BASE["en"]
+    world = held(text, text, text + " Continue.", text.replace("1.8", "2.8"))
+    hits = search(world, world.encoder, SearchRequest("renal function")).hits
+    shown = {hit.text: (hit.copies, hit.first_seen, hit.last_seen) for hit in hits}
+    assert shown == {
+        text + " Continue.": (3, "2024-01-01", "2024-01-03"),
+        text.replace("1.8", "2.8"): (1, "2024-01-04", "2024-01-04"),
+    }
+    assert [hit.rank for hit in hits] == [1, 2]
+
+
+def test_near_copies_of_two_patients_or_of_nobody_stay_apart():
+    text = BASE["en"]
+    for patients in (("p1", "p2"), (None, None)):
+        world = held(text, text + " Continue.", patients=patients)
+        assert len(search(world, world.encoder, SearchRequest("renal function")).hits) == 2
+
+
+def test_k_counts_after_near_copies_are_joined():
+    texts = [BASE["en"] + " Continue." * (n % 3) for n in range(30)] + [
+        f"Finding number {n} is new here." for n in range(8)
+    ]
+    world = held(*texts)
+    hits = search(world, world.encoder, SearchRequest("renal function", k=8)).hits
+    assert len(hits) == 8
+    assert max(hit.copies for hit in hits) == 30
