@@ -98,6 +98,8 @@ def pretrain(
         callbacks=[Tellers()],
     )
     trainer.train(resume_from_checkpoint=bool(list((folder / "checkpoints").glob("checkpoint-*"))))
+    net.save_pretrained(out.parent / "masked")  # with its head, for a pretraining stage that follows
+    tokenizer.save_pretrained(out.parent / "masked")
     shutil.copytree(model, out, dirs_exist_ok=True)
     body = getattr(net, net.base_model_prefix)
     body.save_pretrained(out)

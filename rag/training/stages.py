@@ -181,7 +181,20 @@ def _export(run: StageRun) -> Path:
 def _mlm(run: StageRun) -> Path:
     from rag.training.mlm import pretrain
 
-    return pretrain(run.model, run.data, run.result, run.folder, run.settings, run.recipe.seed, run.tell)
+    source = run.model.parent / "masked"  # a pretraining stage just before this one left its prediction head there
+    if run.model.name == "start" and run.recipe.start != "package":
+        local = _local(run.recipe.start)
+        source = run.model if (local / "modules.json").is_file() else local
+    return pretrain(
+        run.model,
+        run.data,
+        run.result,
+        run.folder,
+        run.settings,
+        run.recipe.seed,
+        run.tell,
+        source if source.is_dir() else None,
+    )
 
 
 def _synonyms(run: StageRun) -> Path:

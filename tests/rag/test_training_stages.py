@@ -108,6 +108,22 @@ def test_pretraining_goes_on_after_a_kill_and_keeps_marks_whole(model, data, tmp
     assert Student(tmp_path / "out").encode(["fever"], "").shape == (1, 32)
 
 
+def test_two_stages_of_pretraining_hand_on_the_prediction_head(model, data, tmp_path):
+    from safetensors.torch import load_file
+
+    from rag.training.pipeline import run_recipe
+
+    stage = '[[stage]]\nkind = "mlm"\nsources = ["notes/aci_bench"]\nsteps = 1\nbatch = 2\nmax_length = 32\n'
+    recipe = tmp_path / "r.toml"
+    recipe.write_text(f'[start]\nfrom = "{model.as_posix()}"\n{stage}{stage}learning_rate = 1e-9\n')
+    run_recipe(recipe, tmp_path / "run", data)
+    heads = [load_file(tmp_path / "run" / name / "masked" / "model.safetensors") for name in ("01-mlm", "02-mlm")]
+    names = [name for name in heads[0] if name.startswith("cls.")]
+    assert names
+    for name in names:
+        torch.testing.assert_close(heads[0][name], heads[1][name], atol=1e-6, rtol=1e-4)
+
+
 @pytest.mark.parametrize("kind", ["plain", "matryoshka with negatives", "guided"])
 def test_contrastive_tuning_writes_a_model_that_moved(model, pairs, tmp_path, kind):
     settings = ContrastSettings(
