@@ -25,7 +25,7 @@ def verify(path: Path, spec: EncoderSpec, collection_id: str, witness: Witness) 
             findings += truth_findings(connection, spec)
             findings += derived_findings(connection, path.parent / DERIVED, spec, collection_id)
     except DamagedError as exc:
-        return [Finding("truth", f"cannot be read to its end: {exc}", RESTORE)]
+        return [Finding("truth", f"cannot be read to its end: {str(exc).partition(';')[0]}", RESTORE)]
     finally:
         engine.dispose()
     return findings

@@ -20,7 +20,7 @@ from indexer.store.stored import Finding
 
 _PAGE = 2000
 
-RESTORE = "restore the collection from a backup, or delete the note and index it again"
+RESTORE = "run 'clinrag collections repair', or restore the collection from a backup"
 REBUILD = "run 'clinrag collections rebuild'"
 
 

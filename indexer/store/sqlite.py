@@ -44,7 +44,8 @@ _WRITE = "clinrag_write"
 _HEADER = b"SQLite format 3\0"
 _FULL = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE}
 _DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
-_DAMAGE = "the collection's database is damaged; 'clinrag collections verify' names where"
+MEND_DAMAGE = "'clinrag collections repair' saves what can be read, 'restore' brings back a backup"
+_DAMAGE = f"the collection's database is damaged; {MEND_DAMAGE}"
 _SCHEMA_LOST = ("no such table", "no such column", "no such index", "malformed", "unsupported file format")
 
 
@@ -64,7 +65,7 @@ def check_header(path: Path) -> None:
     """
     with path.open("rb") as stream:
         if stream.read(len(_HEADER)) != _HEADER:
-            raise DamagedError(f"{path} is no database any more; restore the collection from a backup")
+            raise DamagedError(f"{path} is no database any more; {MEND_DAMAGE}")
 
 
 def open_engine(path: Path) -> Engine:

@@ -218,3 +218,18 @@ def test_a_note_entered_in_error_is_kept_and_not_shown(indexed: Clinrag, tmp_pat
     assert indexed("index", again, "-c", "ward", "--quiet").exit_code == 0
     assert indexed("notes", "show", "lab-2", "-c", "ward").exit_code == 0
     assert indexed("notes", "show", "lab-2", "-c", "ward", "--version", "2").exit_code == 2
+
+
+@pytest.mark.parametrize("what", ["header", "pages"])
+def test_verify_of_a_damaged_database_names_the_mend_and_not_itself(indexed: Clinrag, home: Path, what: str):
+    (truth,) = home.rglob("truth.sqlite")
+    content = bytearray(truth.read_bytes())
+    for at in [0] if what == "header" else range(4 * 4096, len(content), 4096):
+        content[at : at + 600] = b"\xff" * 600
+    for beside in truth.parent.glob(truth.name + "-*"):
+        beside.unlink()
+    truth.write_bytes(content)
+    result = indexed("collections", "verify", "ward")
+    assert result.exit_code == 1
+    assert "collections repair" in result.output
+    assert "collections verify" not in result.output
