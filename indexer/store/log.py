@@ -89,6 +89,8 @@ def pages(connection: Connection, after_version: int) -> Iterator[Page]:
         if len(chunks) != sum(version.n_chunks for version in versions):
             raise truth.damaged("chunks", f"of versions {after_version + 1} to {last}")
         yield Page(versions, chunks)
+        if len(versions) < PAGE_VERSIONS:
+            return
         after_version = last
 
 
@@ -123,6 +125,8 @@ def vector_pages(connection: Connection, after_row: int, dim: int) -> Iterator[V
         after_row = int(rows[-1])
         vectors = np.frombuffer(b"".join(row.vector for row in found), "<f2").reshape(len(found), dim)
         yield VectorPage(rows, vectors.astype(np.float16, copy=False))
+        if len(found) < PAGE_CHUNKS:
+            return
 
 
 def text_pages(connection: Connection, after_row: int) -> Iterator[TextPage]:
@@ -145,6 +149,8 @@ def text_pages(connection: Connection, after_row: int) -> Iterator[TextPage]:
             page.texts.append(text)
             page.languages.append(row.language)
         yield page
+        if len(found) < PAGE_VERSIONS:
+            return
 
 
 def _version_row(row: Row[Any]) -> VersionRow:
