@@ -205,6 +205,12 @@ class CitationModel(Result):
     start: int
     end: int
     quote: str
+    patient_id: str | None
+    language: str | None
+    note_type: str | None
+    authored_at: str | None
+    section: str | None
+    section_title: str | None
 
 
 class AnswerResponse(Result):

@@ -41,6 +41,12 @@ class Citation:
     start: int
     end: int
     quote: str
+    patient_id: str | None
+    language: str | None
+    note_type: str | None
+    authored_at: str | None
+    section: str | None
+    section_title: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +139,22 @@ def _citation(n: int, passage: ContextPassage, span: Span, note_text: NoteText) 
     quote = passage.quote(span)
     if not quote or note_text(passage.note_id, passage.version)[span.start : span.end] != quote:
         raise DamagedError(f"a quote is not in note {passage.note_id} version {passage.version} where it should be")
-    return Citation(n, passage.note_id, passage.version, passage.chunk_at(span.start), span.start, span.end, quote)
+    chunk = passage.chunk_at(span.start)
+    return Citation(
+        n=n,
+        note_id=passage.note_id,
+        version=passage.version,
+        chunk_id=chunk.chunk_id,
+        start=span.start,
+        end=span.end,
+        quote=quote,
+        patient_id=passage.patient_id,
+        language=chunk.language or passage.language,
+        note_type=passage.note_type,
+        authored_at=passage.authored_at,
+        section=chunk.section,
+        section_title=chunk.section_title,
+    )
 
 
 def _overlap(one: str, other: str) -> float:

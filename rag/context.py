@@ -32,11 +32,14 @@ CountTokens = Callable[[str], int]
 
 @dataclass(frozen=True, slots=True)
 class ChunkSpan:
-    """Where a chunk lies in its note."""
+    """Where a chunk lies in its note, and in which of its sections."""
 
     chunk_id: str
     start: int
     end: int
+    language: str | None = None
+    section: str | None = None
+    section_title: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +60,7 @@ class ContextPassage:
     end: int
     text: str
     chunks: tuple[ChunkSpan, ...]
+    patient_id: str | None = None
 
     def sentences(self) -> list[Span]:
         """Return the passage's sentences as spans of the note, none crossing a chunk."""
@@ -72,9 +76,9 @@ class ContextPassage:
         """Return the note's text under a span of this passage."""
         return self.text[span.start - self.start : span.end - self.start]
 
-    def chunk_at(self, start: int) -> str:
-        """Return the id of the chunk that holds the character at ``start``, or the nearest one before it."""
-        return max((chunk for chunk in self.chunks if chunk.start <= start), key=lambda chunk: chunk.start).chunk_id
+    def chunk_at(self, start: int) -> ChunkSpan:
+        """Return the chunk that holds the character at ``start``, or the nearest one before it."""
+        return max((chunk for chunk in self.chunks if chunk.start <= start), key=lambda chunk: chunk.start)
 
 
 def characters(text: str) -> int:
@@ -173,7 +177,12 @@ def _numbered(
                 start=start,
                 end=end,
                 text=text,
-                chunks=tuple(ChunkSpan(chunk.chunk_id, chunk.start, chunk.end) for chunk in run),
+                chunks=tuple(_chunk_span(chunk) for chunk in run),
+                patient_id=first.patient_id,
             )
         )
     return tuple(numbered)
+
+
+def _chunk_span(chunk: Passage) -> ChunkSpan:
+    return ChunkSpan(chunk.chunk_id, chunk.start, chunk.end, chunk.language, chunk.section, chunk.section_title)

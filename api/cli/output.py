@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from api.schemas import AnswerResponse, CoverageModel, HitModel, SearchResponse
+    from api.schemas import AnswerResponse, CitationModel, CoverageModel, HitModel, SearchResponse
 
 _SNIPPET = 320
 _WORD = re.compile(r"\w+")
@@ -82,15 +82,12 @@ def print_answer(result: AnswerResponse, out: Console | None = None) -> None:
     out = out or console()
     answered = result.status == "answered"
     out.print(Text(printable(result.answer), style="bold" if answered else "yellow"))
-    by_chunk = {hit.chunk_id: hit for hit in result.hits}
     for citation in result.citations:
-        hit = by_chunk.get(citation.chunk_id)
         heading = Text()
         heading.append(f"  [{citation.n}] ", style="cyan")
         heading.append(printable(citation.note_id), style="bold")
         heading.append(f" v{citation.version}")
-        if hit is not None:
-            heading.append(" · " + " · ".join(_facts(hit)))
+        heading.append(" · " + " · ".join(_facts(citation)))
         heading.append(f" · characters {citation.start}-{citation.end}", style="dim")
         out.print(heading)
         quote = "“" + " ".join(printable(citation.quote).split()) + "”"
@@ -115,7 +112,7 @@ def _heading(hit: HitModel) -> Text:
     return line
 
 
-def _facts(hit: HitModel) -> list[str]:
+def _facts(hit: HitModel | CitationModel) -> list[str]:
     section = hit.section or ""
     if hit.section_title:
         section = f"{section} ({hit.section_title.strip()})" if section else hit.section_title.strip()

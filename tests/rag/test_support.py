@@ -43,3 +43,20 @@ def ward(tmp_path_factory):
 def test_a_question_of_one_term_is_answered_by_the_sentences_that_hold_it(ward, question, notes):
     said = answer(ward, ENCODER, AnswerRequest(question, Scope(patient_id="P")), ExtractiveGenerator(ENCODER))
     assert {citation.note_id for citation in said.citations} == notes
+
+
+def test_a_citation_says_what_its_passage_is_though_it_is_no_hit(tmp_path):
+    text = "HISTORY: Seen in clinic.\n\nMEDICATION: Warfarin 5 mg daily.\n\nPLAN: Next visit in May.\n"
+    note = Note("n", text, language="en", patient_id="P", authored_at="2024-03-02", note_type="letter")
+    with Library(tmp_path).create("c", "hashing", ENCODER.spec) as collection:
+        index_notes(collection, ENCODER, [note])
+        said = answer(collection, ENCODER, AnswerRequest("warfarin", k=1), ExtractiveGenerator(ENCODER))
+        (passage,) = [one for one in collection.view().passages(collection.view().rows) if "Warfarin" in one.text]
+    (cited,) = said.citations
+    assert (cited.patient_id, cited.language, cited.note_type, cited.authored_at) == ("P", "en", "letter", "2024-03-02")
+    assert (cited.chunk_id, cited.section, cited.section_title) == (
+        passage.chunk_id,
+        passage.section,
+        passage.section_title,
+    )
+    assert cited.section
