@@ -12,7 +12,20 @@ from pathlib import Path
 
 import click
 
-from api.cli import collections, demo, encoders, erasing, evaluate, facets, notes, reencoding, search, serve, store
+from api.cli import (
+    collections,
+    demo,
+    encoders,
+    erasing,
+    evaluate,
+    facets,
+    notes,
+    reencoding,
+    search,
+    serve,
+    store,
+    train,
+)
 from api.cli.context import CliContext
 from api.codes import INTERRUPTED_EXIT, code_of, message_of
 from api.settings import from_environment
@@ -103,6 +116,7 @@ for command in (
     serve.keys,
     demo.demo,
     evaluate.evaluate,
+    train.train,
 ):
     cli.add_command(command)
 

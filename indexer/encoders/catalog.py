@@ -155,6 +155,11 @@ def _cached(name: str, hub_id: str, revision: str | None, pooling: str | None) -
 
 
 def _from_folder(folder: Path, model_id: str, pooling: str | None) -> Encoder:
+    config = folder / "config.json"
+    if config.is_file() and '"clinrag-packed-bert"' in config.read_text(encoding="utf-8", errors="replace"):
+        from indexer.encoders.packed import PackedEncoder
+
+        return PackedEncoder(folder)
     from indexer.encoders.sentence import SentenceEncoder
 
     return SentenceEncoder(folder, model_id=model_id, pooling=pooling)

@@ -303,6 +303,7 @@ def _recipe(folder: Path, model: Path, steps: int = 3) -> Path:
 def test_a_recipe_runs_from_start_to_packed_model_with_scores_card_and_picture(model, data, tmp_path):
     from sentence_transformers import SentenceTransformer
 
+    from indexer.encoders.catalog import load_encoder
     from indexer.encoders.packed import PackedEncoder
     from rag.training.correction import read_offsets, shift
 
@@ -321,6 +322,7 @@ def test_a_recipe_runs_from_start_to_packed_model_with_scores_card_and_picture(m
     vector = SentenceTransformer(str(report.model), device="cpu").encode(["fever"], prompt_name="passage")
     assert report.packed is not None
     packed = PackedEncoder(report.packed, torch.float32).encode_passages(["fever"])
+    assert isinstance(load_encoder(str(report.packed)), PackedEncoder)
     assert float((vector * packed).sum()) > 0.99
     card = report.card.read_text(encoding="utf-8")
     for piece in ("CC0 1.0", "## Scores", "sha256", 'kind = "align"', "language: [en, zh]"):
@@ -368,3 +370,22 @@ def test_a_start_that_is_not_there_and_data_that_is_not_there_are_named(model, d
         run_recipe(path, tmp_path / "run", data)
     with pytest.raises(ArgumentError, match="data"):
         run_recipe(path, tmp_path / "run", tmp_path / "away")
+
+
+def test_the_command_line_runs_a_recipe_and_says_how_to_take_the_result(model, data, tmp_path, monkeypatch):
+    from click.testing import CliRunner
+
+    from api.cli.main import cli
+
+    monkeypatch.delenv("CLINRAG_DATA", raising=False)
+    recipe = tmp_path / "r.toml"
+    recipe.write_text(f'[start]\nfrom = "{model.as_posix()}"\n[[stage]]\nkind = "pairs"\n[[stage]]\nkind = "export"\n')
+    arguments = ["--home", str(tmp_path / "home"), "train", str(recipe), "--out", str(tmp_path / "run")]
+    refused = CliRunner().invoke(cli, arguments)
+    assert refused.exit_code == 2
+    assert "--data" in refused.output
+    done = CliRunner().invoke(cli, [*arguments, "--data", str(data), "--json"])
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert Path(found["packed"], "model.safetensors").is_file()
+    assert "pairs 1/2" in done.stderr
