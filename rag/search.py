@@ -31,7 +31,7 @@ MAX_QUERY_CHARS = 8192
 MAX_K = 100
 
 _SPARE = 6
-"""So many passages are read beyond k: some may be near-copies of others."""
+"""Where near-copies left places free, so many more passages are read than there are places."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,8 +221,9 @@ def _query_vector(encoder: Encoder | None, request: SearchRequest) -> NDArray[np
 def _shown(view: View, ranked: Ranked, k: int) -> list[Copies]:
     """Return the first k distinct texts: of copies the last authored is shown, near-copies are joined."""
     shown: list[Copies] = []
-    for start in range(0, len(ranked.rows), k + _SPARE):
-        found = ranked.rows[start : start + k + _SPARE]
+    start, wanted = 0, k
+    while start < len(ranked.rows) and len(shown) < k:
+        found = ranked.rows[start : start + wanted]
         copies = view.copy_rows(found)
         newest = [int(rows[-1]) for rows in copies]
         passages = {passage.row: passage for passage in view.passages(newest)}
@@ -231,8 +232,7 @@ def _shown(view: View, ranked: Ranked, k: int) -> list[Copies]:
                 one = Copies(passages[row], alike.tolist(), score)
                 if not joined(shown, one):
                     shown.append(one)
-        if len(shown) >= k:
-            break
+        start, wanted = start + wanted, k - len(shown) + _SPARE
     return shown[:k]
 
 

@@ -16,6 +16,7 @@ _WIDE = 64  # Scores of which one maximum is taken when the k-th best is bounded
 _COSTLY = 4_000  # Postings that are worth a look at whether they can still matter.
 _LOOKED_UP = 24  # Looking one chunk up in a term's postings costs as much as reading so many of them.
 _SINGLE_PRECISION = 0.9999  # How far single precision may be off.
+_FREQUENT = 2_000  # Postings from which on a term is added by itself, from what is kept of it.
 FEW = 1_000  # Chunks that are rather looked up than added up.
 
 
@@ -75,32 +76,49 @@ def exact_scores(
     damping = K1 * (1 - B + B * relative_lengths)
     scores = np.zeros(len(at))
     holds = np.zeros(len(at), np.bool_)
-    slots: NDArray[np.int32] | None = None
-    for term in query:
-        if _LOOKED_UP * len(at) < len(term.chunks):
-            places, found = found_in(term.chunks, at)
-            there: Positions = np.flatnonzero(found)
-            tfs = term.tfs[places[there]].astype(np.float64)
-        else:
-            if slots is None:
-                slots = np.full(len(state.ids), -1, np.int32)
-                slots[at] = np.arange(len(at), dtype=np.int32)
-            wanted = slots[term.chunks]
-            kept = wanted >= 0
-            there = wanted[kept].astype(np.intp)
-            tfs = term.tfs[kept].astype(np.float64)
-        scores[there] += term.worth * tfs / (tfs + damping[there])
+    read = [term for term in query if len(term.chunks) <= _LOOKED_UP * len(at)]
+    if read:
+        slots = np.full(len(state.ids), -1, np.int32)
+        slots[at] = np.arange(len(at), dtype=np.int32)
+        chunks, every_tf, worth = _joined(read)
+        there = slots[chunks]
+        kept = np.flatnonzero(there >= 0)
+        there, tfs = there[kept], every_tf[kept].astype(np.float64)
+        # Added term by term, in the order of the query.
+        scores += np.bincount(there, worth[kept] * tfs / (tfs + damping[there]), len(at))
         holds[there] = True
+    for term in query:
+        if len(term.chunks) > _LOOKED_UP * len(at):
+            places, held = found_in(term.chunks, at)
+            tfs = term.tfs[places[held]].astype(np.float64)
+            scores[held] += term.worth * tfs / (tfs + damping[held])
+            holds |= held
     return scores.astype(np.float32), holds
 
 
 def added_up(state: State, query: Sequence[Term], mean_length: float, impacts: Impacts) -> tuple[Scores, float]:
     """Return about what every chunk scores, and the factor (at most 1) by which any of that may be off both ways."""
-    totals = _no_totals(state)
     off = impacts.off_by(mean_length)
+    totals = _no_totals(state)
+    rare = [term for term in query if len(term.chunks) <= _FREQUENT]
+    if rare:
+        chunks, tfs, worth = _joined(rare)
+        values = direct(state.lengths, chunks, tfs, worth.astype(np.float32), mean_length)
+        totals += np.bincount(chunks, values, len(totals)).astype(np.float32)
     for term in query:
-        _add(totals, state, term, mean_length, impacts if off is not None else None)
+        if len(term.chunks) > _FREQUENT:
+            _add(totals, state, term, mean_length, impacts if off is not None else None)
     return totals[: len(state.ids)], _SINGLE_PRECISION / (off or 1.0)
+
+
+def _joined(query: Sequence[Term]) -> tuple[NDArray[np.int32], NDArray[np.uint16], NDArray[np.float64]]:
+    """Return the postings of all terms, one term after the other, and what each is worth."""
+    lengths = [len(term.chunks) for term in query]
+    return (
+        np.concatenate([term.chunks for term in query]),
+        np.concatenate([term.tfs for term in query]),
+        np.repeat([term.worth for term in query], lengths),
+    )
 
 
 def promising(

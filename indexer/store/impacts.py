@@ -66,13 +66,17 @@ class Impacts:
 
 
 def direct(
-    lengths: NDArray[np.int32], chunks: NDArray[np.int32], tfs: NDArray[np.uint16], worth: float, mean_length: float
+    lengths: NDArray[np.int32],
+    chunks: NDArray[np.int32],
+    tfs: NDArray[np.uint16],
+    worth: float | Scores,
+    mean_length: float,
 ) -> Scores:
-    """Return what a term adds to each of the chunks that hold it, in single precision."""
+    """Return what a term (of this worth, or one worth a posting) adds to chunks that hold it, in single precision."""
     fixed, by_length = (K1 * (1 - B), K1 * B / mean_length) if mean_length else (K1, 0.0)
     values: Scores = tfs.astype(np.float32)
     below = lengths[chunks] * np.float32(by_length)
     below += values + np.float32(fixed)
-    values *= np.float32(worth)
+    values *= worth if isinstance(worth, np.ndarray) else np.float32(worth)
     np.divide(values, below, out=values)
     return values

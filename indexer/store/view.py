@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import Connection, Engine, Row, select
+from sqlalchemy import BindParameter, Connection, Engine, Row, bindparam, select
 
 from indexer.errors import NoteNotFoundError
 from indexer.records import Coverage, Scope, Status
@@ -30,6 +30,18 @@ Scores = NDArray[np.float32]
 
 _FEW = 2048
 """A scope of up to so many rows is scored as a whole; its pools and their samples are cut out of that."""
+
+
+# Asked for every search: to put them together anew takes as long as to run them.
+_KEYS: BindParameter[Any] = bindparam("keys", expanding=True)
+_CHUNKS = select(t.chunks).where(t.chunks.c.row.in_(_KEYS))
+_VERSIONS = truth.dated_versions(t.versions.c.text).where(t.versions.c.id.in_(_KEYS))
+_ADDENDA = (
+    select(t.versions.c.id, t.versions.c.appends, t.notes.c.note_id)
+    .select_from(t.versions.join(t.notes, t.notes.c.id == t.versions.c.note))
+    .where(t.versions.c.appends.in_(_KEYS))
+    .order_by(t.versions.c.id)
+)
 
 
 class Pool(NamedTuple):
@@ -200,17 +212,15 @@ class View:
             DamagedError: a stored row does not match its checksum.
         """
         wanted = [int(row) for row in rows]
-        c = t.chunks.c
         with read_transaction(self._engine) as connection:
             chunks: dict[int, Row[Any]] = {}
             for part in truth.parts(dict.fromkeys(wanted)):
-                chunks.update((row.row, row) for row in connection.execute(select(t.chunks).where(c.row.in_(part))))
+                chunks.update((row.row, row) for row in connection.execute(_CHUNKS, {"keys": part}))
             self._check_deleted(connection, [row for row in wanted if row not in chunks])
             owners = {row.version_id for row in chunks.values()}
             versions: dict[int, Row[Any]] = {}
             for part in truth.parts(sorted(owners)):
-                found = connection.execute(truth.dated_versions(t.versions.c.text).where(t.versions.c.id.in_(part)))
-                versions.update((row.id, row) for row in found)
+                versions.update((row.id, row) for row in connection.execute(_VERSIONS, {"keys": part}))
             if len(versions) != len(owners):
                 raise truth.damaged("versions", min(owners.difference(versions)))
             addenda = self._addenda(connection, {row.note_id for row in versions.values()})
@@ -265,13 +275,10 @@ class View:
 
     def _addenda(self, connection: Connection, note_ids: set[str]) -> dict[str, list[str]]:
         """Return for each note the ids of the notes that append to it and may be seen at the view's moment."""
-        v = t.versions.c
         visible = self._population.columns.versions["version_id"][self._population.picks]
         found: dict[str, list[str]] = defaultdict(list)
-        joined = t.versions.join(t.notes, t.notes.c.id == v.note)
         for part in truth.parts(sorted(note_ids)):
-            query = select(v.id, v.appends, t.notes.c.note_id).select_from(joined).where(v.appends.in_(part))
-            for row in connection.execute(query.order_by(v.id)):
+            for row in connection.execute(_ADDENDA, {"keys": part}):
                 at = int(np.searchsorted(visible, row.id))
                 if at < len(visible) and visible[at] == row.id:
                     found[row.appends].append(row.note_id)
