@@ -8,6 +8,7 @@ import click
 
 from api.cli import keeping, scanning
 from api.cli.context import CliContext, pass_context
+from api.cli.counts import counted
 from api.cli.options import json_option
 
 
@@ -65,7 +66,7 @@ def info(context: CliContext, name: str, as_json: bool) -> None:
     rows = {
         "collection": found.name,
         "encoder": f"{found.encoder} ({found.dim} dimensions, fingerprint {found.fingerprint[:12]})",
-        "notes": f"{found.notes:,} ({found.versions:,} versions)",
+        "notes": f"{found.notes:,} ({counted(found.versions, 'version')})",
         "passages": f"{found.chunks:,}",
         "languages": languages or "none",
         "authored": "undated" if found.first is None else f"{found.first} to {found.last}",
@@ -94,7 +95,7 @@ def verify(context: CliContext, name: str, as_json: bool) -> None:
     else:
         for found in findings:
             click.echo(f"{found.where}: {found.what}; {found.mend}")
-        click.echo(f"{name}: {len(findings)} findings" if findings else f"{name}: all good")
+        click.echo(f"{name}: {counted(len(findings), 'finding')}" if findings else f"{name}: all good")
     if findings:
         raise click.exceptions.Exit(1)
 
@@ -120,7 +121,7 @@ def delete(context: CliContext, name: str, yes: bool) -> None:
     """Remove a collection with everything in it."""
     found = context.service.collection(name)
     if not yes:
-        click.confirm(f"delete collection {name} with {found.info().notes:,} notes?", abort=True)
+        click.confirm(f"delete collection {name} with {counted(found.info().notes, 'note')}?", abort=True)
     context.service.delete_collection(name)
     click.echo(f"deleted collection {name}")
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from api.cli.context import CliContext, pass_context
+from api.cli.counts import counted
 from api.cli.options import json_option
 
 
@@ -49,9 +50,8 @@ def embed(
         click.echo(json.dumps({"encoder": name, "output": str(target), **asdict(made)}, ensure_ascii=False))
     elif not quiet:
         cut = f", {made.truncated:,} cut" if made.truncated else ""
-        click.echo(
-            f"{target}: {made.rows:,} x {made.dim} float32 with {name}{cut}, {made.blank:,} blank lines are zero"
-        )
+        blank = f"{counted(made.blank, 'blank line')} {'is' if made.blank == 1 else 'are'} zero"
+        click.echo(f"{target}: {made.rows:,} x {made.dim} float32 with {name}{cut}, {blank}")
 
 
 @click.group()

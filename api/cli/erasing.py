@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from api.cli.context import CliContext, pass_context
+from api.cli.counts import counted
 from api.cli.options import WORDS, collection_option, json_option
 
 _AGAIN = "what was asked for is finished when the collection is opened next"
@@ -30,7 +31,7 @@ def erase(
         raise click.UsageError("name notes by ID, or one patient with --patient ID")
     context.service.collection(collection)
     if not yes:
-        what = f"{len(note_ids):,} notes" if patient is None else "all notes of that patient"
+        what = counted(len(note_ids), "note") if patient is None else "all notes of that patient"
         click.confirm(f"erase {what} from {collection}? This cannot be undone", abort=True)
     context.if_interrupted = _AGAIN
     by, subjects = ("notes", note_ids) if patient is None else ("patient", (patient,))
@@ -41,9 +42,11 @@ def erase(
         click.echo(ErasureResult(**fields, missing=list(erased.missing)).json_text())
     else:
         counts = receipt.counts
-        click.echo(f"erased {counts['notes']:,} notes ({counts['versions']:,} versions, {counts['chunks']:,} passages)")
+        parts = f"{counted(counts['versions'], 'version')}, {counted(counts['chunks'], 'passage')}"
+        click.echo(f"erased {counted(counts['notes'], 'note')} ({parts})")
         if counts["withdrawn"]:
-            click.echo(f"  {counts['withdrawn']:,} waited in indexing jobs and were taken out")
+            were = "was" if counts["withdrawn"] == 1 else "were"
+            click.echo(f"  {counts['withdrawn']:,} waited in indexing jobs and {were} taken out")
         click.echo(f"  receipt {context.service.library.receipts.path(receipt.receipt_id)}")
     for note_id in erased.missing:
         click.echo(f"  no such note: {note_id}", err=True)
@@ -119,7 +122,7 @@ def list_(context: CliContext, as_json: bool) -> None:
         click.echo(json.dumps({"receipts": rows}))
         return
     for row in found:
-        what = f"{row.counts['notes']:,} notes by {row.by}"
+        what = f"{counted(row.counts['notes'], 'note')} by {row.by}"
         click.echo(f"{row.erased_at}  {row.collection}  {what}  {kept.path(row.receipt_id)}")
     if not found:
         click.echo("no receipts: nothing was erased yet")
@@ -141,7 +144,7 @@ def verify(context: CliContext, file: Path, key: str | None, covers: str | None,
         said = {"receipt_id": verdict.receipt.receipt_id, "good": verdict.good, "intact": verdict.intact}
         click.echo(json.dumps({**said, "known_signer": verdict.known_signer, "covers": covered}))
     elif verdict.good:
-        click.echo(f"good: {verdict.receipt.counts['notes']:,} notes erased at {verdict.receipt.erased_at}")
+        click.echo(f"good: {counted(verdict.receipt.counts['notes'], 'note')} erased at {verdict.receipt.erased_at}")
     elif verdict.intact:
         click.echo("signed by another installation; --key HEX checks with its public key", err=True)
     else:

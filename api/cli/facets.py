@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import click
 
 from api.cli.context import CliContext, pass_context
+from api.cli.counts import counted
 from api.cli.options import json_option, scope_of, scope_options
 
 _SHOWN = 10
@@ -34,7 +35,7 @@ def facets(context: CliContext, /, name: str, as_json: bool, **options: object) 
         said = {"collection": name, "notes": found.notes, "passages": found.passages}
         click.echo(json.dumps(said | rows, ensure_ascii=False))
         return
-    click.echo(f"{name}: {found.notes:,} notes, {found.passages:,} passages")
+    click.echo(f"{name}: {counted(found.notes, 'note')}, {counted(found.passages, 'passage')}")
     for key, values in counts.items():
         shown = ", ".join(f"{value or 'unknown'} {count:,}" for value, count in list(values.items())[:_SHOWN])
         more = f" and {len(values) - _SHOWN:,} more" if len(values) > _SHOWN else ""

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from api.cli.context import CliContext, pass_context
+from api.cli.counts import counted
 from api.cli.options import json_option
 
 _PATH = click.Path(dir_okay=False, path_type=Path)
@@ -28,7 +29,7 @@ def backup(context: CliContext, name: str, file: Path, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"file": str(file), **asdict(facts)}))
     else:
-        click.echo(f"{file}: {facts.notes:,} notes of {name}, {facts.bytes / 1e6:,.1f} MB, checked")
+        click.echo(f"{file}: {counted(facts.notes, 'note')} of {name}, {facts.bytes / 1e6:,.1f} MB, checked")
 
 
 @click.command()
@@ -49,9 +50,9 @@ def restore(context: CliContext, file: Path, name: str, as_json: bool) -> None:
         said = {"collection": name, "notes": notes, "erased_again": erased, "backup_made": restored.facts.created_at}
         click.echo(json.dumps(said, ensure_ascii=False))
         return
-    click.echo(f"restored {notes:,} notes to {name}, as of {restored.facts.created_at}")
+    click.echo(f"restored {counted(notes, 'note')} to {name}, as of {restored.facts.created_at}")
     if erased:
-        click.echo(f"  {erased:,} notes that were erased since then are erased again")
+        click.echo(f"  {counted(erased, 'note')} erased since then {'is' if erased == 1 else 'are'} erased again")
 
 
 @click.command()
@@ -69,7 +70,8 @@ def repair(context: CliContext, name: str, as_json: bool) -> None:
         said = {"collection": name, "embedded": done.embedded, "cut_again": done.cut_again, "quarantined": rows}
         click.echo(json.dumps({**said, "damaged_file": str(done.damaged_file)}, ensure_ascii=False))
         return
-    click.echo(f"{name}: {done.embedded:,} vectors embedded again, {done.cut_again:,} note versions cut again")
+    embedded, cut = counted(done.embedded, "vector"), counted(done.cut_again, "note version")
+    click.echo(f"{name}: {embedded} embedded again, {cut} cut again")
     for one in done.quarantined:
         whose = "" if one.note_id is None else f" (note {one.note_id})"
         click.echo(f"  put aside: {one.row}{whose}: {one.reason}")

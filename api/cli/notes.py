@@ -9,6 +9,7 @@ import click
 
 from api.cli import erasing
 from api.cli.context import CliContext, pass_context
+from api.cli.counts import counted
 from api.cli.options import WORDS, collection_option, json_option
 
 
@@ -54,7 +55,7 @@ def delete(context: CliContext, note_ids: tuple[str, ...], collection: str, as_j
     if as_json:
         click.echo(json.dumps({"deleted": list(result.deleted), "missing": list(result.missing)}, ensure_ascii=False))
     else:
-        click.echo(f"deleted {len(result.deleted):,} notes")
+        click.echo(f"deleted {counted(len(result.deleted), 'note')}")
         for note_id in result.missing:
             click.echo(f"  no such note: {note_id}", err=True)
     if result.missing:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.text import Text
 
+from api.cli.counts import counted
+
 if TYPE_CHECKING:
     from api.schemas import AnswerResponse, CitationModel, CoverageModel, HitModel, SearchResponse
 
@@ -142,8 +144,7 @@ def _wrapped(text: str, indent: str, out: Console) -> str:
 
 
 def _coverage(coverage: CoverageModel) -> str:
-    noun = "note" if coverage.notes_searched == 1 else "notes"
-    parts = [f"{coverage.notes_searched:,} {noun}"]
+    parts = [counted(coverage.notes_searched, "note")]
     if coverage.first is not None:
         parts.append(f"{coverage.first} to {coverage.last}")
     if coverage.undated:

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from api.cli.context import CliContext, pass_context
+from api.cli.counts import counted
 from api.cli.options import json_option
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -35,7 +36,9 @@ def scan(context: CliContext, name: str, texts: tuple[Path, ...], id_file: Path 
         click.echo(json.dumps({"collection": name, "traces": rows}, ensure_ascii=False))
     else:
         for row in found:
-            click.echo(f"{row.where}: {row.kind} in {row.places:,} places, the first at byte {row.first_byte:,}")
-        click.echo(f"{name}: {'traces in ' + format(len(found), ',') + ' files' if found else 'no trace'}")
+            click.echo(
+                f"{row.where}: {row.kind} in {counted(row.places, 'place')}, the first at byte {row.first_byte:,}"
+            )
+        click.echo(f"{name}: {'traces in ' + counted(len(found), 'file') if found else 'no trace'}")
     if found:
         raise click.exceptions.Exit(1)

@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 
 from api.cli.context import CliContext, pass_context
+from api.cli.counts import counted
 from api.cli.options import ColumnMap, collection_option, json_option
 from indexer.records import RowError
 
@@ -76,7 +77,8 @@ def index(  # noqa: PLR0913 (a command has as many parameters as it has options)
         click.echo(json.dumps(counts, ensure_ascii=False))
     elif not quiet:
         click.echo(
-            f"{collection}: stored {report.stored:,} notes ({report.chunks:,} passages, {target.encoder_name}), "
+            f"{collection}: stored {counted(report.stored, 'note')} ({counted(report.chunks, 'passage')}, "
+            f"{target.encoder_name}), "
             f"skipped {report.skipped:,} unchanged, rejected {len(report.rejected):,}, in {seconds:.1f} s"
         )
         _show_rejected(report.rejected, skipped)

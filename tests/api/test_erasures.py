@@ -63,7 +63,7 @@ def test_the_command_asks_first_and_takes_ids_or_a_patient(indexed: Clinrag):
     assert indexed("notes", "erase", "nowhere", "-c", "ward", "--yes").exit_code == 2
     done = indexed("notes", "erase", "lab-2", "nowhere", "-c", "ward", input="y\n")
     assert done.exit_code == 2
-    assert "erased 1 notes" in done.stdout
+    assert "erased 1 note (" in done.stdout
     assert "no such note: nowhere" in done.stderr
     assert indexed("notes", "show", "lab-2", "-c", "ward").exit_code == 2
 
