@@ -36,7 +36,7 @@ def encoders(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
 def judged(tmp_path: Path) -> Path:
     """Some of the bundled questions: a search takes its time."""
     path = tmp_path / "judged.jsonl"
-    path.write_text("".join(questions_path().read_text(encoding="utf-8").splitlines(keepends=True)[:16]))
+    path.write_text("".join(questions_path().read_text(encoding="utf-8").splitlines(keepends=True)[:8]))
     return path
 
 
