@@ -39,16 +39,19 @@ DAMAGED = "damaged-"
 
 @dataclass(frozen=True, slots=True)
 class Repaired:
-    """How many vectors were embedded again, how many versions cut again, what was put aside; where the old file is."""
+    """How many vectors were embedded again, how many versions cut again, what was put aside; where the old file is.
+
+    ``damaged_file`` is ``None`` where the collection was sound and nothing was changed.
+    """
 
     embedded: int
     cut_again: int
     quarantined: tuple[Quarantined, ...]
-    damaged_file: Path
+    damaged_file: Path | None
 
 
 def repair(library: Library, name: str, load_encoder: Callable[[str], Encoder]) -> Repaired:
-    """Make the collection's truth sound again, and return what that took. Safe to run on a sound one.
+    """Make the collection's truth sound again, and return what that took. A sound one is left as it is.
 
     Raises:
         CollectionNotFoundError: there is none of that name.
@@ -61,6 +64,8 @@ def repair(library: Library, name: str, load_encoder: Callable[[str], Encoder]) 
     if not path.exists():
         raise CollectionNotFoundError(f"no collection {name!r}; 'clinrag collections list' names those there are")
     with exclusive(folder / LOCK, f"collection {name!r}", DELETE_TIMEOUT_S):
+        if _is_sound(folder, name):
+            return Repaired(0, 0, (), None)
         found = salvage.read(path)
         aside = folder / f".repair-{uuid.uuid4().hex}"
         aside.mkdir(mode=0o700)
@@ -77,6 +82,15 @@ def repair(library: Library, name: str, load_encoder: Callable[[str], Encoder]) 
         finally:
             shutil.rmtree(aside, ignore_errors=True)
     return Repaired(rebuilder.embedded, len(found.recut), tuple(found.quarantined), kept)
+
+
+def _is_sound(folder: Path, name: str) -> bool:
+    """Return whether nothing is to be repaired: a copy of all notes, put aside for nothing, would outlive deletions."""
+    try:
+        with Collection(folder, name) as collection:
+            return not collection.verify()
+    except DamagedError:
+        return False
 
 
 def _rebuilt(found: salvage.Salvage, target: Path, load_encoder: Callable[[str], Encoder], name: str) -> Rebuilder:

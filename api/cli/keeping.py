@@ -65,14 +65,18 @@ def repair(context: CliContext, name: str, as_json: bool) -> None:
 
     context.if_interrupted = "nothing was changed"
     done = mend(context.service.library, name, context.service.encoder)
+    kept = None if done.damaged_file is None else str(done.damaged_file)
     if as_json:
         rows = [{"row": one.row, "note_id": one.note_id, "reason": one.reason} for one in done.quarantined]
         said = {"collection": name, "embedded": done.embedded, "cut_again": done.cut_again, "quarantined": rows}
-        click.echo(json.dumps({**said, "damaged_file": str(done.damaged_file)}, ensure_ascii=False))
+        click.echo(json.dumps({**said, "damaged_file": kept}, ensure_ascii=False))
+        return
+    if kept is None:
+        click.echo(f"{name}: sound, nothing to repair")
         return
     embedded, cut = counted(done.embedded, "vector"), counted(done.cut_again, "note version")
     click.echo(f"{name}: {embedded} embedded again, {cut} cut again")
     for one in done.quarantined:
         whose = "" if one.note_id is None else f" (note {one.note_id})"
         click.echo(f"  put aside: {one.row}{whose}: {one.reason}")
-    click.echo(f"  the database as it was: {done.damaged_file}")
+    click.echo(f"  the database as it was: {kept}")

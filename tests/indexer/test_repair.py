@@ -45,7 +45,8 @@ LIVING = {**{f"note-{n}": 1 for n in range(1, 7)}, "note-0": 2}
 
 def test_a_sound_collection_stays_what_it_is(home):
     done = run(home)
-    assert (done.embedded, done.cut_again, done.quarantined) == (0, 0, ())
+    assert (done.embedded, done.cut_again, done.quarantined, done.damaged_file) == (0, 0, (), None)
+    assert not list(home.rglob("damaged-*"))
     with opened(home) as ward:
         assert shown(ward) == LIVING
         assert ward.note("note-0", 1).text == TEXTS["note-0"]
