@@ -8,6 +8,7 @@ from indexer.library import Library
 from indexer.records import Note, Scope
 from rag.answer import AnswerRequest, answer
 from rag.generate import ExtractiveGenerator
+from rag.search import SearchRequest, search
 
 ENCODER = HashingEncoder()
 
@@ -60,3 +61,14 @@ def test_a_citation_says_what_its_passage_is_though_it_is_no_hit(tmp_path):
         passage.section_title,
     )
     assert cited.section
+
+
+def test_of_two_notes_the_one_with_the_word_comes_first(tmp_path):
+    notes = [
+        Note("a", "夜間に鼻出血あり。", language="ja", patient_id="P"),
+        Note("b", "Addendum: INR today 2.4 on warfarin 2.5 mg.", language="en", patient_id="P"),
+    ]
+    with Library(tmp_path).create("c", "hashing", ENCODER.spec) as collection:
+        index_notes(collection, ENCODER, notes)
+        first, second = search(collection, ENCODER, SearchRequest("INR", Scope(patient_id="P"))).hits
+    assert (first.note_id, second.scores.dense, second.scores.lexical) == ("b", 0.0, None)
