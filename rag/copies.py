@@ -25,6 +25,7 @@ LEAST_ALIKE = 0.8
 """Least share of all shingles of two near-copies that both have (Jaccard's measure)."""
 
 _SHINGLE = 3  # Terms in a row.
+_DIGITS = re.compile(r"\d+")
 _WORD = re.compile(r"[^\W\d_]+(?:'t)?")
 _LEAST_TERMS = 8  # Shorter texts are joined only where they are equal.
 
@@ -59,6 +60,8 @@ def joined(copies: list[Copies], one: Copies) -> bool:
     for known in copies:
         if known.passage.patient_id != one.passage.patient_id or known.passage.language != one.passage.language:
             continue
+        if not _may_be_alike(known.passage.text, one.passage.text):
+            continue
         first, second = _wording_of(known), _wording_of(one)
         if not alike(first, second):
             continue
@@ -79,6 +82,13 @@ def alike(one: Wording, other: Wording) -> bool:
         return False
     either = len(one.shingles | other.shingles)
     return either > 0 and len(one.shingles & other.shingles) >= LEAST_ALIKE * either
+
+
+def _may_be_alike(one: str, other: str) -> bool:
+    """Return whether it is worth working out what two texts say: their sizes and digits tell most apart."""
+    if min(len(one), len(other)) < LEAST_ALIKE * LEAST_ALIKE * max(len(one), len(other)):
+        return False
+    return sorted(_DIGITS.findall(one)) == sorted(_DIGITS.findall(other))
 
 
 @lru_cache(maxsize=4096)
