@@ -111,3 +111,12 @@ def _whole(env: Mapping[str, str], name: str, default: int, low: int, high: int)
     if not low <= value <= high:
         raise ArgumentError(f"CLINRAG_{name}", f"is not between {low} and {high}")
     return value
+
+
+def calm_threads() -> None:
+    """Let idle worker threads of torch and FAISS sleep rather than spin, unless the environment says otherwise.
+
+    Spinning threads make every call several times slower as soon as another process wants the cores. It has to be said
+    before those libraries are loaded.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -28,7 +28,7 @@ from api.cli import (
 )
 from api.cli.context import CliContext
 from api.codes import INTERRUPTED_EXIT, code_of, message_of
-from api.settings import from_environment
+from api.settings import calm_threads, from_environment
 from indexer.errors import ClinragError
 
 
@@ -126,6 +126,7 @@ for part in (reencoding.reencode, reencoding.cutover, reencoding.rollback, reenc
 
 def main() -> None:
     """Run the command line of this process."""
+    calm_threads()
     for stream in (sys.stdout, sys.stderr):
         # Notes hold any script; a terminal that cannot show a character gets a mark instead of a traceback.
         if hasattr(stream, "reconfigure"):
