@@ -12,13 +12,14 @@ FAISS's own thread pool makes a single query two to three times slower, so each 
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from indexer.errors import DamagedError, MissingExtraError
-from indexer.store.row_matrix import Positions, RowMatrix, RowState, exact_best, is_run
+from indexer.store.row_matrix import Positions, RowMatrix, RowState, exact_best
 from indexer.store.vectors import Ids, Rows, Scores, best, checked_query, row_scores
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ EXACT_SCOPE = 200_000
 """A scope of up to so many rows is always scanned exactly."""
 
 _GATHER = 1024  # Rows gathered at once; they stay in the second-level cache.
+_LONG = 256  # Neighbours, on average, from which on scanning each run in place beats gathering the rows.
 _SPARE = 24  # Candidates asked for beyond k, so that rounding cannot cost a place.
 _ROUNDING = 4e-6  # FAISS sums in another order than the exact scores.
 _NOTHING = np.float32(np.finfo(np.float32).min)  # What FAISS writes where it has no more rows.
@@ -228,14 +230,23 @@ class FaissVectorIndex:
         """Return the best of the base or of the fresh rows, by the cheapest way to read just the wanted ones."""
         if at is None:
             return self._scanner.scan(rows, query, fetch)
-        if is_run(at):
-            found, scores = self._scanner.scan(rows[at[0] : at[-1] + 1], query, fetch)
-            return found + at[0], scores
+        cuts = np.flatnonzero(np.diff(at) != 1) + 1
+        if len(at) >= _LONG * (len(cuts) + 1):
+            return self._runs(rows, [(int(run[0]), int(run[-1]) + 1) for run in np.split(at, cuts)], query, fetch)
         if 4 * len(at) < len(rows):
             return self._scanner.scan_gathered(rows, at, query, fetch)
         allowed = np.zeros(len(rows), np.bool_)
         allowed[at] = True
         return self._scanner.scan(rows, query, fetch, allowed)
+
+    def _runs(self, rows: Rows, runs: Sequence[tuple[int, int]], query: Scores, fetch: int) -> tuple[Positions, Scores]:
+        """Return the best of runs of neighbours, up to ``fetch`` of each, scanned where they lie."""
+        places, values = [], []
+        for start, end in runs:
+            found, scores = self._scanner.scan(rows[start:end], query, fetch)
+            places.append(found + start)
+            values.append(scores)
+        return np.concatenate(places), np.concatenate(values)
 
     def _proposed(self, state: RowState, query: Scores, k: int, at: Positions | None) -> Positions | None:
         """Return candidates of the structure and all fresh rows in scope, or ``None`` where they are too few."""

@@ -25,8 +25,8 @@ class LexicalIndex(Protocol):
     Statistics (how many chunks, their mean length, how many hold a term) are those of ``population``: the chunks that
     a reader could see at all, so that a deleted or later chunk shapes no score. Results are ordered by score
     descending, then id ascending, and hold only ids that contain a query term. Ids of ``allowed`` and ``population``
-    that are unknown or removed are passed over; what is found for an array may be kept for the next search with the
-    same one, so arrays that were passed must not be changed. Scores are float32. Weights are positive. Searching is
+    that are unknown or removed are passed over; what is found for an array or for terms may be kept for the next search
+    with the same ones, so what was passed must not be changed. Scores are float32. Weights are positive. Searching is
     safe from many threads at once, also while one thread adds or removes: a search sees the index as it was at one
     moment. Adding and removing happen under the collection's writer (one thread at a time) and are visible to the next
     search.
@@ -132,13 +132,14 @@ class Bm25Oracle:
     ) -> tuple[Ids, Scores]:
         """Return the k best ids and scores."""
         checked_terms(terms, k)
-        counted = self._documents.keys() if population is None else set(population.tolist())
-        inside = self._documents.keys() if allowed is None else set(allowed.tolist())
-        seen = {n: document for n, document in self._documents.items() if n in counted}
+        documents = dict(self._documents)  # In one step: another thread may add and remove meanwhile.
+        counted = documents.keys() if population is None else set(population.tolist())
+        inside = documents.keys() if allowed is None else set(allowed.tolist())
+        seen = {n: document for n, document in documents.items() if n in counted}
         mean_length = sum(document.total() for document in seen.values()) / len(seen) if seen else 0.0
         held = {term: sum(term in document for document in seen.values()) for term in terms}
         found: list[tuple[float, int]] = []
-        for n, document in self._documents.items():
+        for n, document in documents.items():
             if n not in inside or not any(term in document for term in terms):
                 continue
             relative_length = document.total() / mean_length if mean_length else 1.0

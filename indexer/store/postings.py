@@ -33,6 +33,8 @@ from indexer.store.vectors import best, positions
 
 _MOST_TF = 2**16 - 1
 
+_Asked = tuple[State, list[Term], float]
+
 
 @dataclass(frozen=True, slots=True)
 class _Base:
@@ -58,6 +60,7 @@ class PostingsIndex:
         self._impacts = Impacts(np.empty(0, np.int32))
         self._n_base = 0
         self._last_counted: tuple[State, Ids | None, tuple[NDArray[np.bool_] | None, int, float]] | None = None
+        self._last_asked: tuple[State, Ids | None, Mapping[str, float], _Asked] | None = None
         self._id_buffer: Ids = np.empty(0, np.int64)
         self._length_buffer: NDArray[np.int32] = np.empty(0, np.int32)
         self._state = State(self._id_buffer, self._length_buffer, np.empty(0, np.bool_), np.empty(0, np.intp), 0)
@@ -159,12 +162,18 @@ class PostingsIndex:
             found.append((*best(state.ids[every[own]], scores[own], k), background))
         return found
 
-    def _asked(self, terms: Mapping[str, float], population: Ids | None) -> tuple[State, list[Term], float]:
+    def _asked(self, terms: Mapping[str, float], population: Ids | None) -> _Asked:
         """Return the state of now, the terms that some chunk holds with their worth, and the mean length."""
         state = self._state
+        known = self._last_asked
+        if known is not None and known[0] is state and known[1] is population and known[2] is terms:
+            return known[3]
         seen, n_seen, mean_length = self._statistics(state, population)
         found = (self._term(state, name, weight, seen, n_seen) for name, weight in terms.items())
-        return state, [term for term in found if term is not None], mean_length
+        asked = state, [term for term in found if term is not None], mean_length
+        # One query asks for candidates first and for the scores of what is shown then.
+        self._last_asked = state, population, terms, asked
+        return asked
 
     def _statistics(self, state: State, population: Ids | None) -> tuple[NDArray[np.bool_] | None, int, float]:
         """Return ``_counted``, kept for the next search: many are asked of one population."""

@@ -275,10 +275,13 @@ class View:
 
     def _addenda(self, connection: Connection, note_ids: set[str]) -> dict[str, list[str]]:
         """Return for each note the ids of the notes that append to it and may be seen at the view's moment."""
-        visible = self._population.columns.versions["version_id"][self._population.picks]
         found: dict[str, list[str]] = defaultdict(list)
         for part in truth.parts(sorted(note_ids)):
-            for row in connection.execute(_ADDENDA, {"keys": part}):
+            appended = connection.execute(_ADDENDA, {"keys": part}).all()
+            if not appended:
+                continue
+            visible = self._population.columns.versions["version_id"][self._population.picks]
+            for row in appended:
                 at = int(np.searchsorted(visible, row.id))
                 if at < len(visible) and visible[at] == row.id:
                     found[row.appends].append(row.note_id)
