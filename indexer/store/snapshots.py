@@ -185,12 +185,12 @@ class Snapshots:
         """Remove a generation that cannot be used, and say so."""
         log.warning("derived files %s are damaged or stale (%s): they are made again from the truth", path, what)
         self.discarded += 1
-        shutil.rmtree(path, ignore_errors=True)
+        self._remove(path)
 
     def clear(self) -> None:
         """Remove every generation."""
         for path in self.paths():
-            shutil.rmtree(path, ignore_errors=True)
+            self._remove(path)
 
     def publish(self, origin: Origin, files: Mapping[str, Callable[[IO[bytes]], object]]) -> Path:
         """Write a generation, make it durable and visible at once, and remove the older ones.
@@ -221,10 +221,19 @@ class Snapshots:
             raise
         for path in self.paths():
             if path != target:
-                shutil.rmtree(path, ignore_errors=True)
+                self._remove(path)
         failpoint("publish.swept")
         self.sweep()
         return target
+
+    def _remove(self, path: Path) -> None:
+        """Remove a generation so that a crash on the way leaves no half of it under its name."""
+        aside = path.with_name(f"{_ASIDE}{uuid.uuid4().hex}")
+        try:
+            path.rename(aside)
+        except OSError:
+            aside = path
+        shutil.rmtree(aside, ignore_errors=True)
 
     def sweep(self) -> None:
         """Remove what a publisher left half done."""
