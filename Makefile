@@ -16,7 +16,7 @@ demo: setup  ## Index the bundled notes, ask across languages, show cited answer
 	@$(BIN)/clinrag demo
 
 test: $(VENV)/.dev  ## Pass the tests (under 10 minutes on 2 cores, no network)
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: $(VENV)/.dev  ## Lint, format, types, the import rule, the documentation's commands
 	$(BIN)/ruff check .
