@@ -34,6 +34,8 @@ import indexer.store
 from indexer.build import index_notes
 from indexer.collection import Collection
 from indexer.encoders.encoder import HashingEncoder
+from indexer.erasure import STEPS
+from indexer.errors import NoteNotFoundError
 from indexer.library import Library
 from indexer.store import failpoints
 from indexer.text.analysis import analyze
@@ -45,10 +47,13 @@ from tests.faults.processes import as_child, ended_within, in_child
 NAME = "main"
 SIDE = "side"
 N_STEPS = 240
+ELSEWHERE = ("reencode.", "cutover.", "discard.", "erase.beside", "erase.withdrawn")
+"""Failpoints of what no step of a plan does: the tests of a change of the encoder and of erasing stop there."""
 KILLS_A_SESSION = 25
 LONGEST_S = 0.3
 REACHED_WITHIN_S = 8.0
 
+KINDS = ("lost", "duplicated", "torn", "unreadable", "findings", "left behind")
 BROKEN = ("early-acknowledgement", "two-transactions")
 """Ways in which the harness itself can break the commit path, to see whether it would notice."""
 
@@ -57,7 +62,8 @@ def failpoint_names() -> list[str]:
     """Return every failpoint that the product has, from its source."""
     folder = Path(indexer.store.__path__[0]).parent
     names = {name for path in folder.rglob("*.py") for name in re.findall(r'failpoint\("([^"]+)"\)', path.read_text())}
-    return sorted(names)
+    names |= {f"erase.{step}" for step in STEPS}
+    return sorted(name for name in names if not name.startswith(ELSEWHERE))
 
 
 @dataclass
@@ -66,11 +72,10 @@ class Report:
 
     kills: Counter[str] = field(default_factory=Counter)
     at: Counter[str] = field(default_factory=Counter)
+    tried: Counter[str] = field(default_factory=Counter)
     acknowledged: int = 0
     reader_looks: int = 0
-    faults: dict[str, list[str]] = field(
-        default_factory=lambda: {kind: [] for kind in ("lost", "duplicated", "torn", "unreadable", "findings")}
-    )
+    faults: dict[str, list[str]] = field(default_factory=lambda: {kind: [] for kind in KINDS})
     recovery_s: list[float] = field(default_factory=list)
     seconds: float = 0.0
 
@@ -149,12 +154,15 @@ class _Session:
     def _kill_once(self) -> bool:
         """Kill one process and compare; ``False`` where the session is over."""
         names = failpoint_names()
-        kind = self._rng.choices(["instant", "failpoint", "syscall"], weights=[6, 3, 2])[0]
+        kind = self._rng.choices(["instant", "failpoint", "syscall"], weights=[4, 5, 2])[0]
         if kind == "syscall" and shim.loaded() is None:
             kind = "instant"
-        # The least hit failpoint is next: every one has its turn.
-        name = min(names, key=lambda name: (self._report.at[name], name)) if kind == "failpoint" else None
-        count = self._rng.randint(1, 2) if name else self._rng.randint(1, 60)
+        # The one that was tried least is next: every one has its turn.
+        name = min(names, key=lambda name: (self._report.tried[name], name)) if kind == "failpoint" else None
+        self._report.tried[name or ""] += 1
+        count = self._rng.randint(1, 60)
+        if name:
+            count = 1 if self._report.tried[name] % 2 else self._rng.randint(1, 2)
         delay = self._rng.uniform(0.0, LONGEST_S) if kind == "instant" else REACHED_WITHIN_S
         torn = self._rng.random() < 0.5
         child = os.fork()
@@ -261,13 +269,16 @@ class _Worker:
             if step.kind == "store":
                 at = self._store(at)
                 continue
-            self.writing = at + 1 if step.kind == "delete" else 0
+            self.writing = at + 1 if step.kind in ("delete", "erase") else 0
             self._do(step)
             at += 1
             self._acknowledge(at)
 
     def _do(self, step: Step) -> None:
-        if step.kind == "delete":
+        if step.kind == "erase":
+            with contextlib.suppress(NoteNotFoundError):
+                self._library.erase(self._collection, "notes", step.note_ids)
+        elif step.kind == "delete":
             self._collection.delete_notes(step.note_ids)
         elif step.kind == "publish":
             self._collection.publish()
@@ -311,7 +322,7 @@ def _inspect(home: Path, plan: Plan, acked: int) -> dict[str, Any]:
     """Open what a killed process left and compare all of it with the plan's account."""
     encoder = HashingEncoder()
     library = Library(home)
-    faults: dict[str, list[str]] = {"lost": [], "duplicated": [], "torn": [], "findings": []}
+    faults: dict[str, list[str]] = {kind: [] for kind in KINDS if kind != "unreadable"}
     started = time.monotonic()
     collection = library.open(NAME)
     view = collection.view()
@@ -330,6 +341,7 @@ def _inspect(home: Path, plan: Plan, acked: int) -> dict[str, Any]:
         faults["lost"].append(f"what is stored is the state of step {max(fitting)}, {acked} were acknowledged")
     else:
         faults["duplicated"] += _search_problems(collection, plan, reachable[0])
+        faults["left behind"] += _traces(home, plan, reachable[0])
     faults["findings"] += [f"{found.where} {found.what}" for found in collection.verify()]
     collection.close()
     if SIDE in library.names():
@@ -370,6 +382,19 @@ def _search_problems(collection: Collection, plan: Plan, k: int) -> list[str]:
             if wanted and first != [note.text]:
                 problems.append(f"the vector of {note.note_id} of step {at} is not found")
     return problems
+
+
+def _traces(home: Path, plan: Plan, k: int) -> list[str]:
+    """Look in every byte of the collection for the words that only erased versions hold."""
+    words = {token(at, int(note.note_id[1:])): note.note_id for at, note in plan.erased(k)}
+    files = [path for path in (home / "collections" / NAME).rglob("*") if path.is_file()]
+    contents = [path.read_bytes() for path in files]
+    return [
+        f"{path.name} holds words of {note_id}, which was erased"
+        for word, note_id in words.items()
+        for path, content in zip(files, contents, strict=True)
+        if word.encode() + b"." in content
+    ]
 
 
 def _watch(home: Path, plan: Plan, acked: Callable[[], int], answer: int) -> None:

@@ -26,7 +26,7 @@ Stored = dict[str, tuple[int, str]]
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One transaction: ``store`` (steps of one ``group`` go into one import), ``delete``; others change nothing."""
+    """One transaction: ``store`` (a ``group`` is one import), ``delete``, ``erase``; others change nothing."""
 
     kind: str
     group: int
@@ -56,8 +56,8 @@ class Plan:
         group = 0
         while len(plan.steps) < n_steps:
             group += 1
-            kinds = ["store", "delete", "publish", "search", "rebuild", "side"]
-            kind = rng.choices(kinds, weights=[50, 20, 12, 10, 5, 3])[0]
+            kinds = ["store", "delete", "erase", "publish", "search", "rebuild", "side"]
+            kind = rng.choices(kinds, weights=[46, 17, 7, 12, 10, 5, 3])[0]
             if kind == "store":
                 n_batches = rng.randint(1, 3)
                 ids = rng.sample(range(IDS), BATCH * n_batches)
@@ -68,10 +68,27 @@ class Plan:
             elif kind == "delete":
                 gone = tuple(f"n{number}" for number in rng.sample(range(IDS), rng.randint(1, 4)))
                 plan.steps.append(Step(kind, group, note_ids=gone))
+            elif kind == "erase":
+                there = sorted({note.note_id for step in plan.steps[-8:] for note in step.notes})
+                if there:
+                    plan.steps.append(Step(kind, group, note_ids=(rng.choice(there),)))
             else:
                 plan.steps.append(Step(kind, group))
         plan._account()
         return plan
+
+    def erased(self, k: int) -> list[tuple[int, Note]]:
+        """Return the notes that were stored and then erased within the first steps, each with its step."""
+        found: list[tuple[int, Note]] = []
+        for at, step in enumerate(self.steps[:k]):
+            gone = {
+                note_id: then
+                for then, later in enumerate(self.steps[:k])
+                if then > at and later.kind == "erase"
+                for note_id in later.note_ids
+            }
+            found += [(at, note) for note in step.notes if note.note_id in gone]
+        return found
 
     def _account(self) -> None:
         numbers: dict[str, int] = {}
@@ -84,6 +101,8 @@ class Plan:
                 versions[note.note_id, numbers[note.note_id]] = note.text
                 newest[note.note_id] = (numbers[note.note_id], note.text)
             for note_id in step.note_ids:
+                if step.kind == "erase":
+                    numbers.pop(note_id, None)
                 newest.pop(note_id, None)
                 versions = {key: text for key, text in versions.items() if key[0] != note_id}
             self.held.append(Held(dict(versions), dict(newest)))

@@ -33,7 +33,7 @@ def test_a_killed_process_loses_nothing_that_was_acknowledged(tmp_path):
     print(report)  # noqa: T201 - how long recovery took is worth seeing, and no reason to fail
     assert report["kills"] == 100
     assert report["failpoints_not_reached"] == []
-    wrong = {kind: report[kind] for kind in ("lost", "duplicated", "torn", "unreadable", "findings")}
+    wrong = {kind: report[kind] for kind in ("lost", "duplicated", "torn", "unreadable", "findings", "left behind")}
     assert not any(wrong.values()), report["examples"]
 
 
