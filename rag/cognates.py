@@ -21,6 +21,9 @@ LEAST_STEM = 0.7
 LEAST_LIKENESS = 0.7
 """With their vowels the two spellings are still so much alike (a ratio of `difflib`)."""
 
+LEAST_KANA_LIKENESS = 0.8
+"""How much alike two skeletons are when one was written in kana."""
+
 _WORDS = re.compile(r"[^\W\d_぀-ヿ㐀-鿿가-힯]+|[゠-ヿ]+")
 _CYRILLIC = dict(
     zip(
@@ -99,12 +102,19 @@ def cognate(one: str, other: str) -> bool:
     left, right = skeleton(one), skeleton(other)
     if min(len(left), len(right)) < LEAST_CONSONANTS:
         return False
+    if _KANA.search(one) or _KANA.search(other):
+        # Kana have vowels of their own between all consonants, and write "th" as they write "s".
+        return left[0] == right[0] and _likeness(left, right) >= LEAST_KANA_LIKENESS
     stem = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(left, right, strict=False)))
     if stem < max(LEAST_CONSONANTS, LEAST_STEM * max(len(left), len(right))):
         return False
-    if _KANA.search(one) or _KANA.search(other):
-        return True  # kana have vowels of their own between all consonants
-    return SequenceMatcher(None, _sounds(one), _sounds(other), autojunk=False).ratio() >= LEAST_LIKENESS
+    return _likeness(_sounds(one), _sounds(other)) >= LEAST_LIKENESS
+
+
+def _likeness(one: str, other: str) -> float:
+    # In one order for both, since difflib's ratio depends on it.
+    first, second = sorted((one, other))
+    return SequenceMatcher(None, first, second, autojunk=False).ratio()
 
 
 @lru_cache(maxsize=65_536)
