@@ -18,7 +18,6 @@ import re
 import resource
 import shutil
 import signal
-import sqlite3
 import statistics
 import sys
 import time
@@ -28,11 +27,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 import indexer.store
 from indexer.build import index_notes
-from indexer.collection import Collection
 from indexer.encoders.encoder import HashingEncoder
 from indexer.erasure import STEPS
 from indexer.errors import NoteNotFoundError
@@ -41,11 +37,10 @@ from indexer.store import failpoints
 from indexer.text.analysis import analyze
 from indexer.text.chunks import split_chunks
 from tests.faults import shim
-from tests.faults.plan import BATCH, WORDS, Plan, Step, token
+from tests.faults.aftermath import KINDS, NAME, SIDE, inspect, watch
+from tests.faults.plan import BATCH, WORDS, Plan, Step
 from tests.faults.processes import as_child, ended_within, in_child
 
-NAME = "main"
-SIDE = "side"
 N_STEPS = 240
 ELSEWHERE = ("reencode.", "cutover.", "discard.", "erase.beside", "erase.withdrawn")
 """Failpoints of what no step of a plan does: the tests of a change of the encoder and of erasing stop there."""
@@ -53,7 +48,6 @@ KILLS_A_SESSION = 25
 LONGEST_S = 0.3
 REACHED_WITHIN_S = 8.0
 
-KINDS = ("lost", "duplicated", "torn", "unreadable", "findings", "left behind")
 BROKEN = ("early-acknowledgement", "two-transactions")
 """Ways in which the harness itself can break the commit path, to see whether it would notice."""
 
@@ -157,8 +151,7 @@ class _Session:
         kind = self._rng.choices(["instant", "failpoint", "syscall"], weights=[4, 5, 2])[0]
         if kind == "syscall" and shim.loaded() is None:
             kind = "instant"
-        # The one that was tried least is next: every one has its turn.
-        name = min(names, key=lambda name: (self._report.tried[name], name)) if kind == "failpoint" else None
+        name = min(names, key=self._turn) if kind == "failpoint" else None
         self._report.tried[name or ""] += 1
         count = self._rng.randint(1, 60)
         if name:
@@ -182,13 +175,18 @@ class _Session:
             return False
         return self._compare() and bool(ended)
 
+    def _turn(self, name: str) -> tuple[int, int, str]:
+        """Order failpoints so that every one is met; one that plans seldom come to does not hold up the others."""
+        met, tried = self._report.at[name], self._report.tried[name]
+        return (met if tried < met + 4 else tried, tried, name)
+
     def _acked(self) -> int:
         lines = self._acks.read_text().splitlines()
         return int(lines[-1]) if lines else 0
 
     def _compare(self) -> bool:
         acked = self._acked()
-        found = in_child(lambda: _inspect(self._home, self._plan, acked))
+        found = in_child(lambda: inspect(self._home, self._plan, acked))
         if found is None:
             self._report.faults["unreadable"].append(f"after step {acked}: the collection could not be read")
             return False
@@ -233,7 +231,7 @@ class _Session:
         child = os.fork()
         if child == 0:
             os.close(ours)
-            as_child(lambda: _watch(self._home, self._plan, self._acked, theirs))
+            as_child(lambda: watch(self._home, self._plan, self._acked, theirs))
         os.close(theirs)
         return child, ours
 
@@ -316,106 +314,3 @@ class _Worker:
             self._collection, self._encoder, notes, batch_notes=batch, on_progress=lambda seen: progress(seen.done)
         )
         return end
-
-
-def _inspect(home: Path, plan: Plan, acked: int) -> dict[str, Any]:
-    """Open what a killed process left and compare all of it with the plan's account."""
-    encoder = HashingEncoder()
-    library = Library(home)
-    faults: dict[str, list[str]] = {kind: [] for kind in KINDS if kind != "unreadable"}
-    started = time.monotonic()
-    collection = library.open(NAME)
-    view = collection.view()
-    view.search_terms("warfarin", 3)
-    view.search_vectors(encoder.encode_queries(["fever"])[0], 3)
-    recovery_s = time.monotonic() - started
-    newest = [note.note_id for note in collection.list_notes(None, 100_000)]
-    if len(newest) != len(set(newest)):
-        faults["duplicated"].append("a note is listed twice")
-    held = _all_versions(home)
-    fitting = [k for k in range(len(plan.held)) if plan.held[k].versions == held]
-    reachable = [k for k in fitting if acked <= k <= acked + 1]
-    if not fitting:
-        faults["torn"].append("what is stored is no state between two steps")
-    elif not reachable:
-        faults["lost"].append(f"what is stored is the state of step {max(fitting)}, {acked} were acknowledged")
-    else:
-        faults["duplicated"] += _search_problems(collection, plan, reachable[0])
-        faults["left behind"] += _traces(home, plan, reachable[0])
-    faults["findings"] += [f"{found.where} {found.what}" for found in collection.verify()]
-    collection.close()
-    if SIDE in library.names():
-        with library.open(SIDE) as other:
-            faults["findings"] += [f"{SIDE}: {found.where} {found.what}" for found in other.verify()]
-    return {"recovery_s": recovery_s, "faults": faults, "next": reachable[0] if reachable else acked}
-
-
-def _all_versions(home: Path) -> dict[tuple[str, int], str]:
-    """Return every stored version, read without the product."""
-    path = home / "collections" / NAME / "truth.sqlite"
-    with contextlib.closing(sqlite3.connect(path)) as database:
-        query = "SELECT n.note_id, v.version, v.text FROM versions v JOIN notes n ON n.id = v.note"
-        return {(note_id, version): text for note_id, version, text in database.execute(query)}
-
-
-def _search_problems(collection: Collection, plan: Plan, k: int) -> list[str]:
-    """Look with both arms for the notes of the last steps: each must be found once, under its newest version."""
-    problems: list[str] = []
-    encoder = HashingEncoder()
-    view = collection.view()
-    newest = plan.held[k].newest
-    if view.coverage.notes_searched != len(newest):
-        problems.append(f"the view covers {view.coverage.notes_searched} notes of {len(newest)}")
-    if len(np.unique(view.rows)) != sum(note.chunks for note in collection.list_notes(None, 100_000)):
-        problems.append("the view has not one row for each chunk")
-    for at in range(max(0, k - 2), k):
-        for note in plan.steps[at].notes:
-            number = int(note.note_id[1:])
-            wanted = [note.note_id] if newest.get(note.note_id, (0, ""))[1] == note.text else []
-            if wanted and collection.note(note.note_id).text != note.text:
-                problems.append(f"{note.note_id} has another text")
-            rows, _ = view.search_terms(token(at, number), 5)
-            if [passage.note_id for passage in view.passages(rows)] != wanted:
-                problems.append(f"words of {note.note_id} of step {at} are not found as they should")
-            rows, _ = view.search_vectors(encoder.encode_queries([note.text])[0], 1)
-            first = [passage.text for passage in view.passages(rows)]
-            if wanted and first != [note.text]:
-                problems.append(f"the vector of {note.note_id} of step {at} is not found")
-    return problems
-
-
-def _traces(home: Path, plan: Plan, k: int) -> list[str]:
-    """Look in every byte of the collection for the words that only erased versions hold."""
-    words = {token(at, int(note.note_id[1:])): note.note_id for at, note in plan.erased(k)}
-    files = [path for path in (home / "collections" / NAME).rglob("*") if path.is_file()]
-    contents = [path.read_bytes() for path in files]
-    return [
-        f"{path.name} holds words of {note_id}, which was erased"
-        for word, note_id in words.items()
-        for path, content in zip(files, contents, strict=True)
-        if word.encode() + b"." in content
-    ]
-
-
-def _watch(home: Path, plan: Plan, acked: Callable[[], int], answer: int) -> None:
-    """Look at the collection while others write: each look must show one state of the plan, and never an older one."""
-    states: dict[frozenset[tuple[str, int]], list[int]] = {}
-    for k, held in enumerate(plan.held):
-        states.setdefault(frozenset((name, version) for name, (version, _) in held.newest.items()), []).append(k)
-    torn: list[str] = []
-    last = looks = 0
-    with Library(home).open(NAME) as collection:
-        while not (home / "stop").exists() and not torn:
-            before = max(last, acked())
-            seen = frozenset((note.note_id, note.version) for note in collection.list_notes(None, 100_000))
-            fitting = [k for k in states.get(seen, []) if k >= before]
-            if not fitting:
-                torn.append(f"a reader saw what is no state from step {before} on")
-                continue
-            last = fitting[0]
-            covered = collection.view().coverage.notes_searched
-            if not any(covered == len(held.newest) for held in plan.held[last:]):
-                torn.append(f"a view covered {covered} notes, as no state from step {last} on does")
-            looks += 1
-            time.sleep(0.02)
-    os.write(answer, json.dumps({"looks": looks, "torn": torn}).encode())
