@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import uuid
+import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -66,6 +68,9 @@ class Collection:
         self._folder = folder
         self.spaces = Spaces(folder if root is None else root)
         self._inode = self._path.stat().st_ino
+        # While the folder is held open its number is nobody else's: a collection made anew is never taken for this one.
+        self._held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        weakref.finalize(self, os.close, self._held)
         check_header(self._path)
         self._witness = Witness(folder)
         acknowledged = self._witness.read()
@@ -135,7 +140,8 @@ class Collection:
 
     def _exists(self) -> bool:
         try:
-            return self._path.stat().st_ino == self._inode
+            in_place = os.path.samestat(self._folder.stat(), os.fstat(self._held))
+            return in_place and self._path.stat().st_ino == self._inode
         except FileNotFoundError:
             return False
 
