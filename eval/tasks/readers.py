@@ -172,8 +172,13 @@ def _aligned_notes(task: Task, files: Sequence[Path]) -> list[JudgedSet]:
 
 
 def _terms(task: Task, files: Sequence[Path]) -> list[JudgedSet]:
-    """Labels of concepts: a foreign label's English label is relevant, and every concept of the same English text."""
-    rows = [row for file in files for row in _rows(file) if row.get("kind") == "label"]
+    """Labels of concepts: a foreign label's English label is relevant, and every concept of the same English text.
+
+    Of a language whose files hold no label (an alphabetical index has entries alone) a concept's first term stands in.
+    """
+    rows = [row for file in files for row in _rows(file)]
+    labelled = {row["language"] for row in rows if row.get("kind") == "label"}
+    rows = [row for row in rows if row.get("kind") == "label" or row["language"] not in labelled]
     pool_size = int(task.options.get("pool", 0))
     statuses = set(str(task.options.get("statuses", "")).split())
     parts = int(task.options.get("held_out", HELD_OUT_OF))
