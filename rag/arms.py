@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from rag.fusion import SAMPLE_ROWS, PoolScores, backgrounds, mean_nearness, sample_rows
+from indexer.store.selection import evenly
+from rag.fusion import SAMPLE_ROWS, PoolScores, backgrounds, mean_nearness
 
 if TYPE_CHECKING:
     from indexer.collection import View
@@ -70,7 +71,7 @@ def _all(found: int, depth: int, held: int) -> bool:
 def _nearness(view: View, pools: Mapping[str | None, NDArray[np.int64]], known: str | None) -> dict[str | None, float]:
     """Return how near texts of the known pool are on average to those of each pool, by a few rows of each."""
     vectors = {
-        language: view.vectors(sample_rows(rows, NEARNESS_ROWS)).astype(np.float32) for language, rows in pools.items()
+        language: view.vectors(evenly(rows, NEARNESS_ROWS)).astype(np.float32) for language, rows in pools.items()
     }
     reference = vectors[known]
     return {

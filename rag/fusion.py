@@ -58,17 +58,6 @@ class Background:
         return np.asarray(above - CHANCE_SHARE * self.chance, dtype=np.float64)
 
 
-def sample_rows(rows: NDArray[np.int64], limit: int = SAMPLE_ROWS) -> NDArray[np.int64]:
-    """Return at most ``limit`` rows, evenly spaced over the pool: the same ones for the same rows, whatever the query.
-
-    >>> sample_rows(np.arange(10), 4).tolist()
-    [0, 3, 6, 9]
-    """
-    if len(rows) <= limit:
-        return rows
-    return rows[np.linspace(0, len(rows) - 1, limit).astype(np.int64)]
-
-
 def chance_best(size: int) -> float:
     """Return the expected best of ``size`` draws of a standard normal (Blom 1958).
 
