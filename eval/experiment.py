@@ -127,7 +127,7 @@ def compare(folder: Path, first: str, second: str, *, other_folder: Path | None 
     Raises:
         SourceError: a folder holds no values of that system.
     """
-    sides = [_values(folder, first), _values(other_folder or folder, second)]
+    sides = [read_values(folder, first), read_values(other_folder or folder, second)]
     shared = [name for name in sides[0] if name in sides[1]]
     if not shared:
         raise SourceError(f"{first} and {second} share no set: run both on one suite first")
@@ -140,7 +140,12 @@ def compare(folder: Path, first: str, second: str, *, other_folder: Path | None 
     return found
 
 
-def _values(folder: Path, system: str) -> dict[str, tuple[str, dict[str, float]]]:
+def read_values(folder: Path, system: str) -> dict[str, tuple[str, dict[str, float]]]:
+    """Return a system's values of a run: set -> (main measure, value by query).
+
+    Raises:
+        SourceError: the folder holds none.
+    """
     files = sorted((folder / system).glob("*.tsv"))
     if not files:
         raise SourceError(f"{folder.name} holds no values of a system '{system}'")

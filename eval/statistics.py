@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -60,6 +61,8 @@ def paired_bootstrap(
 def welch(first: Sequence[float], second: Sequence[float]) -> tuple[float, float]:
     """Return ``(t, p)`` of Welch's unequal-variance t-test (Welch 1947), two-sided.
 
+    A side that does not vary makes it the one-sample test; two such sides are equal (p 1) or not (p 0).
+
     Raises:
         ArgumentError: a side has fewer than two values.
     """
@@ -67,7 +70,16 @@ def welch(first: Sequence[float], second: Sequence[float]) -> tuple[float, float
         raise ArgumentError("values", "are fewer than two on a side; run more seeds")
     from scipy import stats
 
-    outcome = stats.ttest_ind(first, second, equal_var=False)
+    if len(set(first)) == 1 and len(set(second)) == 1:
+        gap = first[0] - second[0]
+        return (0.0, 1.0) if gap == 0.0 else (math.copysign(math.inf, gap), 0.0)
+    if len(set(second)) == 1:
+        outcome = stats.ttest_1samp(first, second[0])
+    elif len(set(first)) == 1:
+        t, p = welch(second, first)
+        return -t, p
+    else:
+        outcome = stats.ttest_ind(first, second, equal_var=False)
     return float(outcome.statistic), float(outcome.pvalue)
 
 

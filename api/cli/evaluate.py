@@ -1,4 +1,4 @@
-"""`clinrag eval run | report | compare | tasks`: is it better, and how sure are we?"""
+"""`clinrag eval run | report | compare | seeds | tasks`: is it better, and how sure are we?"""
 
 from __future__ import annotations
 
@@ -101,6 +101,29 @@ def compare(first: str, second: str, folder: Path, other_folder: Path | None, as
             f"{one.set_name:34} {one.main_metric:10} {one.first:.3f} {one.second:.3f}  "
             f"{change.mean:+.3f} [{change.low:+.3f} {change.high:+.3f}] {verdict}"
         )
+
+
+@evaluate.command("seeds")
+@click.option("--folder", type=_FOLDER, required=True, help="The run's folder, every system in it.")
+@click.option(
+    "--group", "groups", multiple=True, required=True, metavar="NAME=SYSTEM,...", help="Systems of like training."
+)
+@json_option
+def seeds(folder: Path, groups: tuple[str, ...], as_json: bool) -> None:
+    """Mean and spread over seeds, every group against the first by Welch's t-test with Holm's correction."""
+    from eval.seeds import compare_seeds, seeds_table
+
+    named = {}
+    for group in groups:
+        name, equals, systems = group.partition("=")
+        if not (name and equals) or name in named:
+            raise click.BadParameter(f"'{group}' is not NAME=SYSTEM,... with its own name", param_hint="--group")
+        named[name] = [system for system in systems.split(",") if system]
+    rows = compare_seeds(folder, named)
+    if as_json:
+        click.echo(json.dumps({"folder": str(folder), "sets": [asdict(row) for row in rows]}))
+        return
+    click.echo(seeds_table(rows))
 
 
 @evaluate.command("tasks")

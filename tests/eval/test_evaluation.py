@@ -16,6 +16,7 @@ from eval.experiment import compare, read_run, run_suite, write_run
 from eval.judged import JudgedSet, Text
 from eval.metrics import evaluate, language_shares
 from eval.report import load_results, table, write_report
+from eval.seeds import compare_seeds, seeds_table
 from eval.statistics import bootstrap, holm, paired_bootstrap, welch
 from eval.systems import DenseSystem, FusedSystem, LexicalSystem
 from eval.tasks.declaration import FOLDER, SetDeclaration, Task, load_tasks
@@ -239,3 +240,37 @@ def test_the_smoke_suite_runs_reports_and_compares(tmp_path: Path):
     assert "http" not in page.split("</style>")[1]
     with pytest.raises(SourceError, match="no values of a system 'nothing'"):
         compare(tmp_path, "nothing", "hashing")
+
+
+def _write_values(folder: Path, system: str, values: dict[str, list[float]]) -> None:
+    (folder / system).mkdir(parents=True)
+    for name, row in values.items():
+        lines = ["query\tRR@10", *(f"q{number}\t{value:.6f}" for number, value in enumerate(row))]
+        (folder / system / f"{name}.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def test_groups_of_seeds_are_told_apart_by_welch_with_holm(tmp_path: Path):
+    _write_values(tmp_path, "raw", {"a": [0.1, 0.3], "b": [0.5, 0.5]})
+    for seed, (a, b) in enumerate([(0.8, 0.52), (0.9, 0.48), (0.85, 0.5)]):
+        _write_values(tmp_path, f"tuned{seed}", {"a": [a, a], "b": [b, b]})
+    rows = compare_seeds(tmp_path, {"raw": ["raw"], "tuned": ["tuned0", "tuned1", "tuned2"]})
+    raw, tuned = rows[0].groups
+    assert (raw.seeds, raw.mean, raw.deviation, raw.p) == (1, pytest.approx(0.2), 0.0, None)
+    assert (tuned.mean, tuned.deviation) == (pytest.approx(0.85), pytest.approx(0.05))
+    # one value without chance on the other side: the one-sample t is gap / (deviation / sqrt(n))
+    assert tuned.t == pytest.approx(0.65 / (0.05 / math.sqrt(3)))
+    one_sided = [row.groups[1].p for row in rows]
+    assert one_sided[0] is not None and one_sided[0] < 0.01
+    assert one_sided[1] == pytest.approx(1.0)
+    assert "| a | RR@10 | 0.200 | 0.850 ± 0.050 (p 0.0039) |" in seeds_table(rows)
+
+
+def test_groups_that_cannot_be_compared_are_refused(tmp_path: Path):
+    _write_values(tmp_path, "one", {"a": [0.1]})
+    _write_values(tmp_path, "other", {"b": [0.1]})
+    with pytest.raises(ArgumentError, match="share no set"):
+        compare_seeds(tmp_path, {"x": ["one"], "y": ["other"]})
+    with pytest.raises(ArgumentError, match="names no system"):
+        compare_seeds(tmp_path, {"x": ["one"], "y": []})
+    with pytest.raises(SourceError, match="no values of a system 'gone'"):
+        compare_seeds(tmp_path, {"x": ["one"], "y": ["gone"]})
