@@ -129,10 +129,10 @@ def step_loss(
         return parts, n_queries + n_passages
     queries, n_queries = _encode(student, batch.queries, _QUERY, length)
     passages, n_passages = _encode(student, batch.passages, _PASSAGE, length)
-    old_queries = teacher.encode(batch.queries, _QUERY, length)
-    old_passages = teacher.encode(batch.passages, _PASSAGE, length)
+    old_queries = teacher.encode(batch.taught_queries, _QUERY, length)
+    old_passages = teacher.encode(batch.taught_passages, _PASSAGE, length)
     parts = {"keep": losses.kept_structure(queries, passages, old_queries, old_passages, settings.keep_scale)}
-    if batch.language == "en":
+    if batch.language == "en" or kind == "crossing":
         parts["pin"] = settings.distil_bitext * (
             losses.distance(queries, old_queries) + losses.distance(passages, old_passages)
         )

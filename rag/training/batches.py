@@ -9,7 +9,7 @@ import json
 import random
 import tomllib
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -49,11 +49,16 @@ class Questions:
 
 @dataclass(frozen=True, slots=True)
 class Texts:
-    """Consecutive pieces of one language, each with its beginning as a query."""
+    """Consecutive pieces, each with one of its sentences as a query, and the texts that the teacher reads for them.
+
+    Within one language the teacher reads the same; a query or a piece in another language stands for its English.
+    """
 
     language: str
     queries: list[str]
     passages: list[str]
+    taught_queries: list[str]
+    taught_passages: list[str]
 
 
 Batch = Pairs | Questions | Texts
@@ -69,6 +74,8 @@ class Sizes:
     questions: int = 28
     titles: int = 64
     keep: int = 20
+    crossing: int = 16
+    sentences: int = 3
     siblings: float = 0.5
     prompts: tuple[str, str] = field(default=("query: ", "passage: "))
 
@@ -95,13 +102,19 @@ class Sampler:
         self._topics = sorted(self._questions)
         self._titles = _rows(folder / "titles.jsonl")
         self._keep = _pieces(_rows(folder / "keep.jsonl"))
+        self._documents = _documents(
+            row for row in _rows(folder / "bitext.jsonl") if row["source"] == "parallel/tico19"
+        )
         templates = tomllib.loads((Path(__file__).parent / "templates.toml").read_text(encoding="utf-8"))
         self._wording: Mapping[str, Mapping[str, str]] = templates["question"]
         self._statement: Mapping[str, Mapping[str, str]] = templates["statement"]
+        self._opening: Mapping[str, Sequence[str]] = templates["opening"]
+        self._closing: Mapping[str, Sequence[str]] = templates["closing"]
 
     def has(self, kind: str) -> bool:
         """Whether there are rows of a kind."""
-        rows = {"bitext": self._bitext, "questions": self._topics, "titles": self._titles, "keep": self._keep}
+        rows: dict[str, object] = {"bitext": self._bitext, "questions": self._topics, "titles": self._titles}
+        rows |= {"keep": self._keep, "crossing": self._documents}
         return bool(rows.get(kind, self._terms))
 
     def draw(self, kind: str, step: int) -> Batch:
@@ -114,6 +127,7 @@ class Sampler:
             "questions": self._draw_questions,
             "titles": self._draw_titles,
             "keep": self._draw_keep,
+            "crossing": self._draw_crossing,
         }
         return draws[kind](chance)
 
@@ -179,14 +193,24 @@ class Sampler:
         return Questions(questions, [row["question"] for row in rows], [row["answer"] for row in rows], same)
 
     def _worded(self, row: Row, chance: random.Random) -> str:
-        """Return the question in its own English or in another language, the topic translated where that is known."""
-        if chance.random() < 0.35 or row["kind"] not in self._wording["en"]:
-            return str(row["question"])
-        names = self._named.get(normalised(row["topic"]), {})
-        languages = [key for key in LANGUAGES if key in names or chance.random() < 0.25]
-        language = _language(languages or ["en"], chance)
-        topic = _one(names[language], chance) if language in names else row["topic"]
-        return self._wording[language][row["kind"]].format(x=topic)
+        """Return the question in its own English or in another language, the topic translated where that is known.
+
+        A third of them are told as people write: what brings them, the question, thanks.
+        """
+        told = chance.random() < 0.35
+        language, topic, question = "en", str(row["topic"]), str(row["question"])
+        if chance.random() >= 0.35 and row["kind"] in self._wording["en"]:
+            names = self._named.get(normalised(topic), {})
+            languages = [key for key in LANGUAGES if key in names or chance.random() < 0.25]
+            language = _language(languages or ["en"], chance)
+            topic = _one(names[language], chance) if language in names else topic
+            question = self._wording[language][row["kind"]].format(x=topic)
+        if not told:
+            return question
+        parts = [chance.choice(self._opening[language]).format(x=topic), question]
+        if chance.random() < 0.6:
+            parts.append(chance.choice(self._closing[language]))
+        return ("" if language in ("zh", "ja") else " ").join(parts)
 
     def _draw_titles(self, chance: random.Random) -> Questions:
         rows = chance.sample(self._titles, min(self.sizes.titles, len(self._titles)))
@@ -196,10 +220,31 @@ class Sampler:
         languages = [key for key in _KEEP_SHARE if key in self._keep]
         language = chance.choices(languages, [_KEEP_SHARE[key] for key in languages])[0]
         stream = chance.choice(self._keep[language])
-        at = chance.randrange(max(1, len(stream) - self.sizes.keep))
-        passages = list(dict.fromkeys(stream[at : at + self.sizes.keep]))
+        # a piece is a few sentences, two of them about as long as a stored passage
+        joined, count = chance.choice([(1, self.sizes.keep), (2, max(2, 2 * self.sizes.keep // 3))])
+        at = chance.randrange(max(1, len(stream) - joined * count))
+        texts = stream[at : at + joined * count]
+        passages = list(dict.fromkeys(" ".join(texts[n : n + joined]) for n in range(0, len(texts), joined)))
         queries = [_clue(text, chance) for text in passages]
-        return Texts(language, queries, passages)
+        return Texts(language, queries, passages, queries, passages)
+
+    def _draw_crossing(self, chance: random.Random) -> Texts:
+        width = self.sizes.sentences
+        document = chance.choices(self._documents, [len(rows) for rows in self._documents])[0]
+        starts = range(0, max(1, len(document) - width + 1), width)
+        first = chance.randrange(max(1, len(starts) - self.sizes.crossing + 1))
+        asked, spoken = (_language(sorted(set(document[0]) - {"en"}), chance) for _ in range(2))
+        if chance.random() < 0.7:
+            spoken = "en"
+        queries, passages, english_queries, english_passages = [], [], [], []
+        for start in starts[first : first + self.sizes.crossing]:
+            rows = document[start : start + width]
+            clue = chance.choice(rows)
+            queries.append(clue.get(asked, clue["en"]))
+            english_queries.append(clue["en"])
+            passages.append(" ".join(row.get(spoken, row["en"]) for row in rows))
+            english_passages.append(" ".join(row["en"] for row in rows))
+        return Texts(f"{asked}-{spoken}", queries, passages, english_queries, english_passages)
 
     def _prompts(self, chance: random.Random) -> tuple[str, str]:
         query, passage = self.sizes.prompts
@@ -209,6 +254,16 @@ class Sampler:
 def _rows(path: Path) -> list[Row]:
     with path.open(encoding="utf-8") as lines:
         return [json.loads(line) for line in lines]
+
+
+def _documents(rows: Iterable[Row]) -> list[list[dict[str, str]]]:
+    """Return the sentences of each document of ``tico19:DOCUMENT:NUMBER`` rows in their order, by language."""
+    found: dict[str, dict[int, dict[str, str]]] = defaultdict(dict)
+    for row in rows:
+        _, document, number = str(row["id"]).split(":")
+        found[document][int(number)] = row["texts"]
+    ordered = [[texts for _, texts in sorted(numbered.items())] for _, numbered in sorted(found.items())]
+    return [document for document in ordered if len(document) > 8]
 
 
 def _one(terms: Sequence[str], chance: random.Random) -> str:
