@@ -137,9 +137,9 @@ def test_empty_sides_and_missing_languages_are_left_out(data, tmp_path):
     assert found == {"anki:c"}
 
 
-@pytest.mark.parametrize("kind", ["bitext", "terms", "statements", "questions", "titles", "keep"])
+@pytest.mark.parametrize("kind", ["bitext", "terms", "statements", "questions", "titles", "keep", "crossing"])
 def test_a_batch_is_the_same_for_one_seed_and_step_and_another_for_the_next(pairs, kind):
-    sizes = Sizes(bitext_characters=300, terms=6, statements=4, questions=4, titles=3, keep=5)
+    sizes = Sizes(bitext_characters=300, terms=6, statements=4, questions=4, titles=3, keep=5, crossing=3)
     one, again = Sampler(pairs, sizes, 1), Sampler(pairs, sizes, 1)
     assert one.draw(kind, 5) == again.draw(kind, 5)
     assert any(one.draw(kind, step) != one.draw(kind, 5) for step in range(6, 12))
@@ -152,6 +152,27 @@ def test_a_batch_is_the_same_for_one_seed_and_step_and_another_for_the_next(pair
     else:
         assert isinstance(batch, Texts)
         assert len(batch.queries) == len(batch.passages) > 1
+
+
+def test_a_paragraph_asked_for_in_another_language_is_taught_by_its_english(pairs):
+    sampler = Sampler(pairs, Sizes(crossing=3))
+    english = {row["texts"]["en"] for row in rows_of(pairs, "bitext") if row["source"] == "parallel/tico19"}
+    foreign = {row["texts"][key] for row in rows_of(pairs, "bitext") for key in ("es", "zh") if key in row["texts"]}
+    for step in range(8):
+        batch = sampler.draw("crossing", step)
+        assert isinstance(batch, Texts)
+        assert len(batch.queries) == len(batch.passages) == len(batch.taught_queries) == len(batch.taught_passages) > 1
+        assert set(batch.taught_queries) <= english
+        assert set(batch.queries) <= foreign
+        # the query is of its paragraph
+        assert all(query in text for query, text in zip(batch.taught_queries, batch.taught_passages, strict=True))
+
+
+def test_a_told_question_keeps_the_question_that_was_asked(pairs):
+    sampler = Sampler(pairs, Sizes(questions=12))
+    told = [text for step in range(6) for text in sampler.draw("questions", step).questions]
+    assert any(len(text) > 60 for text in told)
+    assert all("{x}" not in text for text in told)
 
 
 def test_a_statement_and_its_negation_are_negatives_of_one_another(pairs):
