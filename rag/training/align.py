@@ -24,7 +24,10 @@ _QUERY, _PASSAGE = "query: ", "passage: "
 
 @dataclass(frozen=True, slots=True)
 class AlignSettings:
-    """One stage of alignment. ``cycle`` names the kinds of consecutive steps; exactly one of steps, minutes is set."""
+    """One stage of alignment. ``cycle`` names the kinds of consecutive steps; exactly one of steps, minutes is set.
+
+    ``contrast`` weighs the contrastive parts; at 0 the steps distil alone.
+    """
 
     cycle: tuple[str, ...]
     steps: int = 0
@@ -32,6 +35,7 @@ class AlignSettings:
     learning_rate: float = 8e-5
     warmup: float = 0.04
     layer_decay: float = 1.0
+    contrast: float = 1.0
     scale: float = 50.0
     keep_scale: float = 40.0
     distil_bitext: float = 10.0
@@ -120,7 +124,7 @@ def step_loss(
     if isinstance(batch, Questions):
         queries, n_queries = _encode(student, batch.questions, _QUERY, length)
         passages, n_passages = _encode(student, batch.passages, _PASSAGE, length)
-        parts = {"retrieval": losses.retrieval(queries, passages, batch.same, settings.scale)}
+        parts = {"retrieval": settings.contrast * losses.retrieval(queries, passages, batch.same, settings.scale)}
         if batch.english:
             parts["distil"] = 2.0 * (
                 losses.distance(queries, teacher.encode(batch.english, _QUERY, length))
@@ -151,7 +155,7 @@ def _pairs_loss(
     )
     weight = settings.distil_bitext if kind == "bitext" else settings.distil_terms
     parts = {
-        "contrast": losses.contrast(left, right, batch.same, settings.scale),
+        "contrast": settings.contrast * losses.contrast(left, right, batch.same, settings.scale),
         "distil": weight * (losses.distance(left, target_left) + losses.distance(right, target_right)),
     }
     return parts, n_left + n_right
