@@ -21,10 +21,13 @@ from indexer.text.language import identify
 from indexer.text.sections import split_sections
 from indexer.text.sentences import split_sentences
 from rag.training.heldout import HeldOut, is_held_out_case, read_rows
+from rag.training.pairs import LANGUAGES
 from rag.training.recipe import MlmSettings
 
 MARKS = ("[**", "**]", "___")
 _PREDICTIONS_PER_TOKEN = 20 / 128
+_HEADS = {"cls", "lm_head", "head"}  # what turns states into tokens: BERT, RoBERTa and its kin, ModernBERT
+_SENTENCES_A_PAGE = 40
 Tell = Callable[[float, Mapping[str, Any]], None]
 
 
@@ -87,10 +90,26 @@ def pretrain(
         logging_steps=max(1, min(50, settings.steps // 10)),
         report_to=[],
         disable_tqdm=True,
+        bf16=settings.bfloat16,
         remove_unused_columns=False,
         dataloader_pin_memory=torch.cuda.is_available(),
     )
-    trainer = Trainer(
+    head = next(part for name, part in net.named_children() if name in _HEADS)
+
+    class MaskedTrainer(Trainer):  # type: ignore[misc,unused-ignore]
+        def compute_loss(self, model: Any, inputs: dict[str, Any], *_: Any, **__: Any) -> torch.Tensor:
+            # the head reads hidden positions alone: a vocabulary-wide row for each of the others would cost as much
+            # again as the body of a small model
+            labels = inputs.pop("labels")
+            hidden = labels != -100  # (B, T)
+            hook = head.register_forward_pre_hook(lambda _, states: (states[0][hidden],))
+            try:
+                scores = model(**inputs).logits  # (hidden, V)
+            finally:
+                hook.remove()
+            return torch.nn.functional.cross_entropy(scores.float(), labels[hidden])
+
+    trainer = MaskedTrainer(
         model=net,
         args=arguments,
         train_dataset=Dataset.from_dict({"input_ids": rows}),
@@ -180,7 +199,17 @@ def packed_rows(data: Path, settings: MlmSettings, tokenizer: Any, length: int, 
 
 
 def _sentences(path: Path, held_out: HeldOut) -> Iterator[list[str]]:
+    pages: dict[str, list[str]] = {}  # parallel text: one language's sentences in a row make a text of their own
     for row in read_rows(path):
+        if path.parent.name == "parallel":
+            for language in LANGUAGES:
+                sentence = row.get(language)
+                if isinstance(sentence, str) and not held_out.holds_text(sentence):
+                    page = pages.setdefault(language, [])
+                    page.append(sentence.strip())
+                    if len(page) == _SENTENCES_A_PAGE:
+                        yield pages.pop(language)
+            continue
         text = str(row.get("text") or row.get("text_b") or "")
         if is_held_out_case(str(row.get("id", ""))) or held_out.holds_case(text) or held_out.holds_text(text):
             continue
@@ -190,6 +219,7 @@ def _sentences(path: Path, held_out: HeldOut) -> Iterator[list[str]]:
             for span in split_sentences(text, language, section.span):
                 sentences.append(text[span.start : span.end].strip())
         yield [sentence for sentence in sentences if sentence]
+    yield from pages.values()
 
 
 def _pack(notes: Iterator[list[str]], tokenizer: Any, length: int) -> Iterator[list[int]]:

@@ -72,9 +72,9 @@ def run_recipe(
     (out_dir / "recipe.toml").write_text(recipe.text, encoding="utf-8")
     done = _read(out_dir / "progress.json")
     scores: dict[str, dict[str, float]] = _read(out_dir / "scores.json")
-    model = start_model(recipe, out_dir / "start")
+    model = start_model(recipe, out_dir / "start", data_dir)
     packed: Path | None = None
-    key = f"{recipe.start}/{recipe.seed}"
+    key = f"{recipe.start}/{recipe.seed}" + (f"/{recipe.scratch}" if recipe.start == "scratch" else "")
     _score(score, model, "start", scores, out_dir)
     for number, stage in enumerate(recipe.stages, 1):
         folder = out_dir / f"{number:02d}-{stage.kind}"

@@ -7,8 +7,10 @@
     licence = "MIT"
     seed = 0
     [start]
-    from = "package"                     # or a folder, a catalog name, a hub id in the local cache
+    from = "package"                     # or "scratch", a folder, a catalog name, a hub id in the local cache
     pooling = "mean"                     # for a checkpoint that does not say it
+    [dev]                                # scores while training; may be left out
+    minutes = 10.0
     [[stage]]
     kind = "align"                       # one of STAGES; its other keys are that stage's settings
     minutes = 80.0
@@ -30,6 +32,19 @@ Settings = TypeVar("Settings")
 
 
 @dataclass(frozen=True, slots=True)
+class ScratchSettings:
+    """A BERT from nothing, ``from = "scratch"``: its shape, its vocabulary, and characters counted of a language."""
+
+    vocabulary: int = 16_000
+    hidden: int = 256
+    layers: int = 4
+    heads: int = 4
+    feed_forward: int = 1024
+    positions: int = 256
+    characters: int = 1_500_000
+
+
+@dataclass(frozen=True, slots=True)
 class PruneSettings:
     """Vocabulary pruning: how many tokens to keep, counted on the data's texts and, where given, word lists.
 
@@ -42,7 +57,24 @@ class PruneSettings:
 
 @dataclass(frozen=True, slots=True)
 class PairsSettings:
-    """Pair building; rows go to the run's ``pairs`` folder."""
+    """Pair building; rows go to the run's ``pairs`` folder. All files are named as they lie in the data folder.
+
+    Without own files the public sources of the data folder are read; with own files only where ``public`` asks for it.
+
+    notes: files or folders of notes, in any format that clinrag reads, out of which pairs are mined (`mining`).
+    labels: names of concepts by language, for the codes of notes and for term alignment.
+    parallel: texts in two languages or more; pairs: queries with their passages (`pair_files`).
+    dev: the share of patients (or notes) and of concepts that judge and never train.
+    licence: of the own files, for the card.
+    """
+
+    public: bool = False
+    notes: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
+    parallel: tuple[str, ...] = ()
+    pairs: tuple[str, ...] = ()
+    dev: float = 0.1
+    licence: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +94,7 @@ class MlmSettings:
     duplication: int = 5
     masked: float = 0.15
     whole_words: bool = False
+    bfloat16: bool = False
     checkpoint_steps: int = 500
 
 
@@ -74,6 +107,8 @@ class AlignStage:
     minutes: float = 0.0
     learning_rate: float = 8e-5
     layer_decay: float = 1.0
+    contrast: float = 1.0
+    siblings: float = 0.5
     scale: float = 50.0
     keep_scale: float = 40.0
     distil_bitext: float = 10.0
@@ -97,7 +132,14 @@ class SynonymSettings:
 
 @dataclass(frozen=True, slots=True)
 class ContrastSettings:
-    """InfoNCE with cached large batches on (query, passage) pairs, by sentence-transformers' trainer."""
+    """InfoNCE with cached large batches on (query, passage) pairs, by sentence-transformers' trainer.
+
+    guide: a model folder; what it finds as near to the query as the positive is no negative (GIST).
+    negatives: how many hard ones to mine a row, of the query's language, scored below ``negatives_margin`` times the
+        positive.
+    dims: Matryoshka dimensions, the model's own among them.
+    rounded: ``int8`` or ``binary``: rounded vectors are trained along.
+    """
 
     epochs: float = 1.0
     steps: int = -1
@@ -109,6 +151,8 @@ class ContrastSettings:
     negatives: int = 0
     negatives_margin: float = 0.95
     dims: tuple[int, ...] = ()
+    rounded: str = ""
+    freeze_embeddings: bool = True
     checkpoint_steps: int = 100
 
 
@@ -124,6 +168,21 @@ class ExportSettings:
     """The packed form: 4-bit word embeddings, 8-bit layers."""
 
     max_length: int = 512
+
+
+@dataclass(frozen=True, slots=True)
+class DevSettings:
+    """Scores while a stage trains, ``[dev]``: every so many minutes (0: only after each stage).
+
+    rows: rows of `devscore.score_rows` by the beginning of their names; the run's own held-out pairs are always scored.
+    limit: queries a row.
+    take_best: a stage hands on its best weights, not its last.
+    """
+
+    minutes: float = 0.0
+    rows: tuple[str, ...] = ()
+    limit: int = 100
+    take_best: bool = False
 
 
 STAGES: Mapping[str, type[Any]] = {
@@ -146,8 +205,14 @@ class Stage:
     settings: Any
 
     def key(self, before: str) -> str:
-        """Return what tells whether a finished stage still stands: its settings and all that came before."""
-        text = json.dumps([before, self.kind, repr(self.settings)])
+        """Return what tells whether a finished stage still stands: its settings and all that came before.
+
+        Settings at their default are left out, so that a run is not made again for an option that came later.
+        """
+        default = type(self.settings)()
+        chosen = {one.name: getattr(self.settings, one.name) for one in fields(self.settings)}
+        chosen = {name: value for name, value in chosen.items() if value != getattr(default, name)}
+        text = json.dumps([before, self.kind, chosen], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -159,6 +224,8 @@ class Recipe:
     start: str
     stages: tuple[Stage, ...]
     pooling: str = "mean"
+    scratch: ScratchSettings = field(default_factory=ScratchSettings)
+    dev: DevSettings | None = None
     languages: tuple[str, ...] = ()
     licence: str = ""
     about: str = ""
@@ -178,11 +245,13 @@ def read_recipe(path: Path) -> Recipe:
         content = tomllib.loads(text)
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise SourceError(f"{path.name} cannot be read as a recipe: {error}") from error
-    _known("recipe", content, {"name", "languages", "licence", "about", "seed", "start", "stage"})
+    _known("recipe", content, {"name", "languages", "licence", "about", "seed", "start", "dev", "stage"})
     start = content.get("start")
     if not isinstance(start, dict) or not isinstance(start.get("from"), str):
-        raise ArgumentError("start.from", "is missing: name a folder, a catalog encoder or 'package'")
-    _known("start", start, {"from", "pooling"})
+        raise ArgumentError("start.from", "is missing: name a folder, a catalog encoder, 'package' or 'scratch'")
+    shape = {key: value for key, value in start.items() if key not in {"from", "pooling"}}
+    if start["from"] != "scratch":
+        _known("start", start, {"from", "pooling"})
     stages = content.get("stage")
     if not isinstance(stages, list) or not stages:
         raise ArgumentError("stage", "is missing: a recipe has at least one [[stage]]")
@@ -191,6 +260,8 @@ def read_recipe(path: Path) -> Recipe:
         start=start["from"],
         stages=tuple(_stage(number, table) for number, table in enumerate(stages)),
         pooling=str(start.get("pooling", "mean")),
+        scratch=_settings("start", ScratchSettings, shape),
+        dev=_settings("dev", DevSettings, dict(content["dev"])) if "dev" in content else None,
         languages=tuple(content.get("languages", ())),
         licence=str(content.get("licence", "")),
         about=str(content.get("about", "")),
@@ -230,8 +301,8 @@ def _settings(where: str, kind: type[Settings], values: dict[str, Any]) -> Setti
     defaults = kind()
     for key, value in values.items():
         default = getattr(defaults, key)
-        if isinstance(default, tuple) and isinstance(value, list):
-            values[key] = tuple(value)
+        if isinstance(default, tuple) and isinstance(value, (list, str)):
+            values[key] = (value,) if isinstance(value, str) else tuple(value)
         elif isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
             values[key] = float(value)
         elif type(value) is not type(default):

@@ -33,7 +33,7 @@ class StageRun:
         return self.folder / "model"
 
 
-def start_model(recipe: Recipe, folder: Path) -> Path:
+def start_model(recipe: Recipe, folder: Path, data: Path) -> Path:
     """Return the recipe's start as a sentence-transformers directory, made once.
 
     Raises:
@@ -47,6 +47,10 @@ def start_model(recipe: Recipe, folder: Path) -> Path:
 
         import_package(installed_file(), folder)
         return folder
+    if recipe.start == "scratch":
+        from rag.training.scratch import write_scratch
+
+        return write_scratch(_texts_to_count(data), folder, recipe.scratch, recipe.seed)
     source = _local(recipe.start)
     if (source / "modules.json").is_file():
         shutil.copytree(source, folder, dirs_exist_ok=True)
@@ -129,6 +133,15 @@ def _texts_by_language(data: Path) -> Iterator[tuple[str, list[tuple[str, float]
         yield from ((f"{language}/{kind}", texts) for language, texts in found.items() if texts)
 
 
+def _texts_to_count(data: Path) -> Iterator[tuple[str, str]]:
+    from rag.training.heldout import HeldOut
+
+    held_out = HeldOut(data)
+    for name, texts in _texts_by_language(data):
+        language = name.split("/")[0]
+        yield from ((language, text) for text, _ in texts if text.strip() and not held_out.holds_text(text))
+
+
 def _word_counts(path: Path) -> Iterator[tuple[str, float]]:
     with path.open(encoding="utf-8") as lines:
         for line in lines:
@@ -147,7 +160,7 @@ def _pairs(run: StageRun) -> None:
 
 def _align(run: StageRun) -> Path:
     from rag.training.align import AlignSettings, align, save_average
-    from rag.training.batches import Sampler
+    from rag.training.batches import Sampler, Sizes
     from rag.training.student import Student, Teacher
 
     stage: AlignStage = run.settings
@@ -155,7 +168,7 @@ def _align(run: StageRun) -> Path:
     settings = AlignSettings(**{name: getattr(stage, name) for name in names}, seed=run.recipe.seed)
     student = Student(run.model, stage.max_length, bfloat16=stage.bfloat16)
     teacher = Teacher(Student(run.model, stage.max_length, bfloat16=stage.bfloat16))
-    sampler = Sampler(run.pairs, seed=run.recipe.seed)
+    sampler = Sampler(run.pairs, Sizes(siblings=stage.siblings), seed=run.recipe.seed)
     average = align(student, teacher, sampler, settings, run.folder, lambda row: run.tell(row["share"], row))
     save_average(run.model, average, run.result, stage.interpolate)
     return run.result
@@ -182,7 +195,7 @@ def _mlm(run: StageRun) -> Path:
     from rag.training.mlm import pretrain
 
     source = run.model.parent / "masked"  # a pretraining stage just before this one left its prediction head there
-    if run.model.name == "start" and run.recipe.start != "package":
+    if run.model.name == "start" and run.recipe.start not in {"package", "scratch"}:
         local = _local(run.recipe.start)
         source = run.model if (local / "modules.json").is_file() else local
     return pretrain(
