@@ -1,7 +1,8 @@
 """The attributes that a scope can name, in memory: integer-coded numpy columns of note versions and of chunks.
 
-`Columns` is one moment of a collection and never changes; `Columns.after` gives the next one. Columns that only grow
-share their buffers between moments; the few that change (when a version ended, whether its note lives) are copied.
+`Columns` is one moment of a collection and never changes; `Columns.after` gives the next one. Columns share their
+buffers between moments as long as they only grow; where an older value changes (a version ended, its note was deleted)
+that column is copied.
 
 What may be seen at a moment T (``None`` = now), for each note that was not deleted: its newest version stored by T,
 unless that is marked entered-in-error or superseded, or another note's version of that moment replaces it. A version
@@ -40,6 +41,9 @@ VERSION_COLUMNS: dict[str, Any] = {
     "status": np.int8,
 }
 CHUNK_COLUMNS: dict[str, Any] = {"row": np.int64, "language": np.int32, "section": np.int32, "text_key": np.int64}
+STATE_COLUMNS: dict[str, Any] = {"ended_at": np.int64, "alive": np.bool_, "newest": np.int64}
+
+_FEW = 16  # Deleted notes that are rather looked for one by one.
 
 
 class VersionRow(NamedTuple):
@@ -101,7 +105,7 @@ class Columns:
     newest: Ids
     edges: Edges
     codes: Mapping[str, Codes]
-    growing: Mapping[str, Growing]
+    growing: dict[str, Growing]
     cache: dict[object, Any] = field(default_factory=dict)
 
     @classmethod
@@ -113,14 +117,15 @@ class Columns:
         """Return the moment that `arrays` and `texts` were taken from; of nothing, the first moment."""
         growing = {f"v.{name}": Growing(kind, arrays.get(f"v.{name}")) for name, kind in VERSION_COLUMNS.items()}
         growing |= {f"c.{name}": Growing(kind, arrays.get(f"c.{name}")) for name, kind in CHUNK_COLUMNS.items()}
+        growing |= {name: Growing(kind, arrays.get(name)) for name, kind in STATE_COLUMNS.items()}
         nothing = np.empty(0, np.int64)
         source, target = arrays.get("edge_source", nothing), arrays.get("edge_target", nothing)
         return cls(
             versions={name: growing[f"v.{name}"].view() for name in VERSION_COLUMNS},
             chunks={name: growing[f"c.{name}"].view() for name in CHUNK_COLUMNS},
-            ended_at=arrays.get("ended_at", nothing),
-            alive=arrays.get("alive", np.empty(0, np.bool_)),
-            newest=arrays.get("newest", nothing),
+            ended_at=growing["ended_at"].view(),
+            alive=growing["alive"].view(),
+            newest=growing["newest"].view(),
             edges=Edges(source, target, tuple(texts.get("edges", ()))),
             codes={name: Codes(texts.get(name, ())) for name in CODED},
             growing=growing,
@@ -162,21 +167,25 @@ class Columns:
         first = len(self.alive)
         version_columns = self._version_columns(versions)
         chunk_columns = self._chunk_columns(chunks)
-        ended_at = np.concatenate([self.ended_at, np.full(len(versions), NEVER)])
-        alive = np.concatenate([self.alive, np.ones(len(versions), np.bool_)])
-        newest = self._newest_after(version_columns["note"])
-        _end_versions(ended_at, self.newest, version_columns, first)
+        self._end_versions(version_columns["note"], version_columns["stored_at"])
+        self._name_newest(version_columns["note"])
+        grown = {name: self.growing[f"v.{name}"].extend(column) for name, column in version_columns.items()}
+        dead = self._dead(deletions, grown)
+        self.growing["alive"].extend(np.ones(len(versions), np.bool_))
+        if len(dead):
+            self.growing["alive"] = self.growing["alive"].changed(dead, False)
         columns = Columns(
-            versions={name: self.growing[f"v.{name}"].extend(column) for name, column in version_columns.items()},
+            versions=grown,
             chunks={name: self.growing[f"c.{name}"].extend(column) for name, column in chunk_columns.items()},
-            ended_at=ended_at,
-            alive=alive,
-            newest=newest,
+            ended_at=self.growing["ended_at"].view(),
+            alive=self.growing["alive"].view(),
+            newest=self.growing["newest"].view(),
             edges=self._edges_after(versions, known, first),
             codes=self.codes,
             growing=self.growing,
         )
-        return columns, columns._bury(deletions)
+        gone: Ids = columns.chunks["row"][columns.positions_of(dead)]
+        return columns, gone
 
     def current(self, moment: int | None) -> Mask:
         """Return which versions were their notes' newest at a moment of system time, whatever their status."""
@@ -242,14 +251,32 @@ class Columns:
             "text_key": text_keys([row.text_hash for row in rows]),
         }
 
-    def _newest_after(self, notes: Ids) -> Ids:
-        newest = self.newest
-        if len(notes):
-            room = max(int(notes.max()) + 1, len(newest))
-            newest = np.concatenate([newest, np.full(room - len(newest), NOTHING, np.int64)])
-            # Of a repeated index, numpy keeps the last value, and the last is the newest.
-            newest[notes] = len(self.alive) + np.arange(len(notes))
-        return newest
+    def _name_newest(self, notes: Ids) -> None:
+        """Make the new versions of these notes their newest."""
+        growing = self.growing["newest"]
+        known = len(growing.view())
+        # Of a repeated index, numpy keeps the last value, and the last is the newest.
+        positions = len(self.alive) + np.arange(len(notes))
+        added = np.full(max(int(notes.max(initial=-1)) + 1 - known, 0), NOTHING, np.int64)
+        old = notes < known
+        added[notes[~old] - known] = positions[~old]
+        growing.extend(added)
+        if old.any():
+            self.growing["newest"] = growing.changed(notes[old], positions[old])
+
+    def _end_versions(self, notes: Ids, stored: Ids) -> None:
+        """Write when versions ended because the new ones, of these notes, follow them."""
+        ended = np.full(len(notes), NEVER)
+        order = np.lexsort((np.arange(len(notes)), notes))
+        same = notes[order][1:] == notes[order][:-1]
+        ended[order[:-1][same]] = stored[order][1:][same]
+        self.growing["ended_at"].extend(ended)
+        heads = order[np.concatenate([np.ones(min(1, len(order)), np.bool_), ~same])]
+        heads = heads[notes[heads] < len(self.newest)]
+        before = self.newest[notes[heads]]
+        there = before != NOTHING
+        if there.any():
+            self.growing["ended_at"] = self.growing["ended_at"].changed(before[there], stored[heads[there]])
 
     def _edges_after(self, versions: Sequence[VersionRow], known: Mapping[str, int], first: int) -> Edges:
         edges = self.edges
@@ -269,36 +296,27 @@ class Columns:
             edges.target_id + tuple(target_id for _, target_id in new),
         )
 
-    def _bury(self, deletions: Sequence[Deletion]) -> Ids:
-        """Mark the versions of deleted notes and return their rows. Called before anybody else has this moment."""
-        if not deletions:
-            return np.empty(0, np.int64)
+    def _dead(self, deletions: Sequence[Deletion], versions: Mapping[str, NDArray[Any]]) -> NDArray[np.intp]:
+        """Return the positions of the versions that die with deleted notes, ascending."""
         last = {gone.note: gone.version for gone in sorted(deletions, key=lambda gone: gone.version)}
         numbers = np.array(sorted(last), np.int64)
+        if not len(numbers):
+            return np.empty(0, np.intp)
         until = np.array([last[number] for number in numbers.tolist()], np.int64)
-        notes = self.versions["note"]
-        at = np.minimum(np.searchsorted(numbers, notes), len(numbers) - 1)
-        dead = self.alive & (numbers[at] == notes) & (self.versions["version"] <= until[at])
-        self.alive[dead] = False
-        rows: Ids = self.chunks["row"][self.positions_of(np.flatnonzero(dead))]
-        return rows
+        notes = versions["note"]
+        if len(numbers) <= _FEW:
+            mask = np.zeros(len(notes), np.bool_)
+            for number in numbers:
+                mask |= notes == number
+            own = np.flatnonzero(mask)
+        else:
+            own = np.flatnonzero(np.isin(notes, numbers))
+        own = own[versions["version"][own] <= until[np.searchsorted(numbers, notes[own])]]
+        old = own < len(self.alive)
+        dead: NDArray[np.intp] = own[np.concatenate([self.alive[own[old]], np.ones(np.count_nonzero(~old), np.bool_)])]
+        return dead
 
 
 def text_keys(hashes: Sequence[bytes]) -> Ids:
     """Return eight bytes of each text's sha256 as a number: equal texts share it."""
     return np.frombuffer(b"".join(text_hash[:8] for text_hash in hashes), "<i8").astype(np.int64, copy=False)
-
-
-def _end_versions(ended_at: Ids, newest: Ids, columns: Mapping[str, NDArray[Any]], first: int) -> None:
-    """Write when versions ended because the new ones (from position ``first``) follow them."""
-    notes, stored = columns["note"], columns["stored_at"]
-    if not len(notes):
-        return
-    order = np.lexsort((np.arange(len(notes)), notes))
-    same = notes[order][1:] == notes[order][:-1]
-    ended_at[first + order[:-1][same]] = stored[order][1:][same]
-    heads = order[np.concatenate([[True], ~same])]
-    heads = heads[notes[heads] < len(newest)]
-    before = newest[notes[heads]]
-    there = before != NOTHING
-    ended_at[before[there]] = stored[heads[there]]

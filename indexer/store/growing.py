@@ -33,6 +33,12 @@ class Growing:
         self._length = end
         return self.view()
 
+    def changed(self, where: NDArray[Any], values: Any) -> Growing:
+        """Return a copy that has other values at some positions; views of this one stay as they are."""
+        copy = self._buffer[: self._length].copy()
+        copy[where] = values
+        return Growing(copy.dtype, copy)
+
     def view(self) -> NDArray[Any]:
         """Return what is there now, not to be written to."""
         view = self._buffer[: self._length]
