@@ -15,6 +15,7 @@ import numpy as np
 
 from indexer.collection import Collection
 from indexer.encoders.encoder import HashingEncoder
+from indexer.erasure import WAIT_S, NothingWaits
 from indexer.library import Library
 from tests.faults.plan import Plan, token
 
@@ -47,7 +48,7 @@ def inspect(home: Path, plan: Plan, acked: int) -> dict[str, Any]:
     else:
         faults["duplicated"] += _search_problems(collection, plan, reachable[0])
         collection.close()
-        faults["left behind"] += _traces(library, home, plan, reachable[0])
+        faults["left behind"] += traces(library, home, plan, reachable[0])
         collection = library.open(NAME)
     faults["findings"] += [f"{found.where} {found.what}" for found in collection.verify()]
     collection.close()
@@ -91,21 +92,31 @@ def _search_problems(collection: Collection, plan: Plan, k: int) -> list[str]:
     return problems
 
 
-def _traces(library: Library, home: Path, plan: Plan, k: int) -> list[str]:
+def traces(
+    library: Library, home: Path, plan: Plan, k: int, pause: Callable[[], None] = lambda: time.sleep(0.05)
+) -> list[str]:
     """Look in every byte of the collection for the words that only erased versions hold.
 
-    An erasure that meets a reader's snapshot when the collection is opened stays pending, and goes on the next time.
+    An erasure that meets a reader's snapshot when the collection is opened stays pending, as it says, and its bytes
+    stay with it: so it is opened again until nothing is pending, for as long as an erasure itself would wait. From
+    then on a single word is a fault.
     """
-    for _ in range(40):
-        found = _held_words(home, plan, k)
-        if not found:
-            break
-        time.sleep(0.05)
-        library.open(NAME).close()
-    return found
+    deadline = time.monotonic() + WAIT_S
+    while pending(library):
+        if time.monotonic() >= deadline:
+            return [f"an erasure was still pending after {WAIT_S:.0f} s"]
+        pause()
+    return held_words(home, plan, k)
 
 
-def _held_words(home: Path, plan: Plan, k: int) -> list[str]:
+def pending(library: Library) -> int:
+    """Open the collection, which goes on with its erasures, and return how many of them stay pending."""
+    with library.open(NAME) as collection:
+        return len(collection.eraser(library.receipts, NothingWaits()).pending())
+
+
+def held_words(home: Path, plan: Plan, k: int) -> list[str]:
+    """Return which files hold words that only versions erased within the first steps had."""
     words = {token(at, int(note.note_id[1:])): note.note_id for at, note in plan.erased(k)}
     files = [path for path in (home / "collections" / NAME).rglob("*") if path.is_file()]
     contents = [path.read_bytes() for path in files]
