@@ -38,7 +38,7 @@ def run(
     max_tokens: int,
     as_json: bool,
 ) -> None:
-    """Run systems over a SUITE (or one task): smoke, must, bitext, mixed, public."""
+    """Run systems over a SUITE (or one task): smoke, must, bitext, mixed, cases, public."""
     from api.evaluation import build_systems
     from eval.experiment import Row, run_suite
     from eval.report import table

@@ -6,16 +6,20 @@ import gzip
 import hashlib
 import json
 import random
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from eval import bundled
 from eval.judged import JudgedSet, Text
 from eval.tasks.declaration import SetDeclaration, Task
 from indexer.errors import ArgumentError, SourceError
 from indexer.text.language import identify
+from indexer.text.sentences import split_sentences
 
+_CATEGORY = re.compile(r"[A-Z]\d\d")
 HELD_OUT_OF = 5
 """Ids are dealt into so many parts by their sha1 as a number; the option ``held_out`` says how many are evaluated."""
 
@@ -211,6 +215,69 @@ def _terms(task: Task, files: Sequence[Path]) -> list[JudgedSet]:
     return sets
 
 
+def _coded(task: Task, files: Sequence[Path]) -> list[JudgedSet]:
+    """Coded cases: a diagnosis category's label, in another language, finds the passages that hold its evidence.
+
+    Files under ``terms`` are labels; rows with ``entities`` are cases with coded evidence; rows without are other texts
+    of the case that ``meta.spaccc_id`` names: they take its place as one passage, since its evidence lies elsewhere.
+    """
+    parts = int(task.options.get("held_out", HELD_OUT_OF))
+    labels: dict[str, dict[str, str]] = defaultdict(dict)
+    cases: dict[str, Any] = {}
+    instead: dict[str, str] = {}
+    for file in files:
+        for row in _rows(file):
+            if file.parent.name == "terms":
+                code = str(row["concept"]).removeprefix("ICD10:")
+                if _CATEGORY.fullmatch(code):
+                    labels[str(row["language"])].setdefault(code, str(row["term"]).strip())
+            elif "entities" in row:
+                cases[str(row["id"])] = row
+            else:
+                meta: Any = row["meta"]
+                instead[str(meta["spaccc_id"])] = str(row["text"])
+    if instead:
+        cases = {case: {**cases[case], "text": text, "whole": True} for case, text in instead.items() if case in cases}
+    (language,) = {code for direction in task.sets for code in direction.corpus}
+    corpus: list[Text] = []
+    holding: dict[str, dict[str, int]] = defaultdict(dict)
+    for case, row in sorted(cases.items()):
+        if not held_out(case, parts):
+            continue
+        text = str(row["text"])
+        spans = [(0, len(text))] if row.get("whole") else _packed_sentences(text, language)
+        for number, (start, end) in enumerate(spans):
+            corpus.append(Text(f"{case}#{number}", text[start:end], language))
+            for one in row["entities"]:
+                category = _category(one)
+                if category is not None and (row.get("whole") or start <= int(one["start"]) < end):
+                    holding[category][f"{case}#{number}"] = 1
+    _expect(task, corpus=len(corpus))
+    queries, qrels = [], {}
+    for target, terms in labels.items():
+        for code in sorted(set(terms) & set(holding)):
+            queries.append(Text(f"{code}#{target}", terms[code], target))
+            qrels[f"{code}#{target}"] = holding[code]
+    return [_restrict(task, direction, queries, corpus, qrels) for direction in task.sets]
+
+
+def _category(entity: Mapping[str, Any]) -> str | None:
+    """Return the three-character category of an entity's diagnosis code; of blocks and procedures there is none."""
+    found = re.fullmatch(r"([A-Z]\d\d)(\.\w+)?", str(entity.get("concept", "")).removeprefix("ICD10:").upper())
+    return None if found is None else found[1]
+
+
+def _packed_sentences(text: str, language: str, characters: int = 600) -> list[tuple[int, int]]:
+    """Return spans of whole sentences of about so many characters."""
+    spans: list[tuple[int, int]] = []
+    for sentence in split_sentences(text, language):
+        if spans and sentence.end - spans[-1][0] <= characters:
+            spans[-1] = (spans[-1][0], sentence.end)
+        else:
+            spans.append((sentence.start, sentence.end))
+    return spans
+
+
 def _bundled(task: Task, files: Sequence[Path]) -> list[JudgedSet]:
     """The bundled questions against the bundled notes, whole: a note that holds a relevant span answers."""
     notes = [json.loads(line) for line in bundled.notes_path().read_text(encoding="utf-8").splitlines() if line]
@@ -233,6 +300,7 @@ _READERS: Mapping[str, Callable[[Task, Sequence[Path]], list[JudgedSet]]] = {
     "aligned": _aligned,
     "aligned_notes": _aligned_notes,
     "terms": _terms,
+    "coded": _coded,
     "bundled": _bundled,
 }
 

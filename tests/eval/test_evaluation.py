@@ -170,6 +170,40 @@ def test_terms_keep_only_held_out_concepts(tmp_path: Path):
     assert 0 < len(found.queries) < len(concepts) / 2
 
 
+def test_a_label_of_icd_finds_the_passages_with_its_evidence(tmp_path: Path):
+    case = next(f"S{number}" for number in range(50) if held_out(f"S{number}", 2))
+    trained = next(f"S{number}" for number in range(50) if not held_out(f"S{number}", 2))
+    text = (
+        "Fiebre alta desde ayer. " + "Sin otros datos de interés en la historia. " * 20 + "Presenta neumonía derecha."
+    )
+    at = text.index("neumonía")
+    entities = [
+        {"start": 0, "end": 6, "label": "DIAGNOSTICO", "concept": "ICD10:r50.9"},
+        {"start": at, "end": at + 8, "label": "DIAGNOSTICO", "concept": "ICD10:j18.9"},
+        {"start": at, "end": at + 8, "label": "PROCEDIMIENTO", "concept": "ICD10:bw40zzz"},
+        {"start": at, "end": at + 8, "label": "DIAGNOSTICO"},
+    ]
+    gz(tmp_path / "cases.jsonl.gz", [{"id": name, "text": text, "entities": entities} for name in (case, trained)])
+    labels = [("J18", "Pneumonia", "en"), ("R50", "Fever", "en"), ("J18.9", "Pneumonia, unspecified", "en")]
+    rows = [
+        {"concept": f"ICD10:{code}", "language": lang, "term": term, "kind": "label"} for code, term, lang in labels
+    ]
+    gz(tmp_path / "terms" / "icd.jsonl.gz", rows)
+    gz(tmp_path / "reports.jsonl.gz", [{"id": "m", "text": "Datos del paciente.", "meta": {"spaccc_id": case}}])
+    paths = ("cases.jsonl.gz", "terms/icd.jsonl.gz")
+    (found,) = load_sets(declared("coded", paths, [(["en"], ["es"])], {"held_out": 2}), tmp_path)
+    assert {query.text for query in found.queries} == {"Pneumonia", "Fever"}
+    passages = {passage.text_id: passage.text for passage in found.corpus}
+    assert all(name.startswith(f"{case}#") for name in passages)
+    assert len(passages) > 1
+    for code, word in (("J18", "neumonía"), ("R50", "Fiebre")):
+        assert [word in passages[name] for name in found.qrels[f"{code}#en"]] == [True]
+    whole = declared("coded", (*paths, "reports.jsonl.gz"), [(["en"], ["es"])], {"held_out": 2})
+    (found,) = load_sets(whole, tmp_path)
+    assert [passage.text for passage in found.corpus] == ["Datos del paciente."]
+    assert set(found.qrels) == {"J18#en", "R50#en"}
+
+
 def test_beir_sets_are_restricted_to_a_direction_and_counted(tmp_path: Path):
     folder = tmp_path / "set"
     gz(
@@ -206,6 +240,7 @@ def test_what_is_evaluated_of_a_source_is_what_training_holds_out():
         assert held_out(concept, 1) == is_held_out_concept(concept)
         assert held_out(case, 2) == is_held_out_case(case)
     (hpo,), (cases,), (tico,) = load_tasks("hpo"), load_tasks("codiesp_cases"), load_tasks("tico19_mixed")
+    assert all(load_tasks(name)[0].options["held_out"] == 2 for name in ("codes_codiesp", "codes_meddocan"))
     assert (hpo.options["held_out"], cases.options["held_out"]) == (1, 2)
     assert all(is_held_out_tico(f"{prefix}1") for prefix in str(tico.options["prefixes"]).split())
 
