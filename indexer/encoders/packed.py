@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +28,14 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional
 
+from indexer.encoders.batches import DEVICE_TOKENS, Batch, Features, best_dtype, by_length, embedded, on_device, padded
 from indexer.errors import ArgumentError, EncoderUnavailableError
 from indexer.records import EncoderSpec
 
 GROUP = 32
 FORMAT = 1
-# larger chunks fall out of the second-level cache: measured slower a text
-_CHUNK_TOKENS = 1024
+# larger batches fall out of the processor's second-level cache: measured slower a text
+_CPU_TOKENS = 1024
 
 
 class PackedBody(torch.nn.Module):
@@ -52,7 +53,7 @@ class PackedBody(torch.nn.Module):
         """
         super().__init__()
         self.config = read_config(folder)
-        self.dtype = dtype or fastest_dtype()
+        self.dtype = dtype or best_dtype("cpu")
         self.heads = int(self.config["heads"])
         self.epsilon = float(self.config["epsilon"])
         try:
@@ -75,7 +76,9 @@ class PackedBody(torch.nn.Module):
     def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """Return ``(B, D)`` float32 unit rows of ``(B, T)`` ids and mask (1 is a token)."""
         states = self._embed(tokens).to(self.dtype)  # (B, T, D)
-        hidden = None if bool(mask.all()) else mask[:, None, None, :].bool()  # (B, 1, 1, T)
+        # to look into a mask on a GPU would be to wait for it
+        whole = not mask.is_cuda and bool(mask.all())
+        hidden = None if whole else mask[:, None, None, :].bool()  # (B, 1, 1, T)
         for layer in self.layers:
             states = layer(states, hidden)
         weight = mask.unsqueeze(-1).float()  # (B, T, 1)
@@ -122,13 +125,19 @@ class _Layer(torch.nn.Module):
 class PackedEncoder:
     """The encoder port over a packed folder: torch, tokenizers and safetensors, nothing else."""
 
-    def __init__(self, folder: Path, dtype: torch.dtype | None = None) -> None:
+    def __init__(self, folder: Path, dtype: torch.dtype | None = None, device: str | None = None) -> None:
         """Load the folder.
+
+        Args:
+            folder: holds a packed model.
+            dtype: what to compute in; the fastest of the device where none is given.
+            device: a torch device; CUDA where there is one, else the CPU.
 
         Raises:
             EncoderUnavailableError: the folder holds no packed model of this format.
         """
-        self._body = PackedBody(folder, dtype)
+        self._body = on_device(lambda name: PackedBody(folder, dtype or best_dtype(name)).to(name), device)
+        self._device = self._body.positions.device
         config = self._body.config
         self._tokenizer = load_tokenizer(folder)
         self._query_prompt = str(config["query_prompt"])
@@ -161,7 +170,7 @@ class PackedEncoder:
     @property
     def device(self) -> str:
         """Where the model runs, with its dtype: recorded, no part of the fingerprint."""
-        return f"cpu {self._body.dtype}"
+        return f"{self._device} {self._body.dtype}"
 
     def encode_queries(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Return one row a query, ``(n, dim)``."""
@@ -177,42 +186,28 @@ class PackedEncoder:
         return [np.array(one.offsets, dtype=np.int64).reshape(-1, 2) for one in encoded]
 
     def _encode(self, texts: Sequence[str], prompt: str) -> NDArray[np.float32]:
-        rows = np.zeros((len(texts), self._spec.dim), dtype=np.float32)
-        filled = [index for index, text in enumerate(texts) if text.strip()]
-        if not filled:
-            return rows
-        found = self._tokenizer.encode_batch([prompt + texts[index] for index in filled])
-        ids = [one.ids for one in found]
-        for index, one in zip(filled, ids, strict=True):
-            if len(one) > self._max_tokens:  # near the limit: the promise is on the text's own tokens
-                own = len(self._tokenizer.encode(texts[index], add_special_tokens=False).ids)
-                if own > self._max_tokens:
-                    raise ArgumentError(
-                        f"texts[{index}]", f"has {own} tokens, the encoder takes {self._max_tokens}; cut it into chunks"
-                    )
-        rows[filled] = embed_ids(self._body, ids)
+        def batches(places: Sequence[int]) -> Iterator[Batch]:
+            found = self._tokenizer.encode_batch([prompt + texts[place] for place in places])
+            ids = [one.ids for one in found]
+            for place, one in zip(places, ids, strict=True):
+                if len(one) > self._max_tokens:  # near the limit: the promise is on the text's own tokens
+                    self._check_length(place, texts[place])
+            budget = DEVICE_TOKENS if self._device.type == "cuda" else _CPU_TOKENS
+            for batch in by_length([len(one) for one in ids], budget):
+                yield [places[at] for at in batch], padded([ids[at] for at in batch])
+
+        return embedded(texts, self._spec.dim, self._device, batches, self._forward)
+
+    def _check_length(self, place: int, text: str) -> None:
+        own = len(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        if own > self._max_tokens:
+            raise ArgumentError(
+                f"texts[{place}]", f"has {own} tokens, the encoder takes {self._max_tokens}; cut it into chunks"
+            )
+
+    def _forward(self, features: Features) -> Tensor:
+        rows: Tensor = self._body(features["input_ids"], features["attention_mask"])
         return rows
-
-
-def embed_ids(body: PackedBody, ids: Sequence[Sequence[int]]) -> NDArray[np.float32]:
-    """Return ``(n, dim)`` unit rows of token ids, in their order; like lengths run together, so little is padding."""
-    order = sorted(range(len(ids)), key=lambda index: len(ids[index]))
-    rows = np.zeros((len(ids), int(body.config["dim"])), dtype=np.float32)
-    start = 0
-    while start < len(order):
-        end = start + 1
-        while end < len(order) and (end + 1 - start) * len(ids[order[end]]) <= _CHUNK_TOKENS:
-            end += 1
-        chunk = order[start:end]
-        width = max(len(ids[index]) for index in chunk)
-        tokens = np.zeros((len(chunk), width), dtype=np.int64)
-        mask = np.zeros((len(chunk), width), dtype=np.int64)
-        for row, index in enumerate(chunk):
-            tokens[row, : len(ids[index])] = ids[index]
-            mask[row, : len(ids[index])] = 1
-        rows[chunk] = body(torch.from_numpy(tokens), torch.from_numpy(mask)).numpy()
-        start = end
-    return rows
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -253,13 +248,6 @@ def weights_sha256(folder: Path) -> str:
         with (folder / name).open("rb") as stream:
             total.update(hashlib.file_digest(stream, "sha256").digest())
     return total.hexdigest()
-
-
-def fastest_dtype() -> torch.dtype:
-    """Return bfloat16 where the processor multiplies it in hardware, else float32."""
-    info = Path("/proc/cpuinfo")
-    flags = info.read_text(encoding="ascii", errors="ignore") if info.exists() else ""
-    return torch.bfloat16 if "amx_bf16" in flags or "avx512_bf16" in flags else torch.float32
 
 
 def _linear(weights: dict[str, Tensor], name: str, dtype: torch.dtype) -> torch.nn.Linear:

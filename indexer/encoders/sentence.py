@@ -8,21 +8,24 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from indexer.encoders.batches import DEVICE_TOKENS, Batch, Features, best_dtype, by_length, embedded, on_device
 from indexer.errors import ArgumentError, EncoderUnavailableError
 from indexer.records import EncoderSpec
 
 if TYPE_CHECKING:
-    import torch
     from sentence_transformers import SentenceTransformer
 
 _LONGEST_PASSAGE = 8192
+_CPU_TOKENS = 8192
 
 
 class SentenceEncoder:
@@ -35,7 +38,7 @@ class SentenceEncoder:
         model_id: str | None = None,
         pooling: str | None = None,
         device: str | None = None,
-        batch_size: int = 32,
+        dtype: torch.dtype | None = None,
     ) -> None:
         """Load from a local folder.
 
@@ -45,14 +48,15 @@ class SentenceEncoder:
             pooling: how a bare checkpoint is pooled: ``mean`` (default) or ``cls``. A sentence-transformers folder
                 says it itself.
             device: a torch device; CUDA where there is one, else the CPU.
-            batch_size: texts in one forward pass.
+            dtype: what to compute in; the fastest of the device where none is given.
 
         Raises:
             EncoderUnavailableError: the folder holds no model that can be loaded.
         """
-        self._batch_size = batch_size
-        self._model = _load(folder, pooling or "mean", device)
+        self._model = on_device(lambda name: _load(folder, pooling or "mean", name, dtype or best_dtype(name)), device)
+        self._device = torch.device(self._model.device)
         self._tokenizer = _fast_tokenizer(self._model, folder)
+        self._tokenizing = threading.Lock()  # Its padding and truncation are set anew for every call.
         prompts = {name: text for name, text in (self._model.prompts or {}).items() if text}
         self._query_prompt = prompts.get("query", "")
         self._passage_prompt = prompts.get("passage", prompts.get("document", ""))
@@ -100,32 +104,36 @@ class SentenceEncoder:
         """Return the tokenizer's own spans, ``(n_tokens, 2)`` in code points, without prompt or specials."""
         if not texts:
             return []
-        encoded = self._tokenizer(
-            list(texts), add_special_tokens=False, return_offsets_mapping=True, truncation=False, verbose=False
-        )
+        with self._tokenizing:
+            encoded = self._tokenizer(
+                list(texts), add_special_tokens=False, return_offsets_mapping=True, truncation=False, verbose=False
+            )
         return [np.array(spans, dtype=np.int64).reshape(-1, 2) for spans in encoded["offset_mapping"]]
 
     def _encode(self, texts: Sequence[str], prompt: str) -> NDArray[np.float32]:
-        rows = np.zeros((len(texts), self._spec.dim), dtype=np.float32)
-        filled = [index for index, text in enumerate(texts) if text.strip()]
-        if not filled:
-            return rows
-        lengths = [len(spans) for spans in self.token_spans([texts[index] for index in filled])]
-        for index, length in zip(filled, lengths, strict=True):
-            if length > self._max_tokens:
-                raise ArgumentError(
-                    f"texts[{index}]", f"has {length} tokens, the encoder takes {self._max_tokens}; cut it into chunks"
-                )
-        vectors = self._model.encode(
-            [texts[index] for index in filled],
-            prompt=prompt or None,
-            batch_size=self._batch_size,
-            show_progress_bar=False,
-            convert_to_numpy=True,
-            normalize_embeddings=False,
-        ).astype(np.float32)
-        norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-        rows[filled] = vectors / np.where(norms > 0, norms, 1.0)
+        def batches(places: Sequence[int]) -> Iterator[Batch]:
+            lengths = [len(spans) for spans in self.token_spans([texts[place] for place in places])]
+            for place, length in zip(places, lengths, strict=True):
+                if length > self._max_tokens:
+                    raise ArgumentError(
+                        f"texts[{place}]",
+                        f"has {length} tokens, the encoder takes {self._max_tokens}; cut it into chunks",
+                    )
+            overhead = self._max_length - self._max_tokens
+            budget = DEVICE_TOKENS if self._device.type == "cuda" else _CPU_TOKENS
+            for batch in by_length([length + overhead for length in lengths], budget):
+                chosen = [places[at] for at in batch]
+                with self._tokenizing:
+                    features = self._model.preprocess([texts[place] for place in chosen], prompt=prompt or None)
+                yield chosen, features
+
+        rows = embedded(texts, self._spec.dim, self._device, batches, self._forward)
+        # bfloat16 leaves norms at .998 to 1.002: unit length is made in float32
+        norms = np.linalg.norm(rows, axis=1, keepdims=True)
+        return np.asarray(rows / np.where(norms > 0, norms, 1.0), dtype=np.float32)
+
+    def _forward(self, features: Features) -> torch.Tensor:
+        rows: torch.Tensor = self._model(dict(features))["sentence_embedding"]
         return rows
 
 
@@ -148,7 +156,7 @@ def weights_sha256(folder: Path) -> str:
     return total.hexdigest()
 
 
-def _load(folder: Path, pooling: str, device: str | None) -> SentenceTransformer:
+def _load(folder: Path, pooling: str, device: str, dtype: torch.dtype) -> SentenceTransformer:
     try:
         from sentence_transformers import SentenceTransformer
         from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
@@ -157,17 +165,16 @@ def _load(folder: Path, pooling: str, device: str | None) -> SentenceTransformer
         raise EncoderUnavailableError("sentence-transformers cannot be imported; install clinrag again") from error
     cast(Any, transformers_logging).disable_progress_bar()
     cast(Any, transformers_logging).set_verbosity_error()  # a missing pooler is no news: pooling is ours
-    chosen = device or best_device()
-    options: dict[str, Any] = {"dtype": best_dtype(chosen)}
+    options: dict[str, Any] = {"dtype": dtype}
     try:
         if (folder / "modules.json").is_file():
             model = SentenceTransformer(
-                str(folder), device=chosen, local_files_only=True, trust_remote_code=False, model_kwargs=options
+                str(folder), device=device, local_files_only=True, trust_remote_code=False, model_kwargs=options
             )
         elif (folder / "config.json").is_file():
             body = Transformer(str(folder), model_kwargs={**options, "local_files_only": True})
             model = SentenceTransformer(
-                modules=[body, Pooling(body.get_embedding_dimension(), pooling_mode=pooling)], device=chosen
+                modules=[body, Pooling(body.get_embedding_dimension(), pooling_mode=pooling)], device=device
             )
         else:
             raise EncoderUnavailableError(f"{folder.name} holds neither modules.json nor config.json: no model")
@@ -176,23 +183,6 @@ def _load(folder: Path, pooling: str, device: str | None) -> SentenceTransformer
             raise
         raise EncoderUnavailableError(f"the model in {folder.name} cannot be loaded: {type(error).__name__}") from error
     return model.eval()
-
-
-def best_device() -> str:
-    """Return ``cuda`` where there is a device, else ``cpu``."""
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def best_dtype(device: str) -> torch.dtype:
-    """Return bfloat16 where the hardware multiplies it faster than float32, else float32."""
-    import torch
-
-    if device.startswith("cuda"):
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-    flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="ignore") if Path("/proc/cpuinfo").exists() else ""
-    return torch.bfloat16 if "amx_bf16" in flags or "avx512_bf16" in flags else torch.float32
 
 
 def _fast_tokenizer(model: SentenceTransformer, folder: Path) -> Any:

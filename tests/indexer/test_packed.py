@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from indexer.encoders.packed import PackedEncoder, fastest_dtype
+from indexer.encoders.packed import PackedEncoder
 from indexer.errors import ArgumentError, EncoderUnavailableError
 from rag.training.export import export_packed, from_groups, to_groups
 from rag.training.folder import write_pooling
@@ -130,7 +130,3 @@ def test_the_fingerprint_changes_with_the_weights(packed, source, tmp_path):
     save_file({**weights, first: weights[first] * 1.5}, tmp_path / "other" / "model.safetensors")
     export_packed(tmp_path / "other", tmp_path / "packed", "tiny")
     assert PackedEncoder(tmp_path / "packed").spec.fingerprint != PackedEncoder(packed).spec.fingerprint
-
-
-def test_the_fastest_dtype_is_one_of_two():
-    assert fastest_dtype() in (torch.bfloat16, torch.float32)
