@@ -1,13 +1,16 @@
 """The vector index as an exact scan on a torch device: a GPU where there is one, the CPU otherwise.
 
-Rows lie on the device in one narrow type and are multiplied tile by tile; what is removed is masked at once. The few
-candidates that a scan leaves are ranked by their exact scores on the host, as in every implementation.
+Rows lie on the device in one narrow type and are multiplied tile by tile, with one query or many; what is removed is
+masked at once. The few candidates that a scan leaves are ranked by their exact scores on the host, as in every
+implementation.
 """
 
 from __future__ import annotations
 
 import threading
 import warnings
+from collections.abc import Sequence
+from functools import cached_property, partial
 from typing import Literal
 
 import numpy as np
@@ -22,6 +25,29 @@ DType = Literal["float16", "bfloat16", "float32"]
 # Halves: the query and the sum are rounded to 11 bits; bfloat16: rows, query and sum to 8.
 _ROUNDING: dict[DType, tuple[float, int]] = {"float16": (2e-3, 128), "bfloat16": (1.6e-2, 512), "float32": (4e-6, 24)}
 _UPLOADED_AT_ONCE = 65_536
+
+
+class _Resident:
+    """One moment: the rows that the host knows, ``(n, dim)`` on the device, and which of them may be found."""
+
+    def __init__(self, state: RowState, rows: torch.Tensor) -> None:
+        """Keep both; what follows from them is worked out when it is first asked for."""
+        self.state = state
+        self.rows = rows
+
+    @cached_property
+    def living(self) -> tuple[Positions | None, torch.Tensor | None]:
+        """The positions that were not removed and their mask ``(n,)`` on the device; ``None``: nothing was removed."""
+        if not self.state.n_dead:
+            return None, None
+        at = self.state.wanted(None)
+        return at, self.mask(at)
+
+    def mask(self, at: Positions) -> torch.Tensor:
+        """Return ``(n,)`` booleans on the device, true at the positions."""
+        mask = np.zeros(len(self.rows), np.bool_)
+        mask[at] = True
+        return torch.from_numpy(mask).to(self.rows.device)
 
 
 class TorchScan:
@@ -41,7 +67,7 @@ class TorchScan:
         self._write = threading.Lock()
         self._matrix = RowMatrix(np.empty(0, np.int64), np.empty((0, dim), np.float16))
         self._buffer = self._room(0)
-        self._state = (self._matrix.state, self._buffer)
+        self._now = _Resident(self._matrix.state, self._buffer)
 
     @classmethod
     def from_matrix(
@@ -68,11 +94,11 @@ class TorchScan:
     @property
     def dim(self) -> int:
         """Width of a vector."""
-        return int(self._state[0].base.shape[1])
+        return int(self._now.state.base.shape[1])
 
     def __len__(self) -> int:
         """Return how many vectors a search can return."""
-        return self._state[0].n_alive
+        return self._now.state.n_alive
 
     def add(self, ids: Ids, vectors: Rows) -> None:
         """Add rows under new ids."""
@@ -90,65 +116,51 @@ class TorchScan:
 
     def search(self, query: Scores, k: int, allowed: Ids | None = None) -> tuple[Ids, Scores]:
         """Return the k best ids and scores."""
-        vector = checked_query(query, k, self.dim)
-        state, resident = self._state
-        at = None if allowed is None and not state.n_dead else state.wanted(allowed)
-        length = float(np.linalg.norm(vector)) or 1.0
-        # A unit query cannot overflow a half; the rough scores are scaled back.
-        on_device = torch.from_numpy(vector / np.float32(length)).to(resident.device, self._torch_dtype)
+        return self._searched([checked_query(query, k, self.dim)], k, allowed)[0]
 
-        def narrow(fetch: int) -> tuple[Positions, Scores, float]:
-            places, rough, bound = self._narrowed(resident, on_device, fetch, at)
-            return places, rough * np.float32(length), bound * length
-
-        rounding, spare = _ROUNDING[self._dtype]
-        return exact_best(state, vector, k, at, narrow, rounding=rounding, spare=spare)
+    def search_many(self, queries: Scores, k: int, allowed: Ids | None = None) -> list[tuple[Ids, Scores]]:
+        """Return the k best ids and scores of each of ``(q, dim)`` queries, in one pass over the rows."""
+        checked = [checked_query(query, k, self.dim) for query in queries]
+        return self._searched(checked, k, allowed) if checked else []
 
     def scores(self, query: Scores, ids: Ids) -> Scores:
         """Return the exact score of each id. Raises ``KeyError`` for an id that is not there."""
         vector = checked_query(query, 1, self.dim)
-        state, _ = self._state
+        state = self._now.state
         return row_scores(state.rows_at(state.located(ids)), vector)
 
     def rows(self, ids: Ids) -> Rows:
         """Return the vectors of those of the sorted ids that are there."""
-        state = self._state[0]
+        state = self._now.state
         return state.rows_at(state.wanted(ids))
 
     @property
     def _torch_dtype(self) -> torch.dtype:
         return {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}[self._dtype]
 
-    @torch.inference_mode()
-    def _narrowed(
-        self, rows: torch.Tensor, query: torch.Tensor, fetch: int, at: Positions | None
-    ) -> tuple[Positions, Scores, float]:
-        """Return the best positions by rough scores, those scores, and a bound on all others in scope."""
-        n = len(rows)
-        chosen = allowed = None
-        if at is not None and 8 * len(at) < n:
-            chosen = torch.from_numpy(at).to(rows.device)  # (m,)
-        elif at is not None:
-            mask = np.zeros(n, np.bool_)
-            mask[at] = True
-            allowed = torch.from_numpy(mask).to(rows.device)  # (n,)
-        n_candidates = n if chosen is None else len(chosen)
-        places, values = [], []
-        bound = -np.inf
-        for start in range(0, n_candidates, self._tile_rows):
-            stop = min(start + self._tile_rows, n_candidates)
-            tile = rows[start:stop] if chosen is None else rows[chosen[start:stop]]  # (t, dim)
-            rough = (tile @ query).float()  # (t,)
-            if allowed is not None:
-                rough.masked_fill_(~allowed[start:stop], -torch.inf)
-            top, where = rough.topk(min(fetch, stop - start))
-            if stop - start > fetch:
-                bound = max(bound, float(top[-1]))
-            values.append(top)
-            places.append(where + start if chosen is None else chosen[where + start])
-        found, score = torch.cat(places).cpu().numpy(), torch.cat(values).cpu().numpy()
-        inside = np.isfinite(score)
-        return found[inside], score[inside], bound
+    def _searched(self, queries: Sequence[Scores], k: int, allowed: Ids | None) -> list[tuple[Ids, Scores]]:
+        now = self._now
+        at, mask = now.living if allowed is None else (now.state.wanted(allowed), None)
+        lengths = np.array([np.linalg.norm(query) or 1.0 for query in queries], np.float32)
+        # A unit query cannot overflow a half; the rough scores are scaled back.
+        on_device = torch.from_numpy(np.stack(queries) / lengths[:, None]).to(now.rows.device, self._torch_dtype)
+        rounding, spare = _ROUNDING[self._dtype]
+        first: list[tuple[Positions, Scores, float]] = []
+
+        def narrow(number: int, fetch: int) -> tuple[Positions, Scores, float]:
+            if fetch > k + spare:  # One of many has a tie to settle.
+                places, rough, bound = _narrowed(now, on_device[number : number + 1], fetch, at, mask, self._tile_rows)[
+                    0
+                ]
+            else:
+                first[:] = first or _narrowed(now, on_device, fetch, at, mask, self._tile_rows)
+                places, rough, bound = first[number]
+            return places, rough * lengths[number], bound * float(lengths[number])
+
+        return [
+            exact_best(now.state, query, k, at, partial(narrow, number), rounding=rounding, spare=spare)
+            for number, query in enumerate(queries)
+        ]
 
     def _upload(self, rows: Rows, start: int) -> None:
         """Write rows behind the first ``start`` of the device's buffer, on the CPU where the device is full."""
@@ -179,7 +191,49 @@ class TorchScan:
     def _publish(self) -> None:
         """Make the matrix and what the device holds visible together."""
         state: RowState = self._matrix.state
-        self._state = (state, self._buffer[: len(state.ids)])
+        self._now = _Resident(state, self._buffer[: len(state.ids)])
+
+
+@torch.inference_mode()
+def _narrowed(
+    now: _Resident,
+    queries: torch.Tensor,
+    fetch: int,
+    at: Positions | None,
+    mask: torch.Tensor | None,
+    tile_rows: int,
+) -> list[tuple[Positions, Scores, float]]:
+    """Return for each of ``(q, dim)`` queries its best positions, their rough scores, and a bound on all others.
+
+    Few positions are gathered, of many the rest is masked; a tile holds about ``tile_rows`` scores.
+    """
+    rows, n = now.rows, len(now.rows)
+    chosen = torch.from_numpy(at).to(rows.device) if at is not None and 8 * len(at) < n else None  # (m,)
+    if at is not None and chosen is None and mask is None:
+        mask = now.mask(at)
+    n_candidates = n if chosen is None else len(chosen)
+    step = max(fetch, tile_rows // len(queries))
+    places, values, bounds = [], [], []
+    for start in range(0, n_candidates, step):
+        stop = min(start + step, n_candidates)
+        tile = rows[start:stop] if chosen is None else rows[chosen[start:stop]]  # (t, dim)
+        rough = (queries @ tile.T).float()  # (q, t)
+        if chosen is None and mask is not None:
+            rough.masked_fill_(~mask[start:stop], -torch.inf)
+        top, where = rough.topk(min(fetch, stop - start))  # (q, f)
+        if stop - start > fetch:
+            bounds.append(top[:, -1])
+        values.append(top)
+        places.append(where + start if chosen is None else chosen[where + start])
+    found, scores = torch.cat(places, 1).cpu().numpy(), torch.cat(values, 1).cpu().numpy()
+    most = torch.stack(bounds).amax(0).cpu().numpy() if bounds else np.full(len(queries), -np.inf)
+    inside = np.isfinite(scores)
+    return [(found[n][inside[n]], scores[n][inside[n]], float(most[n])) for n in range(len(queries))]
+
+
+def free_bytes() -> int | None:
+    """Return how much memory of the CUDA device is free, ``None`` where torch sees no such device."""
+    return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else None
 
 
 def _usable(device: str) -> torch.device:

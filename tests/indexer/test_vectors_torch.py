@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from indexer.errors import ArgumentError
 from indexer.store.torch_scan import TorchScan
 from indexer.store.vectors import ExactVectorIndex
 from tests.contracts.vector_index import DIM, VectorIndexContract, assert_same, halves
@@ -48,6 +49,26 @@ def test_many_rows_over_a_mapped_matrix_equal_the_oracle(tmp_path, dtype):
     for query in rows[:6].astype(np.float32):
         for allowed in (None, np.arange(0, 6000, 2), np.arange(40, 6000, 13)):
             assert_same(index, oracle, query, 10, allowed)
+
+
+@pytest.mark.parametrize("tile_rows", [900, 100_000])
+def test_many_queries_at_once_answer_as_each_alone(tile_rows):
+    rows = halves(np.random.default_rng(3), 3000)
+    rows[40:900:3] = rows[40]  # More equal rows than are fetched at first.
+    index, oracle = TorchScan.from_matrix(np.arange(3000), rows, "cpu", tile_rows=tile_rows), ExactVectorIndex(DIM)
+    oracle.add(np.arange(3000), rows)
+    queries = rows[[5, 40, 2999, 7]].astype(np.float32) * np.array([[1.0], [2.0], [1e4], [1e-3]], np.float32)
+    for gone in ([], [5, 43, 2999]):
+        for one in (index, oracle):
+            one.remove(np.array(gone, np.int64))
+        for allowed in (None, np.arange(0, 3000, 2), np.arange(30, 3000, 17), np.empty(0, np.int64)):
+            for query, (ids, scores) in zip(queries, index.search_many(queries, 9, allowed), strict=True):
+                want_ids, want = oracle.search(query, 9, allowed)
+                assert ids.tolist() == want_ids.tolist()
+                np.testing.assert_allclose(scores, want, rtol=1e-5)
+    assert index.search_many(queries[:0], 3) == []
+    with pytest.raises(ArgumentError, match="width 24"):
+        index.search_many(queries[:, :5], 3)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
