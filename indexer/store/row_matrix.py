@@ -150,12 +150,16 @@ def exact_best(
         ids, scores = best(state.ids[places], row_scores(state.rows_at(places), query), k)
         # Rows that were left out may reach the k-th place by rounding, or by being equal to what is there: then more
         # have to be looked at. Equal rows are equal in rough scores too, so they cannot hide behind the bound.
-        slack = rounding * (float(np.abs(rough).max(initial=0)) + float(np.linalg.norm(query)) * 0.1)
-        if bound < scores[-1] - slack:
+        if bound < scores[-1] - rounded_off(rough, query, rounding):
             return ids, scores
         fetch *= 8
     places = np.arange(n) if at is None else at
     return best(state.ids[places], row_scores(state.rows_at(places), query), k)
+
+
+def rounded_off(rough: Scores, query: Scores, rounding: float) -> float:
+    """Return by how much a rough score may differ from the exact one; ``rounding`` as for `exact_best`."""
+    return rounding * (float(np.abs(rough).max(initial=0)) + float(np.linalg.norm(query)) * 0.1)
 
 
 def with_room(buffer: NDArray[Entry], used: int, more: int) -> NDArray[Entry]:
