@@ -20,6 +20,7 @@ class Settings:
     ``generators`` are the ones that an HTTP caller may name; the first is the default: note text goes to no language
     model that whoever runs the server did not list. ``generator_url`` and ``generator_key`` say where a chat model is,
     for providers that take them. ``api_key`` is a key for both scopes beside the stored ones, for containers.
+    ``vector_engine`` is one of those in `indexer.store.vector_engine`.
     """
 
     home: Path
@@ -31,6 +32,7 @@ class Settings:
     generator_key: str | None = field(default=None, repr=False)
     api_key: str | None = field(default=None, repr=False)
     data: Path | None = None
+    vector_engine: str = "auto"
     debug: bool = False
     log_level: str = "INFO"
     max_body_bytes: int = 32 * 1024 * 1024
@@ -50,8 +52,9 @@ def from_environment(environment: Mapping[str, str] | None = None) -> Settings:
     """Return the settings of this process; an empty variable counts as absent.
 
     ``CLINRAG_HOME``, ``CLINRAG_HOST``, ``CLINRAG_PORT``, ``CLINRAG_ENCODER``, ``CLINRAG_GENERATORS`` (comma separated),
-    ``CLINRAG_GENERATOR_URL``, ``CLINRAG_GENERATOR_KEY``, ``CLINRAG_API_KEY``, ``CLINRAG_DATA``, ``CLINRAG_DEBUG``,
-    ``CLINRAG_LOG_LEVEL``, ``CLINRAG_MAX_BODY_BYTES``, ``CLINRAG_MAX_NOTES``, ``CLINRAG_WRITER_TIMEOUT_S``,
+    ``CLINRAG_GENERATOR_URL``, ``CLINRAG_GENERATOR_KEY``, ``CLINRAG_API_KEY``, ``CLINRAG_DATA``,
+    ``CLINRAG_VECTOR_ENGINE``, ``CLINRAG_DEBUG``, ``CLINRAG_LOG_LEVEL``, ``CLINRAG_MAX_BODY_BYTES``,
+    ``CLINRAG_MAX_NOTES``, ``CLINRAG_WRITER_TIMEOUT_S``,
     ``CLINRAG_BATCH_NOTES``.
 
     Raises:
@@ -81,6 +84,7 @@ def from_environment(environment: Mapping[str, str] | None = None) -> Settings:
         generator_key=text("GENERATOR_KEY"),
         api_key=api_key,
         data=Path(data).expanduser() if data else None,
+        vector_engine=text("VECTOR_ENGINE") or defaults.vector_engine,
         debug=(text("DEBUG") or "").lower() in ("1", "true", "yes"),
         log_level=level,
         max_body_bytes=_whole(env, "MAX_BODY_BYTES", defaults.max_body_bytes, 1_024, 2**31),

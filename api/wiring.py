@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 def build_service(settings: Settings) -> Service:
     """Return a service for one caller at a time, as the command line is: encoders run on the caller's thread."""
+    _choose_engine(settings)
     from indexer.encoders.catalog import load_encoder
     from indexer.library import Library
 
@@ -25,6 +26,7 @@ def build_service(settings: Settings) -> Service:
 
 def build_served(settings: Settings) -> tuple[Service, list[EncoderWorker]]:
     """Return a service for many callers, and the workers that its encoders run on, filled as they are loaded."""
+    _choose_engine(settings)
     from api.encoding import EncoderWorker
     from indexer.encoders.catalog import load_encoder
     from indexer.library import Library
@@ -37,6 +39,12 @@ def build_served(settings: Settings) -> tuple[Service, list[EncoderWorker]]:
         return worker
 
     return Service(settings, Library(settings.home, WaitingJobs(settings.home)), load, _generators(settings)), workers
+
+
+def _choose_engine(settings: Settings) -> None:
+    from indexer.store.vector_engine import use
+
+    use(settings.vector_engine)
 
 
 def _generators(settings: Settings) -> Callable[[str, Encoder | None], Generator]:

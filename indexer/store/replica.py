@@ -27,6 +27,7 @@ from indexer.store.lock import exclusive
 from indexer.store.postings import PostingsIndex
 from indexer.store.snapshots import DERIVED, Generation, Origin, Snapshots, Unsound, array_writer, json_writer
 from indexer.store.sqlite import Watch, read_transaction
+from indexer.store.vector_engine import device_index
 from indexer.store.vectors import ExactVectorIndex, VectorIndex
 from indexer.text.analysis import analyze
 
@@ -313,7 +314,8 @@ class Replica:
             matrix = np.concatenate([page.vectors for page in pages] or [np.empty((0, dim), np.float16)])
             _check_all_there(living, rows)
             self._vector_row = _last(rows)
-            return _vector_index(rows, matrix, b"")
+            served = device_index(rows, matrix)
+            return _vector_index(rows, matrix, b"") if served is None else served
         (index, rows), _ = kept
         self._vector_row = _last(rows)
         index.remove(np.setdiff1d(rows, living))
@@ -374,6 +376,9 @@ def _vectors_on_disk(disk: Generation, dim: int) -> tuple[VectorIndex, Ids]:
     rows, matrix = disk.arrays(ROWS)["row"], disk.matrix(MATRIX, dim)
     if len(matrix) != len(rows):
         raise Unsound(MATRIX)
+    served = device_index(rows, matrix)
+    if served is not None:
+        return served, rows
     structure = disk.check(STRUCTURE).read_bytes() if STRUCTURE in disk.files else b""
     return _vector_index(rows, matrix, structure), rows
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from indexer.errors import ArgumentError
+from indexer.library import Library
 from indexer.store import torch_scan, vector_engine
 from indexer.store.torch_scan import TorchScan
 from indexer.store.vector_engine import device_index, use
@@ -125,3 +126,33 @@ def test_a_name_that_is_none_is_refused_and_changes_nothing():
     with pytest.raises(ArgumentError, match="none of auto, faiss, torch"):
         use("gpu")
     assert isinstance(device_index(IDS, ROWS), ExactVectorIndex)
+
+
+@pytest.mark.parametrize("engine", ["numpy", "torch", "faiss-gpu"])
+def test_a_collection_answers_alike_with_every_engine(tmp_path, monkeypatch, engine):
+    """Stored, deleted and newer notes, from memory and from derived files; devices are stood in for by the CPU."""
+    from indexer.store import faiss_gpu
+    from tests.indexer.made_collections import new, note, store, vector
+    from tests.indexer.test_vectors_faiss_gpu import HostDevices
+
+    cuda_with(monkeypatch, 2**30)
+    monkeypatch.setattr(faiss_gpu, "GpuDevices", HostDevices)
+    texts = ["Pain in the chest.", "No fever.", "Rounds on Sunday.", "Aorta is fine.", "Insulin."]
+
+    def answers(chosen: str, home):
+        use(chosen)
+        found = []
+        with new(home) as ward:
+            store(ward, *(note(f"n{n}", text) for n, text in enumerate(texts * 3)))
+            ward.publish()
+        for _ in range(2):  # Once with what is on disk alone, once more with what came since.
+            with Library(home).open("ward") as ward:
+                for after in (False, True):
+                    if after:
+                        ward.delete_notes(["n0", "n6"])
+                        store(ward, note("late", "Sunday pain."))
+                    view = ward.view()
+                    found.append([part.tolist() for part in view.search_vectors(vector("Pain on Sunday"), 9)])
+        return found
+
+    assert answers(engine, tmp_path / "one") == answers("faiss", tmp_path / "other")
