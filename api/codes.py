@@ -54,6 +54,8 @@ CODES: dict[type[errors.ClinragError], Code] = {
     errors.MissingExtraError: Code(422, 2, "missing-extra", "An optional package is not installed"),
     errors.WriterBusyError: Code(409, 1, "writer-busy", "Another process is writing to the collection", 5),
     errors.HeldError: Code(409, 2, "legal-hold", "The patient is under legal hold"),
+    errors.KeysError: Code(409, 2, "keys-unavailable", "The keys of the encrypted collection are not at hand"),
+    errors.KeyDestroyedError: Code(409, 2, "key-destroyed", "What is asked for was erased with its key"),
     errors.ErasurePendingError: Code(503, 1, "erasure-pending", "The erasure is not complete yet", 30),
     errors.StorageError: Code(500, 1, "storage-failed", "The disk refused a read or a write"),
     errors.StorageFullError: Code(507, 1, "storage-full", "The disk is full"),

@@ -234,6 +234,7 @@ class CollectionBody(Wire):
 
     name: Text
     encoder: Text | None = Field(default=None, description="a catalog name; absent: the server's default")
+    encrypted: bool = Field(default=False, description="encrypt it at rest, with a key for each patient")
 
 
 class CollectionModel(Result):
@@ -253,12 +254,14 @@ class CollectionModel(Result):
     bytes: int
     seq: int
     format_version: int
+    encrypted: bool = False
 
 
 class CollectionPage(Result):
     """One page of collections; ``next`` is the cursor of the following page or ``null``.
 
-    ``damaged`` names those that cannot be read; ``clinrag collections verify`` says what is wrong.
+    ``damaged`` names those that cannot be read, encrypted ones without their keys too; ``clinrag collections verify``
+    says what is wrong.
     """
 
     collections: list[CollectionModel]

@@ -12,7 +12,13 @@ from api.jobs import Outcome, Rejected
 from api.posted import PostedNotes
 from api.settings import Settings
 from api.withdrawals import RawNote, WaitingNotes
-from indexer.errors import CollectionNotFoundError, DamagedError, EncoderMismatchError, EncoderUnavailableError
+from indexer.errors import (
+    CollectionNotFoundError,
+    DamagedError,
+    EncoderMismatchError,
+    EncoderUnavailableError,
+    KeysError,
+)
 from indexer.records import Note, RowError, Scope
 
 if TYPE_CHECKING:
@@ -73,14 +79,15 @@ class Service:
 
     # --- collections
 
-    def create(self, name: str, encoder_name: str) -> Collection:
+    def create(self, name: str, encoder_name: str, *, encrypted: bool = False) -> Collection:
         """Make a collection for the vectors of an encoder.
 
         Raises:
             CollectionExistsError: the name is taken.
+            KeysError: it is to be encrypted and no good master key is named.
             EncoderUnavailableError: the encoder is unknown or not on this machine.
         """
-        created = self.library.create(name, encoder_name, self.encoder(encoder_name).spec)
+        created = self.library.create(name, encoder_name, self.encoder(encoder_name).spec, encrypted=encrypted)
         with self._loaded.lock:
             self._loaded.collections[name] = created
         return created
@@ -127,17 +134,21 @@ class Service:
             bytes=info.bytes,
             seq=info.seq,
             format_version=info.format_version,
+            encrypted=info.encrypted,
         )
 
     def describe_all(self, names: Iterable[str]) -> tuple[list[CollectionModel], list[str]]:
-        """Return what these collections hold, and the names of those that are damaged; one that is gone is left out."""
+        """Return what these collections hold, and the names of those that cannot be read; one that is gone is left out.
+
+        An encrypted one cannot be read without its keys.
+        """
         described, damaged = [], []
         for name in names:
             try:
                 described.append(self.describe(name))
             except CollectionNotFoundError:
                 continue  # deleted since it was named
-            except DamagedError:
+            except (DamagedError, KeysError):
                 damaged.append(name)
         return described, damaged
 

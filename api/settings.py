@@ -21,6 +21,7 @@ class Settings:
     model that whoever runs the server did not list. ``generator_url`` and ``generator_key`` say where a chat model is,
     for providers that take them. ``api_key`` is a key for both scopes beside the stored ones, for containers.
     ``vector_engine`` is one of those in `indexer.store.vector_engine`.
+    ``master_key_file`` holds the key that opens those of encrypted collections; else ``passphrase`` does.
     """
 
     home: Path
@@ -41,6 +42,8 @@ class Settings:
     max_concurrent_posts: int = 8
     writer_timeout_s: float = 10.0
     batch_notes: int = 64
+    master_key_file: Path | None = None
+    passphrase: str | None = field(default=None, repr=False)
 
     @property
     def loopback(self) -> bool:
@@ -55,7 +58,7 @@ def from_environment(environment: Mapping[str, str] | None = None) -> Settings:
     ``CLINRAG_GENERATOR_URL``, ``CLINRAG_GENERATOR_KEY``, ``CLINRAG_API_KEY``, ``CLINRAG_DATA``,
     ``CLINRAG_VECTOR_ENGINE``, ``CLINRAG_DEBUG``, ``CLINRAG_LOG_LEVEL``, ``CLINRAG_MAX_BODY_BYTES``,
     ``CLINRAG_MAX_NOTES``, ``CLINRAG_WRITER_TIMEOUT_S``,
-    ``CLINRAG_BATCH_NOTES``.
+    ``CLINRAG_BATCH_NOTES``, ``CLINRAG_MASTER_KEY_FILE``, ``CLINRAG_PASSPHRASE``.
 
     Raises:
         ArgumentError: a variable is not of the allowed form.
@@ -66,7 +69,7 @@ def from_environment(environment: Mapping[str, str] | None = None) -> Settings:
         return env.get(f"CLINRAG_{name}", "").strip() or None
 
     defaults = Settings(home=_default_home(env))
-    data = text("DATA")
+    data, master_key_file = text("DATA"), text("MASTER_KEY_FILE")
     api_key = text("API_KEY")
     if api_key is not None and len(api_key) < 32:
         raise ArgumentError("CLINRAG_API_KEY", "is shorter than 32 characters; make one with: openssl rand -hex 32")
@@ -91,6 +94,8 @@ def from_environment(environment: Mapping[str, str] | None = None) -> Settings:
         max_notes=_whole(env, "MAX_NOTES", defaults.max_notes, 1, 1_000_000),
         writer_timeout_s=float(_whole(env, "WRITER_TIMEOUT_S", int(defaults.writer_timeout_s), 0, 3_600)),
         batch_notes=_whole(env, "BATCH_NOTES", defaults.batch_notes, 1, 10_000),
+        master_key_file=Path(master_key_file).expanduser() if master_key_file else None,
+        passphrase=text("PASSPHRASE"),
     )
 
 

@@ -12,6 +12,7 @@ from api.withdrawals import WaitingJobs
 if TYPE_CHECKING:
     from api.encoding import EncoderWorker
     from indexer.encoders.encoder import Encoder
+    from indexer.library import Library
     from rag.generate import Generator
 
 
@@ -19,9 +20,8 @@ def build_service(settings: Settings) -> Service:
     """Return a service for one caller at a time, as the command line is: encoders run on the caller's thread."""
     _choose_engine(settings)
     from indexer.encoders.catalog import load_encoder
-    from indexer.library import Library
 
-    return Service(settings, Library(settings.home, WaitingJobs(settings.home)), load_encoder, _generators(settings))
+    return Service(settings, _library(settings), load_encoder, _generators(settings))
 
 
 def build_served(settings: Settings) -> tuple[Service, list[EncoderWorker]]:
@@ -29,7 +29,6 @@ def build_served(settings: Settings) -> tuple[Service, list[EncoderWorker]]:
     _choose_engine(settings)
     from api.encoding import EncoderWorker
     from indexer.encoders.catalog import load_encoder
-    from indexer.library import Library
 
     workers: list[EncoderWorker] = []
 
@@ -38,7 +37,15 @@ def build_served(settings: Settings) -> tuple[Service, list[EncoderWorker]]:
         workers.append(worker)
         return worker
 
-    return Service(settings, Library(settings.home, WaitingJobs(settings.home)), load, _generators(settings)), workers
+    return Service(settings, _library(settings), load, _generators(settings)), workers
+
+
+def _library(settings: Settings) -> Library:
+    from indexer.encryption import MasterKey
+    from indexer.library import Library
+
+    master = MasterKey(settings.master_key_file, settings.passphrase)
+    return Library(settings.home, WaitingJobs(settings.home), master)
 
 
 def _choose_engine(settings: Settings) -> None:

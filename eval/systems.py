@@ -173,38 +173,6 @@ class LexicalSystem:
         return run
 
 
-Find = Callable[[str, int], Mapping[str, float]]
-"""Takes a query and how many passages to find; gives their scores by id."""
-
-
-class SearchSystem:
-    """A whole search over a collection that holds the corpus, as its users would have it."""
-
-    def __init__(
-        self,
-        name: str,
-        search_in: Callable[[Sequence[Text]], Find],
-        description: Mapping[str, str | int | float | bool | None],
-    ) -> None:
-        """Take what puts a corpus into a collection and searches there; ``description`` says how."""
-        self._name, self._search_in, self._description = name, search_in, description
-
-    @property
-    def name(self) -> str:
-        """The key in reports."""
-        return self._name
-
-    @property
-    def description(self) -> Mapping[str, str | int | float | bool | None]:
-        """The encoder's fingerprint and the search's options."""
-        return self._description
-
-    def rank(self, judged: JudgedSet, k: int) -> Run:
-        """Return up to ``k`` passages a query, as the search ranks them."""
-        find = self._search_in(judged.corpus)
-        return {query.text_id: dict(find(query.text, k)) for query in judged.queries}
-
-
 class FusedSystem:
     """Reciprocal-rank fusion of systems (Cormack et al. 2009): score is the sum of ``1 / (60 + rank)``."""
 

@@ -15,7 +15,16 @@ from indexer.errors import ArgumentError, DamagedError
 from indexer.library import Library
 from indexer.receipts import Receipt
 from indexer.spaces import TRUTH
-from indexer.store.backup import BackupFacts, copy_database, seal, unpack
+from indexer.store.backup import (
+    INCREMENT,
+    BackupFacts,
+    copy_database,
+    file_sha256,
+    read_facts,
+    seal,
+    unpack,
+    write_difference,
+)
 from indexer.store.erasing import By
 from indexer.store.snapshots import sync_folder
 from indexer.times import iso, now_us
@@ -23,27 +32,36 @@ from indexer.times import iso, now_us
 
 @dataclass(frozen=True, slots=True)
 class Restored:
-    """The new collection, what the backup said of itself, and what was erased again."""
+    """The new collection, what the backup said of itself, and what was erased again.
+
+    ``unreadable`` counts the notes that were left out because the key that they were encrypted with was destroyed.
+    """
 
     collection: Collection
     facts: BackupFacts
     erased: tuple[Erased, ...]
+    unreadable: int = 0
 
 
-def backup(collection: Collection, file: Path) -> BackupFacts:
+def backup(collection: Collection, file: Path, since: Path | None = None) -> BackupFacts:
     """Write the collection into a new file (0600) while it is used, check what was written, and return its facts.
 
+    With ``since``, an earlier backup of the collection, the file holds what changed since alone. Either way the whole
+    database is copied and checked, so an increment saves room and not time; behind an erasure it is nearly a whole one.
+
     Raises:
-        ArgumentError: the file is there already.
+        ArgumentError: the file is there already, or ``since`` is a backup of another collection.
+        SourceError: ``since`` cannot be read, is no backup, or its base is not beside it.
         DamagedError: the collection is damaged; no file was made.
         StorageFullError: there is no room; no file was made.
     """
     if file.exists():
         raise ArgumentError("FILE", "is there already; backups are not overwritten")
+    base = None if since is None else _base(collection, since)
     created_at = iso(now_us())
     with _aside(file) as partial:
         copy_database(collection.path, partial)
-        with _opened_copy(partial, collection.name) as copy:
+        with _opened_copy(partial, collection) as copy:
             findings = copy.verify()
             if findings:
                 raise DamagedError(
@@ -51,18 +69,18 @@ def backup(collection: Collection, file: Path) -> BackupFacts:
                     "'clinrag collections verify' names them"
                 )
             info = copy.info()
-        facts = seal(
-            partial,
-            {
-                "collection": collection.name,
-                "collection_id": collection.collection_id,
-                "encoder_name": collection.encoder_name,
-                "fingerprint": collection.spec.fingerprint,
-                "seq": info.seq,
-                "notes": info.notes,
-                "created_at": created_at,
-            },
-        )
+        said: dict[str, object] = {
+            "collection": collection.name,
+            "collection_id": collection.collection_id,
+            "encoder_name": collection.encoder_name,
+            "fingerprint": collection.spec.fingerprint,
+            "seq": info.seq,
+            "notes": info.notes,
+            "created_at": created_at,
+        }
+        if since is not None and base is not None:
+            said |= _reduce(partial, since, base)
+        facts = seal(partial, said)
         try:
             file.hardlink_to(partial)  # unlike a rename, this overwrites nothing
         except FileExistsError:
@@ -82,10 +100,12 @@ def restore(library: Library, file: Path, name: str) -> Restored:
         CollectionExistsError: the name is taken.
         SourceError: the file is no backup.
         DamagedError: the file does not match its checksum, or holds a damaged collection.
+        KeysError: the collection is encrypted, and its keys are not there or not the right ones.
     """
     with library.making(name) as folder:
         facts = unpack(file, folder / TRUTH)
-        with Collection(folder, name) as made:
+        with Collection(folder, name, keyrings=library.keyrings) as made:
+            unreadable = made.drop_unreadable()
             findings = made.verify()
         if findings:
             raise DamagedError(f"{file.name} holds a damaged collection ({len(findings)} findings); use another backup")
@@ -95,7 +115,35 @@ def restore(library: Library, file: Path, name: str) -> Restored:
     except BaseException:
         collection.close()
         raise
-    return Restored(collection, facts, erased)
+    return Restored(collection, facts, erased, unreadable)
+
+
+def _base(collection: Collection, since: Path) -> BackupFacts:
+    base = read_facts(since)
+    if base.collection_id != collection.collection_id:
+        raise ArgumentError("--since", f"is a backup of another collection than {collection.name!r}")
+    return base
+
+
+def _reduce(partial: Path, since: Path, base: BackupFacts) -> dict[str, object]:
+    """Leave of a copied database the pages that an earlier backup has not, and return what is to be said of that."""
+    facts = {
+        "format": INCREMENT,
+        "base": since.name,
+        "base_sha256": base.database,
+        "database_bytes": partial.stat().st_size,
+        "database_sha256": file_sha256(partial),
+    }
+    before, whole = (partial.with_name(partial.name + ending) for ending in (".base", ".whole"))
+    try:
+        unpack(since, before)
+        partial.rename(whole)
+        os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        write_difference(before, whole, partial)
+    finally:
+        before.unlink(missing_ok=True)
+        whole.unlink(missing_ok=True)
+    return facts
 
 
 def _erase_again(library: Library, collection: Collection, facts: BackupFacts) -> Iterator[Erased]:
@@ -121,14 +169,14 @@ def _covered(receipts: Iterable[Receipt], by: By, known: Iterable[str]) -> set[s
 
 
 @contextmanager
-def _opened_copy(partial: Path, name: str) -> Iterator[Collection]:
+def _opened_copy(partial: Path, of: Collection) -> Iterator[Collection]:
     """Open a copied database as a collection of its own, in a folder that goes with the block."""
     folder = partial.with_suffix(".check")
     folder.mkdir(mode=0o700)
     target = folder / TRUTH
     partial.rename(target)
     try:
-        with Collection(folder, name) as copy:
+        with Collection(folder, of.name, keyrings=of.keyrings) as copy:
             yield copy
     finally:
         target.rename(partial)

@@ -148,8 +148,8 @@ class _Import:
             return
         prepared = [self._prepared(item) for item in fresh]
         texts = dict(_texts(prepared))
-        stored = self._collection.known_vectors(texts)
-        vectors = self._encoded({key: text for key, text in texts.items() if key not in stored})
+        lacking = self._collection.unembedded(prepared)
+        vectors = self._encoded({key: text for key, text in texts.items() if key in lacking})
         kept, outcome = self._commit(prepared, texts, vectors)
         for index in sorted(set(range(len(fresh))).difference(kept)):
             reason = "was erased while it waited to be stored"

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from indexer.errors import DamagedError
 from indexer.records import EncoderSpec
+from indexer.store.cipher import RowCipher, use_cipher
 from indexer.store.snapshots import DERIVED
 from indexer.store.soundness import RESTORE, derived_findings, truth_findings
 from indexer.store.sqlite import open_engine, read_transaction
@@ -13,11 +14,14 @@ from indexer.store.stored import Finding
 from indexer.store.witness import Witness
 
 
-def verify(path: Path, spec: EncoderSpec, collection_id: str, witness: Witness) -> list[Finding]:
+def verify(
+    path: Path, spec: EncoderSpec, collection_id: str, witness: Witness, cipher: RowCipher | None = None
+) -> list[Finding]:
     """Return everything that is not as it should be; empty = all is well. Reads all of it, writes nothing."""
     acknowledged = witness.read()
     # Connections of its own: nothing that is checked comes from another's page cache.
     engine = open_engine(path)
+    use_cipher(engine, cipher)
     try:
         with read_transaction(engine) as connection:
             lost = witness.problem(acknowledged, connection)

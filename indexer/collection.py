@@ -11,8 +11,9 @@ from functools import partial
 from pathlib import Path
 
 from indexer.check import verify
+from indexer.encryption import Keyrings
 from indexer.erasure import Eraser, Waiting
-from indexer.errors import CollectionNotFoundError, DamagedError, EncoderMismatchError, NoteNotFoundError
+from indexer.errors import CollectionNotFoundError, DamagedError, EncoderMismatchError, KeysError, NoteNotFoundError
 from indexer.follower import forget_beside
 from indexer.receipts import Receipts
 from indexer.records import EncoderSpec, Scope
@@ -20,7 +21,9 @@ from indexer.scan import Trace, traces
 from indexer.spaces import LOCK, TRUTH, Spaces
 from indexer.store import holds, reading, truth
 from indexer.store import schema as t
+from indexer.store.cipher import RowCipher, cipher_of, use_cipher
 from indexer.store.columns import Ids
+from indexer.store.erasing import drop_unreadable
 from indexer.store.holds import Hold
 from indexer.store.kept import forgotten_ids, kept_strings, known_subjects
 from indexer.store.lock import exclusive
@@ -40,10 +43,13 @@ from indexer.store.sqlite import (
 from indexer.store.stored import CollectionInfo, Deleted, Finding, NoteInfo, Passage, Prepared, StoredNote
 from indexer.store.view import View
 from indexer.store.witness import Witness
-from indexer.store.writer import Writer, stored_contents, stored_vector_keys
+from indexer.store.writer import Writer, stored_contents, stored_vector_keys, unembedded
 from indexer.times import iso, now_us
 
 CHECKED_AT_OPEN = ("notes", "versions", "changes")
+ENCRYPTION = "encryption"
+"""The fact that a collection is encrypted; its value says how."""
+
 DELETE_TIMEOUT_S = 5.0
 PUBLISH_BEHIND = 500
 
@@ -54,12 +60,15 @@ class Collection:
     Usable as a context manager; `Library` creates and opens them.
     """
 
-    def __init__(self, folder: Path, name: str, root: Path | None = None) -> None:
+    def __init__(self, folder: Path, name: str, root: Path | None = None, keyrings: Keyrings | None = None) -> None:
         """Open the collection in a folder, which is one of the spaces under ``root`` (absent: the only one).
+
+        ``keyrings`` hold the keys of those that are encrypted.
 
         Raises:
             CollectionNotFoundError: there is none.
             DamagedError: the file is damaged, or of a newer format.
+            KeysError: it is encrypted, and its keys are not there or not the right ones.
         """
         self._path = folder / TRUTH
         if not self._path.is_file():
@@ -91,6 +100,8 @@ class Collection:
             self.encoder_name = facts["encoder_name"]
             self.spec = truth.spec_of(facts["spec"])
             self.collection_id = facts["collection_id"]
+            self.keyrings = keyrings
+            use_cipher(self._engine, cipher_for(facts, keyrings))
             self._checked_version = 0
             self._created_at = facts["created_at"]
             identity = Identity(name, self.collection_id, self.spec.fingerprint, self.spec.dim)
@@ -103,7 +114,7 @@ class Collection:
     def create(cls, folder: Path, encoder_name: str, spec: EncoderSpec, facts: Mapping[str, str] | None = None) -> None:
         """Make an empty collection in a folder that exists. Raises ``FileExistsError``.
 
-        ``facts`` are those that it shares with another (``collection_id``, ``created_at``).
+        ``facts`` are those that are given or shared with another (``collection_id``, ``created_at``, `ENCRYPTION`).
         """
         create_file(folder / TRUTH)
         engine = open_engine(folder / TRUTH)
@@ -211,10 +222,25 @@ class Collection:
         """Where the truth lies."""
         return self._path
 
+    @property
+    def cipher(self) -> RowCipher | None:
+        """How the truth is sealed, ``None`` for a collection that is not encrypted."""
+        return cipher_of(self._engine)
+
     def known_subjects(self) -> tuple[set[str], set[str]]:
         """Return all note ids, those of deleted notes too, and all patient ids."""
         with read_transaction(self._engine) as connection:
             return known_subjects(connection)
+
+    def drop_unreadable(self) -> int:
+        """Drop the notes whose keys were destroyed, as an erasure does, and return how many; 0 where nothing is sealed.
+
+        What is left of them in the file's free pages is sealed with the same keys.
+        """
+        if self.cipher is None:
+            return 0
+        with self.writer(DELETE_TIMEOUT_S), write_transaction(self._engine) as connection:
+            return drop_unreadable(connection)
 
     def scan(self, texts: Sequence[bytes], note_ids: Sequence[str] = ()) -> list[Trace]:
         """Return which files of the collection hold 24 bytes of the texts, or an id, that no kept note holds."""
@@ -244,6 +270,11 @@ class Collection:
         """Return the content hash of each of these notes that is stored."""
         with read_transaction(self._engine) as connection:
             return stored_contents(connection, note_ids)
+
+    def unembedded(self, batch: Iterable[Prepared]) -> set[bytes]:
+        """Return which texts of the notes (sha256) have no vector yet that may be used for them."""
+        with read_transaction(self._engine) as connection:
+            return unembedded(connection, batch)
 
     def known_vectors(self, hashes: Iterable[bytes]) -> set[bytes]:
         """Return which texts (sha256) have a vector."""
@@ -305,11 +336,12 @@ class Collection:
             format_version=t.format_version(self._engine),
             first=totals.first,
             last=totals.last,
+            encrypted=self.cipher is not None,
         )
 
     def verify(self) -> list[Finding]:
         """Return what is not as it should be; empty = all is well."""
-        return verify(self._path, self.spec, self.collection_id, self._witness)
+        return verify(self._path, self.spec, self.collection_id, self._witness, self.cipher)
 
     def rebuild(self) -> None:
         """Make the derived files anew from the truth."""
@@ -330,6 +362,21 @@ class Collection:
             self._replica.publish()
         elif behind >= max(PUBLISH_BEHIND, changes // 5):
             self._replica.publish_if_possible()
+
+
+def cipher_for(facts: Mapping[str, str], keyrings: Keyrings | None) -> RowCipher | None:
+    """Return how a truth that says these facts of itself is sealed, ``None`` where it is not.
+
+    Raises:
+        KeysError: it is, and the keys are not there or not the right ones.
+    """
+    # A truth that lost this fact is not taken for a plain one as long as its keys are there.
+    known = keyrings is not None and keyrings.path(facts["collection_id"]).exists()
+    if ENCRYPTION not in facts and not known:
+        return None
+    if keyrings is None:
+        raise KeysError("the collection is encrypted; open it with its keys")
+    return RowCipher(keyrings.open(facts["collection_id"]))
 
 
 __all__ = [

@@ -18,6 +18,8 @@
     ├── StorageError            (OSError)       500 / exit 1
     ├── StorageFullError        (OSError)       507 / exit 1
     ├── HeldError               (PermissionError) 409 / exit 2   a patient is under legal hold
+    ├── KeysError               (PermissionError) 409 / exit 2   an encrypted collection without its keys
+    │   └── KeyDestroyedError                                  what is asked for was erased with its key
     ├── ErasurePendingError     (TimeoutError)  503 / exit 1   asked for, not done yet; goes on by itself
     ├── DamagedError            (RuntimeError)  500 / exit 1
     └── GeneratorError          (RuntimeError)  502 / exit 1
@@ -99,6 +101,14 @@ class StorageFullError(ClinragError, OSError):
 
 class HeldError(ClinragError, PermissionError):
     """A patient's notes are under legal hold."""
+
+
+class KeysError(ClinragError, PermissionError):
+    """The keys of an encrypted collection are not at hand, or are not the right ones."""
+
+
+class KeyDestroyedError(KeysError):
+    """Something was encrypted with a key that was destroyed since; nobody can read it any more."""
 
 
 class ErasurePendingError(ClinragError, TimeoutError):

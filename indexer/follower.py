@@ -20,6 +20,7 @@ from indexer.records import EncoderSpec
 from indexer.spaces import LOCK, TRUTH, Spaces
 from indexer.store import mirror, truth
 from indexer.store import schema as t
+from indexer.store.cipher import RowCipher, use_cipher
 from indexer.store.erasing import pending_erasures
 from indexer.store.failpoints import failpoint
 from indexer.store.lock import exclusive
@@ -29,7 +30,7 @@ from indexer.store.snapshots import DERIVED
 from indexer.store.sqlite import Engine, open_engine, read_transaction, write_transaction
 from indexer.store.truth import text_hash
 from indexer.store.witness import Witness
-from indexer.store.writer import MissingVectorsError, stored_vector_keys
+from indexer.store.writer import MissingVectorsError
 from indexer.text.chunks import DEFAULT_CHUNK_TOKENS, split_chunks
 
 Vectors = dict[bytes, NDArray[np.float16]]
@@ -60,8 +61,12 @@ class Follower:
     context manager.
     """
 
-    def __init__(self, name: str, live: Path, folder: Path, encoder: Callable[[], Encoder]) -> None:
+    def __init__(
+        self, name: str, live: Path, folder: Path, encoder: Callable[[], Encoder], cipher: RowCipher | None = None
+    ) -> None:
         """Follow the truth of the folder ``live``; the encoder is asked for when there is something to embed.
+
+        ``cipher`` is how both truths are sealed.
 
         Raises:
             DamagedError: the space beside was not made to its end.
@@ -76,6 +81,8 @@ class Follower:
         self._load = encoder
         self._source = open_engine(live / TRUTH)
         self._target = open_engine(folder / TRUTH)
+        for engine in (self._source, self._target):
+            use_cipher(engine, cipher)
 
     def __enter__(self) -> Follower:
         """Return itself."""
@@ -158,8 +165,8 @@ class Follower:
             for chunk, key in zip(cut.chunks, cut.hashes, strict=True)
         }
         with read_transaction(self._target) as target:
-            known = stored_vector_keys(target, texts)
-        vectors = _encoded(encoder, {key: text for key, text in texts.items() if key not in known})
+            lacking = mirror.unembedded(target, cuts)
+        vectors = _encoded(encoder, {key: text for key, text in texts.items() if key in lacking})
         failpoint("reencode.embedded")
         while True:
             try:

@@ -10,7 +10,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from indexer.collection import DELETE_TIMEOUT_S, Collection
+from indexer.collection import DELETE_TIMEOUT_S, ENCRYPTION, Collection
+from indexer.encryption import Keyrings, MasterKey
 from indexer.erasure import WAIT_S, Erased, NothingWaits, Waiting
 from indexer.errors import ArgumentError, ClinragError, CollectionExistsError, CollectionNotFoundError, DamagedError
 from indexer.receipts import Receipts
@@ -31,25 +32,32 @@ log = logging.getLogger(__name__)
 class Library:
     """Creates, opens, names and deletes collections. Folders are open to their owner only."""
 
-    def __init__(self, home: Path, waiting: Waiting | None = None) -> None:
+    def __init__(self, home: Path, waiting: Waiting | None = None, master: MasterKey | None = None) -> None:
         """Keep collections under ``home``, which is made when the first one is.
 
-        ``waiting`` is what knows the notes that wait there to be stored, so that erasing reaches them too.
+        ``waiting`` is what knows the notes that wait there to be stored, so that erasing reaches them too; ``master``
+        is the key that the keys of encrypted collections are wrapped with.
         """
         self.receipts = Receipts(home)
+        self.keyrings = Keyrings(home, master)
         self._waiting = waiting or NothingWaits()
         self._folder = home / "collections"
 
-    def create(self, name: str, encoder_name: str, spec: EncoderSpec) -> Collection:
+    def create(self, name: str, encoder_name: str, spec: EncoderSpec, *, encrypted: bool = False) -> Collection:
         """Make an empty collection for an encoder and open it.
 
         Raises:
             ArgumentError: the name is not of the allowed form.
             CollectionExistsError: there is one of that name.
+            KeysError: it is to be encrypted and no good master key is named; nothing was made.
         """
         with self.making(name) as folder:
-            Collection.create(folder, encoder_name, spec)
-        return Collection(self._path(name), name)
+            facts = {}
+            if encrypted:
+                facts = {"collection_id": uuid.uuid4().hex, ENCRYPTION: "1"}
+                self.keyrings.create(facts["collection_id"])
+            Collection.create(folder, encoder_name, spec, facts)
+        return Collection(self._path(name), name, keyrings=self.keyrings)
 
     @contextmanager
     def making(self, name: str) -> Iterator[Path]:
@@ -91,7 +99,7 @@ class Library:
             CollectionNotFoundError: there is none of that name.
         """
         root = self._path(name)
-        opened = Collection(Spaces(root).live(), name, root)
+        opened = Collection(Spaces(root).live(), name, root, self.keyrings)
         try:
             opened.eraser(self.receipts, self._waiting).resume()
         except ClinragError as exc:

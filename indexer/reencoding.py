@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from indexer.collection import Collection
+from indexer.collection import ENCRYPTION, Collection
 from indexer.encoders.encoder import Encoder
 from indexer.errors import ArgumentError
 from indexer.follower import Follower, OnProgress, facts_of
@@ -23,7 +23,7 @@ from indexer.store.truth import spec_of
 BATCH_NOTES = 64
 WRITER_TIMEOUT_S = 10.0
 
-_SHARED_FACTS = ("collection_id", "created_at")
+_SHARED_FACTS = ("collection_id", "created_at", ENCRYPTION)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ def beside(collection: Collection) -> Beside | None:
     if folder is None or "spec" not in facts_of(folder):
         return None
     role: Literal["next", "previous"] = "previous" if folder == collection.spaces.previous() else "next"
-    with Follower(collection.name, collection.path.parent, folder, _no_encoder) as follower:
+    with _follower(collection, folder, _no_encoder) as follower:
         return Beside(role, follower.encoder_name, follower.spec.fingerprint, *follower.progress())
 
 
@@ -65,7 +65,7 @@ def reencode(
     if encoder.spec.fingerprint == collection.spec.fingerprint:
         raise ArgumentError("encoder", f"is the one that collection {collection.name!r} has already")
     folder = _space_for(collection, encoder_name, encoder)
-    with Follower(collection.name, collection.path.parent, folder, lambda: encoder) as follower:
+    with _follower(collection, folder, lambda: encoder) as follower:
         return follower.catch_up(batch_notes, on_progress)
 
 
@@ -80,7 +80,7 @@ def completed(
     """
     folder = _folder_beside(collection)
     _complete(collection, folder, encoder, on_progress)
-    with Collection(folder, collection.name, collection.spaces.root) as opened:
+    with Collection(folder, collection.name, collection.spaces.root, collection.keyrings) as opened:
         opened.publish()
         yield opened
 
@@ -134,10 +134,10 @@ def _switch(
     keep_as_previous: bool,
 ) -> None:
     _complete(collection, folder, encoder, on_progress)
-    with Collection(folder, collection.name, collection.spaces.root) as opened:
+    with Collection(folder, collection.name, collection.spaces.root, collection.keyrings) as opened:
         opened.publish()  # so that whoever opens it next finds its indexes made
     with (
-        Follower(collection.name, collection.path.parent, folder, encoder) as follower,
+        _follower(collection, folder, encoder) as follower,
         collection.writer(WRITER_TIMEOUT_S),
     ):
         follower.finish()
@@ -146,7 +146,7 @@ def _switch(
 
 
 def _complete(collection: Collection, folder: Path, encoder: Callable[[], Encoder], on_progress: OnProgress) -> None:
-    with Follower(collection.name, collection.path.parent, folder, encoder) as follower:
+    with _follower(collection, folder, encoder) as follower:
         follower.catch_up(BATCH_NOTES, on_progress)
         with collection.writer(WRITER_TIMEOUT_S):
             follower.finish()
@@ -164,7 +164,8 @@ def _space_for(collection: Collection, encoder_name: str, encoder: Encoder) -> P
             spaces.sweep()
             folder = spaces.make()
             own = facts_of(collection.path.parent)
-            Collection.create(folder, encoder_name, encoder.spec, {name: own[name] for name in _SHARED_FACTS})
+            shared = {name: own[name] for name in _SHARED_FACTS if name in own}
+            Collection.create(folder, encoder_name, encoder.spec, shared)
             failpoint("reencode.made")
             return folder
     known = facts_of(folder)
@@ -177,6 +178,10 @@ def _space_for(collection: Collection, encoder_name: str, encoder: Encoder) -> P
             "collection", f"has vectors of {known['encoder_name']} in the making; cut over to them or 'discard' them"
         )
     return folder
+
+
+def _follower(collection: Collection, folder: Path, encoder: Callable[[], Encoder]) -> Follower:
+    return Follower(collection.name, collection.path.parent, folder, encoder, collection.cipher)
 
 
 def _folder_beside(collection: Collection) -> Path:

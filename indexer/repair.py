@@ -15,8 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from indexer.collection import DELETE_TIMEOUT_S, Collection
+from indexer.collection import DELETE_TIMEOUT_S, Collection, cipher_for
 from indexer.encoders.encoder import Encoder
+from indexer.encryption import Keyrings
 from indexer.errors import CollectionNotFoundError, DamagedError, EncoderMismatchError
 from indexer.library import Library
 from indexer.records import Note, Status
@@ -57,6 +58,7 @@ def repair(library: Library, name: str, load_encoder: Callable[[str], Encoder]) 
         CollectionNotFoundError: there is none of that name.
         DamagedError: the collection's own facts are lost, or what was made is not sound; nothing was changed.
         EncoderMismatchError: the encoder of this machine is not the collection's.
+        KeysError: it is encrypted, and its keys are not there or not the right ones; nothing was changed.
         WriterBusyError: it is being written to.
     """
     folder = Spaces(library.folder(name)).live()
@@ -64,14 +66,14 @@ def repair(library: Library, name: str, load_encoder: Callable[[str], Encoder]) 
     if not path.exists():
         raise CollectionNotFoundError(f"no collection {name!r}; 'clinrag collections list' names those there are")
     with exclusive(folder / LOCK, f"collection {name!r}", DELETE_TIMEOUT_S):
-        if _is_sound(folder, name):
+        if _is_sound(folder, name, library.keyrings):
             return Repaired(0, 0, (), None)
-        found = salvage.read(path)
+        found = salvage.read(path, lambda facts: cipher_for(facts, library.keyrings))
         aside = folder / f".repair-{uuid.uuid4().hex}"
         aside.mkdir(mode=0o700)
         try:
             rebuilder = _rebuilt(found, aside / TRUTH, load_encoder, name)
-            with Collection(aside, name) as made:
+            with Collection(aside, name, keyrings=library.keyrings) as made:
                 findings = made.verify()
             if findings:
                 raise DamagedError(
@@ -84,10 +86,10 @@ def repair(library: Library, name: str, load_encoder: Callable[[str], Encoder]) 
     return Repaired(rebuilder.embedded, len(found.recut), tuple(found.quarantined), kept)
 
 
-def _is_sound(folder: Path, name: str) -> bool:
+def _is_sound(folder: Path, name: str, keyrings: Keyrings) -> bool:
     """Return whether nothing is to be repaired: a copy of all notes, put aside for nothing, would outlive deletions."""
     try:
-        with Collection(folder, name) as collection:
+        with Collection(folder, name, keyrings=keyrings) as collection:
             return not collection.verify()
     except DamagedError:
         return False

@@ -20,15 +20,20 @@ def collections() -> None:
 @collections.command()
 @click.argument("name")
 @click.option("--encoder", metavar="NAME", help="hashing, compact, multiclinicalbert, a folder or a hub id.")
+@click.option("--encrypted", is_flag=True, help="Encrypt it at rest, with a key for each patient.")
 @json_option
 @pass_context
-def create(context: CliContext, name: str, encoder: str | None, as_json: bool) -> None:
+def create(context: CliContext, name: str, encoder: str | None, encrypted: bool, as_json: bool) -> None:
     """Make an empty collection."""
-    made = context.service.create(name, encoder or context.service.default_encoder())
+    made = context.service.create(name, encoder or context.service.default_encoder(), encrypted=encrypted)
     if as_json:
         click.echo(context.service.describe(name).json_text())
     else:
-        click.echo(f"made collection {name} (encoder {made.encoder_name}, {made.spec.dim} dimensions)")
+        how = f"encoder {made.encoder_name}, {made.spec.dim} dimensions" + (", encrypted" if encrypted else "")
+        click.echo(f"made collection {name} ({how})")
+        if encrypted:
+            keys = context.service.library.keyrings.path(made.collection_id)
+            click.echo(f"  its keys: {keys}; keep a copy of them and of the master key apart from backups")
 
 
 @collections.command(name="list")
@@ -49,7 +54,7 @@ def list_(context: CliContext, as_json: bool) -> None:
     for row in rows:
         click.echo(f"{row.name:<{width}}  {row.notes:>9,}  {row.chunks:>9,}  {row.bytes / 1e6:>8,.1f}  {row.encoder}")
     for name in damaged:
-        click.echo(f'{name}: damaged; "clinrag collections verify {name}" says what is wrong', err=True)
+        click.echo(f'{name}: cannot be read; "clinrag collections verify {name}" says what is wrong', err=True)
 
 
 @collections.command()
@@ -74,6 +79,7 @@ def info(context: CliContext, name: str, as_json: bool) -> None:
         "made": found.created_at or "unknown",
         "changes": f"{found.seq:,}",
         "format": str(found.format_version),
+        "encrypted": "yes, with a key for each patient" if found.encrypted else "no",
     }
     for key, value in rows.items():
         click.echo(f"{key + ':':<12}{value}")

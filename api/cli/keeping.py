@@ -18,18 +18,23 @@ _PATH = click.Path(dir_okay=False, path_type=Path)
 @click.command()
 @click.argument("name")
 @click.argument("file", type=_PATH)
+@click.option("--since", metavar="FILE", type=_PATH, help="An earlier backup: write what changed since alone.")
 @json_option
 @pass_context
-def backup(context: CliContext, name: str, file: Path, as_json: bool) -> None:
-    """Write a collection into one new file while it is used: consistent, checked, readable by its owner alone."""
+def backup(context: CliContext, name: str, file: Path, since: Path | None, as_json: bool) -> None:
+    """Write a collection into one new file while it is used: consistent, checked, readable by its owner alone.
+
+    What is written with --since is restored with the earlier backup beside it.
+    """
     from indexer.backup import backup as write_backup
 
     context.if_interrupted = "no backup was made"
-    facts = write_backup(context.service.collection(name), file)
+    facts = write_backup(context.service.collection(name), file, since)
     if as_json:
         click.echo(json.dumps({"file": str(file), **asdict(facts)}))
     else:
-        click.echo(f"{file}: {counted(facts.notes, 'note')} of {name}, {facts.bytes / 1e6:,.1f} MB, checked")
+        of = name if since is None else f"{name} since {since}"
+        click.echo(f"{file}: {counted(facts.notes, 'note')} of {of}, {facts.bytes / 1e6:,.1f} MB, checked")
 
 
 @click.command()
@@ -48,11 +53,14 @@ def restore(context: CliContext, file: Path, name: str, as_json: bool) -> None:
     erased = sum(one.receipt.counts["notes"] for one in restored.erased)
     if as_json:
         said = {"collection": name, "notes": notes, "erased_again": erased, "backup_made": restored.facts.created_at}
-        click.echo(json.dumps(said, ensure_ascii=False))
+        click.echo(json.dumps({**said, "unreadable": restored.unreadable}, ensure_ascii=False))
         return
     click.echo(f"restored {counted(notes, 'note')} to {name}, as of {restored.facts.created_at}")
     if erased:
         click.echo(f"  {counted(erased, 'note')} erased since then {'is' if erased == 1 else 'are'} erased again")
+    if restored.unreadable:
+        were = "was" if restored.unreadable == 1 else "were"
+        click.echo(f"  {counted(restored.unreadable, 'note')} {were} left out: the keys were destroyed with an erasure")
 
 
 @click.command()

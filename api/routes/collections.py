@@ -33,7 +33,7 @@ def create_collection(state: Shared, body: CollectionBody) -> CollectionModel:
     encoder = body.encoder or state.service.default_encoder()
     if encoder not in CATALOG and encoder != state.settings.encoder:
         raise ArgumentError("encoder", f"must be one of {', '.join(CATALOG)}")
-    state.service.create(body.name, encoder)
+    state.service.create(body.name, encoder, encrypted=body.encrypted)
     return state.service.describe(body.name)
 
 

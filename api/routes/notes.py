@@ -11,7 +11,7 @@ from api.auth import READ, WRITE
 from api.schemas import Deleted, JobAccepted, NoteHeadModel, NoteModel, NotePage, NotesBody, NotesResponse, PageQuery
 from api.shown import shown_note, shown_notes
 from api.state import Shared, after, cursor_of
-from indexer.errors import NoteNotFoundError, TooLargeError
+from indexer.errors import ArgumentError, NoteNotFoundError, TooLargeError
 
 router = APIRouter(prefix="/v1/collections/{name}/notes", tags=["notes"])
 
@@ -22,7 +22,8 @@ def post_notes(state: Shared, name: str, body: NotesBody) -> NotesResponse | Res
     if len(body.notes) > state.settings.max_notes:
         raise TooLargeError(f"{len(body.notes):,} notes in one request; the limit is {state.settings.max_notes:,}")
     if not body.wait:
-        state.service.collection(name)
+        if state.service.collection(name).cipher is not None:
+            raise ArgumentError("wait", "must be true: notes that wait lie in clear, and the collection is encrypted")
         job_id = state.jobs.submit(name, body.notes)
         where = {"Location": f"/v1/jobs/{job_id}"}
         return JSONResponse(JobAccepted(job_id=job_id).model_dump(), status_code=202, headers=where)

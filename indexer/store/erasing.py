@@ -18,6 +18,8 @@ from sqlalchemy import Connection, delete, exists, func, or_, select, update
 from indexer.errors import NoteNotFoundError
 from indexer.store import holds, truth
 from indexer.store import schema as t
+from indexer.store.cipher import cipher_of, plain_rows
+from indexer.store.keyring import Owner
 from indexer.store.writer import ChangeLog
 from indexer.times import iso, now_us
 
@@ -118,28 +120,79 @@ def drop(connection: Connection, pending: Pending, withdrawn: int) -> Pending:
         )
         for row in rows
     )
+    newest: dict[int, int] = {}
+    for row in rows:
+        newest[row.note] = max(row.version, newest.get(row.note, 0))
+    counts = _drop_covered(connection, covered, newest) | {
+        "versions": len(rows),
+        "withdrawn": withdrawn,
+    }
+    details = replace(details, counts=counts, dropped=dropped)
+    cipher = cipher_of(connection)
+    if cipher is not None:
+        counts["keys"] = cipher.keyring.count(keys_covered(connection, details))
+    return step(connection, replace(pending, state=DROPPED, details=details))
+
+
+def drop_unreadable(connection: Connection) -> int:
+    """Drop from an encrypted truth what was sealed with keys that are not there any more; return how many notes.
+
+    A note whose newest version cannot be read goes as a whole, of others the versions that cannot.
+    """
+    cipher = cipher_of(connection)
+    assert cipher is not None
+    v = t.versions.c
+    query = select(v.id, v.note, v.version, v.metadata).order_by(v.id)
+    lost = [row for row in connection.execute(query) if not cipher.readable(row.metadata)]
+    newest = {row.note: row.version for row in lost}
+    notes = _rows(connection, newest)
+    whole = {note.id: note.current for note in notes if newest[note.id] == note.current}
+    covered = _Covered([row.id for row in lost if row.note not in whole], whole)
+    covered.note_ids = {note.note_id for note in notes if note.id in whole}
+    for part in truth.parts(whole):
+        covered.versions += connection.execute(select(v.id).where(v.note.in_(part))).scalars()
+    if lost:
+        _drop_covered(connection, covered, newest)
+    for token in connection.execute(select(t.holds.c.patient_id)).scalars().all():
+        if cipher.patient_of(token) is None:
+            connection.execute(delete(t.holds).where(t.holds.c.patient_id == token))
+    return len(newest)
+
+
+def _drop_covered(connection: Connection, covered: _Covered, newest: dict[int, int]) -> dict[str, int]:
+    """Delete rows, log that, and return the counts; ``newest`` is the last version that goes, by note."""
     chunks, vectors = drop_versions(connection, covered.versions)
     log = ChangeLog(connection)
-    last_erased: dict[int, int] = {}
-    for row in rows:
-        last_erased[row.note] = max(row.version, last_erased.get(row.note, 0))
-    for number, current in covered.notes.items():
-        last_erased[number] = current
+    last_erased = newest | covered.notes
     for number in sorted(last_erased):
         log.add(truth.ERASE, number, last_erased[number], None)
     log.write()
     for part in truth.parts(covered.notes):
         connection.execute(delete(t.notes).where(t.notes.c.id.in_(part)))
-    counts = {
+    return {
         "notes": len(covered.notes),
-        "versions": len(rows),
         "chunks": chunks,
         "vectors": vectors,
         "references": _drop_references(connection, covered.note_ids),
         "quarantined": _drop_quarantined(connection, covered.note_ids),
-        "withdrawn": withdrawn,
     }
-    return step(connection, replace(pending, state=DROPPED, details=replace(details, counts=counts, dropped=dropped)))
+
+
+def keys_covered(connection: Connection, details: Details) -> Callable[[Owner], bool]:
+    """Return what says whose key goes with an erasure: the patient's, and of each note that is gone as a whole its own.
+
+    To be asked when the rows are dropped.
+    """
+    gone = {note for note, _, _ in details.dropped}
+    kept = set(connection.execute(select(t.notes.c.note_id)).scalars())
+
+    def covers(owner: Owner) -> bool:
+        if owner.kind == "patient":
+            return details.covers(None, owner.id)
+        covered = details.covers(owner.id, None) or salted(details.salt, "notes", owner.id) in gone
+        return covered and owner.id not in kept
+
+    return covers
 
 
 def step(connection: Connection, pending: Pending) -> Pending:
@@ -173,7 +226,12 @@ def _covered(connection: Connection, details: Details) -> _Covered:
     partly: set[int] = set()
     if details.by == "patient":
         patients = connection.execute(select(v.patient_id).where(v.patient_id.is_not(None)).distinct()).scalars()
-        wanted = [patient for patient in patients if details.covers(None, patient)]
+        cipher = cipher_of(connection)
+        wanted = [
+            stored
+            for stored in patients
+            if details.covers(None, stored if cipher is None else cipher.patient_of(stored))
+        ]
         of_patient = connection.execute(select(v.id, v.note, v.version).where(v.patient_id.in_(wanted))).all()
         partly.update(row.note for row in of_patient)
         newest = {row.note: row.version for row in of_patient}
@@ -203,7 +261,9 @@ def _versions(connection: Connection, version_ids: Sequence[int]) -> list[Any]:
     found: list[Any] = []
     for part in truth.parts(version_ids):
         query = select(v.id, v.note, v.version, v.patient_id, v.text_hash).where(v.id.in_(part))
-        found += connection.execute(query.order_by(v.id)).all()
+        if cipher_of(connection) is not None:
+            query = query.add_columns(v.metadata, t.notes.c.note_id).join(t.notes, t.notes.c.id == v.note)
+        found += plain_rows(connection, connection.execute(query.order_by(v.id)).all())
     return found
 
 

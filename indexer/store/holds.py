@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy import Connection, delete, select
 
 from indexer.errors import HeldError
 from indexer.store import schema as t
 from indexer.store import truth
+from indexer.store.cipher import cipher_of
+from indexer.store.keyring import Owner
 from indexer.times import iso, now_us
 
 
@@ -27,14 +30,23 @@ def put(connection: Connection, patient_id: str, reason: str) -> Hold:
     before = [hold for hold in holds(connection) if hold.patient_id == patient_id]
     made = Hold(patient_id, reason, before[0].since if before else iso(now_us()))
     release(connection, patient_id)
-    values = {"patient_id": made.patient_id, "reason": made.reason, "since": made.since}
+    values: dict[str, Any] = {"patient_id": made.patient_id, "reason": made.reason, "since": made.since}
+    cipher = cipher_of(connection)
+    if cipher is not None:
+        with cipher.writing([Owner("patient", patient_id)]) as key_of:
+            key = key_of("", patient_id)
+            values |= {"patient_id": key.token, "reason": cipher.reason(key, reason)}
+            connection.execute(t.holds.insert().values(truth.sealed(truth.HOLD_FIELDS, values)))
+        return made
     connection.execute(t.holds.insert().values(truth.sealed(truth.HOLD_FIELDS, values)))
     return made
 
 
 def release(connection: Connection, patient_id: str) -> bool:
     """Take a hold away; ``False`` where there was none."""
-    gone = connection.execute(delete(t.holds).where(t.holds.c.patient_id == patient_id))
+    cipher = cipher_of(connection)
+    stored = patient_id if cipher is None else cipher.keyring.token(Owner("patient", patient_id))
+    gone = connection.execute(delete(t.holds).where(t.holds.c.patient_id == stored))
     return bool(gone.rowcount)
 
 
@@ -45,10 +57,14 @@ def holds(connection: Connection) -> list[Hold]:
         DamagedError: a row does not match its checksum.
     """
     found = []
+    cipher = cipher_of(connection)
     for row in connection.execute(select(t.holds).order_by(t.holds.c.patient_id)):
         truth.check_row("holds", truth.HOLD_FIELDS, row)
-        found.append(Hold(row.patient_id, row.reason, row.since))
-    return found
+        if cipher is None:
+            found.append(Hold(row.patient_id, row.reason, row.since))
+        elif (patient_id := cipher.patient_of(row.patient_id)) is not None:
+            found.append(Hold(patient_id, cipher.reason_of(row.reason, row.patient_id), row.since))
+    return sorted(found, key=lambda hold: hold.patient_id)
 
 
 def check(connection: Connection, patients: Iterable[str | None]) -> None:

@@ -8,6 +8,7 @@ from sqlalchemy import Connection, select
 
 from indexer.store import schema as t
 from indexer.store import truth
+from indexer.store.cipher import cipher_of, plain_rows
 
 _PAGE = 1000
 
@@ -26,8 +27,10 @@ def kept_strings(connection: Connection) -> Iterator[str]:
         if not rows:
             break
         after = rows[-1].id
-        for row in rows:
-            yield from (value for name in _STRINGS if (value := row._mapping[name]) is not None)
+        for row in plain_rows(connection, rows):
+            yield from (value for name in _STRINGS if (value := getattr(row, name)) is not None)
+    if cipher_of(connection) is not None:
+        return  # titles are part of the texts, and what is said of holds is sealed
     for column in (t.chunks.c.section_title, t.holds.c.patient_id, t.holds.c.reason):
         yield from connection.execute(select(column).where(column.is_not(None)).distinct()).scalars()
 
@@ -45,4 +48,8 @@ def known_subjects(connection: Connection) -> tuple[set[str], set[str]]:
     """Return all note ids, those of deleted notes too, and all patient ids."""
     patient = t.versions.c.patient_id
     patients = connection.execute(select(patient).where(patient.is_not(None)).distinct()).scalars()
-    return set(connection.execute(select(t.notes.c.note_id)).scalars()), set(patients)
+    known = set(patients)
+    cipher = cipher_of(connection)
+    if cipher is not None:
+        known = {one for one in map(cipher.patient_of, known) if one is not None}
+    return set(connection.execute(select(t.notes.c.note_id)).scalars()), known

@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import Connection, Row, select
+from sqlalchemy import Connection, Row, Select, select
 
 from indexer.store import schema as t
 from indexer.store import truth
+from indexer.store.cipher import NEEDED, chunk_hash, cipher_of, plain_rows
 from indexer.store.columns import UNDATED, ChunkRow, Deletion, Ids, VersionRow
 
 PAGE_VERSIONS = 2000
@@ -77,7 +78,7 @@ def pages(connection: Connection, after_version: int) -> Iterator[Page]:
     v, c = t.versions.c, t.chunks.c
     while True:
         query = truth.dated_versions().where(v.id > after_version).order_by(v.id).limit(PAGE_VERSIONS)
-        versions = [_version_row(row) for row in connection.execute(query)]
+        versions = [_version_row(row) for row in plain_rows(connection, connection.execute(query))]
         if not versions:
             return
         last = versions[-1].version_id
@@ -112,6 +113,7 @@ def vector_pages(connection: Connection, after_row: int, dim: int) -> Iterator[V
     """Yield the vectors of the chunks behind a row."""
     c, v = t.chunks.c, t.vectors.c
     joined = t.chunks.join(t.vectors, v.key == c.vector)
+    cipher = cipher_of(connection)
     while True:
         query = select(c.row, v.key, v.text_hash, v.vector, v.checksum).select_from(joined)
         found = connection.execute(query.where(c.row > after_row).order_by(c.row).limit(PAGE_CHUNKS)).all()
@@ -119,11 +121,13 @@ def vector_pages(connection: Connection, after_row: int, dim: int) -> Iterator[V
             return
         for row in found:
             truth.check_row("vectors", truth.VECTOR_FIELDS, row)
-            if len(row.vector) != 2 * dim:
+        stored = [row.vector if cipher is None else cipher.vector_of(row) for row in found]
+        for row, vector in zip(found, stored, strict=True):
+            if len(vector) != 2 * dim:
                 raise truth.damaged("vectors", row.key)
         rows = np.array([row.row for row in found], np.int64)
         after_row = int(rows[-1])
-        vectors = np.frombuffer(b"".join(row.vector for row in found), "<f2").reshape(len(found), dim)
+        vectors = np.frombuffer(b"".join(stored), "<f2").reshape(len(found), dim)
         yield VectorPage(rows, vectors.astype(np.float16, copy=False))
         if len(found) < PAGE_CHUNKS:
             return
@@ -138,19 +142,28 @@ def text_pages(connection: Connection, after_row: int) -> Iterator[TextPage]:
         if not found:
             return
         after_row = found[-1].row
-        within = select(v.id, v.text).where(v.id >= found[0].version_id, v.id <= found[-1].version_id)
-        texts = {row.id: row.text for row in connection.execute(within)}
+        within = _texts(connection).where(v.id >= found[0].version_id, v.id <= found[-1].version_id)
+        texts = {row.id: (row, row.text) for row in plain_rows(connection, connection.execute(within))}
         page = TextPage(np.array([row.row for row in found], np.int64), [], [])
         for row in found:
             truth.check_row("chunks", truth.CHUNK_FIELDS, row)
-            text = texts.get(row.version_id, "")[row.start_char : row.end_char]
-            if truth.text_hash(text) != row.text_hash:
+            version, whole = texts.get(row.version_id, (row, ""))
+            text = whole[row.start_char : row.end_char]
+            if chunk_hash(version, text) != row.text_hash:
                 raise truth.damaged("versions", row.version_id)
             page.texts.append(text)
             page.languages.append(row.language)
         yield page
         if len(found) < PAGE_VERSIONS:
             return
+
+
+def _texts(connection: Connection) -> Select[Any]:
+    v, n = t.versions.c, t.notes.c
+    if cipher_of(connection) is None:
+        return select(v.id, v.text)
+    columns = [n.note_id if name == "note_id" else v[name] for name in NEEDED]
+    return select(v.id, v.text, *columns).join(t.notes, n.id == v.note)
 
 
 def _version_row(row: Row[Any]) -> VersionRow:

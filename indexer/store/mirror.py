@@ -19,9 +19,11 @@ from indexer.errors import DamagedError
 from indexer.records import Chunk
 from indexer.store import schema as t
 from indexer.store import truth
+from indexer.store.cipher import DecryptedRow, cipher_of, plain_rows
 from indexer.store.erasing import drop_versions
+from indexer.store.keyring import DataKey
 from indexer.store.sqlite import last_ids, raise_last_ids
-from indexer.store.writer import MissingVectorsError, stored_vector_keys
+from indexer.store.writer import hashed, stored_vector_keys, write_vectors
 
 Ids = NDArray[np.int64]
 
@@ -35,13 +37,14 @@ _PAGE = 2000
 
 @dataclass(frozen=True, slots=True)
 class SourceVersion:
-    """A note version to be copied: its row, its note's row, and its checked text."""
+    """A note version to be copied: its row as it is stored, its note's row, its checked text, and its key if any."""
 
     version_id: int
     text: str
     language: str | None
     values: Mapping[str, Any]
     note: Mapping[str, Any]
+    key: DataKey | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,19 +76,28 @@ def source_versions(connection: Connection, wanted: Sequence[int]) -> list[Sourc
         DamagedError: a row does not match its checksum.
     """
     found: list[SourceVersion] = []
+    with_id = select(t.versions, _N.note_id).join(t.notes, _N.id == _V.note)
     for part in truth.parts(wanted):
-        rows = connection.execute(select(t.versions).where(_V.id.in_(part)).order_by(_V.id)).all()
+        rows = connection.execute(with_id.where(_V.id.in_(part)).order_by(_V.id)).all()
         notes = {
             row.id: row for row in connection.execute(select(t.notes).where(_N.id.in_({row.note for row in rows})))
         }
-        for row in rows:
+        for row in plain_rows(connection, rows):
             truth.check_row("versions", truth.VERSION_FIELDS, row)
             truth.check_row("notes", truth.NOTE_FIELDS, notes[row.note])
             if truth.text_hash(row.text) != row.text_hash:
                 raise truth.damaged("versions", row.id)
-            values = {name: row._mapping[name] for name in truth.VERSION_FIELDS}
-            found.append(SourceVersion(row.id, row.text, row.language, values, dict(notes[row.note]._mapping)))
+            values = {name: row._mapping[name] for name in (*truth.VERSION_FIELDS, "text")}
+            key = row.key if isinstance(row, DecryptedRow) else None
+            found.append(SourceVersion(row.id, row.text, row.language, values, dict(notes[row.note]._mapping), key))
     return found
+
+
+def unembedded(connection: Connection, cuts: Iterable[Cut]) -> set[bytes]:
+    """Return which texts of the versions (sha256) have no vector yet that may be used for them."""
+    known = [one for cut in cuts for one in hashed(cut.hashes, cut.source.key)]
+    there = stored_vector_keys(connection, {one.stored for one in known})
+    return {one.plain for one in known if one.stored not in there}
 
 
 def add_versions(connection: Connection, cuts: Sequence[Cut], vectors: Mapping[bytes, NDArray[np.float16]]) -> None:
@@ -94,26 +106,28 @@ def add_versions(connection: Connection, cuts: Sequence[Cut], vectors: Mapping[b
     Raises:
         MissingVectorsError: a chunk's vector is neither given nor stored; nothing was written.
     """
-    keys = _vector_keys(connection, dict.fromkeys(key for cut in cuts for key in cut.hashes), vectors)
+    texts = [hashed(cut.hashes, cut.source.key) for cut in cuts]
+    last = last_ids(connection)
+    keys = write_vectors(connection, (one for each in texts for one in each), vectors, last.get("vectors", 0))
     _put_notes(connection, {cut.source.note["id"]: cut.source.note for cut in cuts}.values())
-    last = last_ids(connection).get("chunks", 0)
+    number = last.get("chunks", 0)
     versions, chunks = [], []
-    for cut in cuts:
+    for cut, own in zip(cuts, texts, strict=True):
         values = dict(cut.source.values) | {"chunks": len(cut.chunks)}
-        versions.append(truth.sealed(truth.VERSION_FIELDS, values) | {"text": cut.source.text})
-        for chunk, text_hash in zip(cut.chunks, cut.hashes, strict=True):
-            last += 1
+        versions.append(truth.sealed(truth.VERSION_FIELDS, values))
+        for chunk, one in zip(cut.chunks, own, strict=True):
+            number += 1
             row = {
-                "row": last,
+                "row": number,
                 "version_id": cut.source.version_id,
                 "n": chunk.n,
                 "start_char": chunk.start,
                 "end_char": chunk.end,
                 "language": chunk.language,
                 "section": chunk.section,
-                "section_title": chunk.section_title,
-                "text_hash": text_hash,
-                "vector": keys[text_hash],
+                "section_title": _title(connection, cut.source, chunk),
+                "text_hash": one.stored,
+                "vector": keys[one.stored],
             }
             chunks.append(truth.sealed(truth.CHUNK_FIELDS, row))
     _insert(connection, t.versions, versions)
@@ -165,23 +179,11 @@ def at_same_point(source: Connection, target: Connection) -> bool:
     return truth.last_change(source) == truth.last_change(target)
 
 
-def _vector_keys(
-    connection: Connection, hashes: Iterable[bytes], vectors: Mapping[bytes, NDArray[np.float16]]
-) -> dict[bytes, int]:
-    wanted = list(hashes)
-    keys = stored_vector_keys(connection, wanted)
-    new = [text_hash for text_hash in wanted if text_hash not in keys]
-    missing = {text_hash for text_hash in new if text_hash not in vectors}
-    if missing:
-        raise MissingVectorsError(missing)
-    last = last_ids(connection).get("vectors", 0)
-    rows = []
-    for key, text_hash in enumerate(new, last + 1):
-        keys[text_hash] = key
-        vector = np.ascontiguousarray(vectors[text_hash], dtype="<f2").tobytes()
-        rows.append(truth.sealed(truth.VECTOR_FIELDS, {"key": key, "text_hash": text_hash, "vector": vector}))
-    _insert(connection, t.vectors, rows)
-    return keys
+def _title(connection: Connection, source: SourceVersion, chunk: Chunk) -> str | bytes | None:
+    cipher = cipher_of(connection)
+    if cipher is None or source.key is None:
+        return chunk.section_title
+    return cipher.title(source.key, source.note["note_id"], source.values["version"], chunk.n, chunk.section_title)
 
 
 def _put_notes(connection: Connection, rows: Iterable[Mapping[str, Any]]) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -11,6 +12,7 @@ from sqlalchemy import Connection, select
 from indexer.records import Scalar
 from indexer.store import schema as t
 from indexer.store import truth
+from indexer.store.cipher import cipher_of, plain_rows
 from indexer.store.columns import UNDATED, Columns, Ids
 from indexer.store.growing import NOTHING
 from indexer.store.sqlite import metadata_matches
@@ -52,8 +54,34 @@ def check_versions(connection: Connection, after: int) -> int:
 
 def with_metadata(connection: Connection, wanted: Mapping[str, Scalar]) -> Ids:
     """Return the numbers of the note versions that hold this metadata."""
+    if cipher_of(connection) is not None:
+        return np.array(list(_with_sealed_metadata(connection, wanted)), np.int64)
     query = select(t.versions.c.id).where(metadata_matches(t.versions.c.metadata, wanted))
     return np.array(connection.execute(query).scalars().all(), np.int64)
+
+
+def _with_sealed_metadata(connection: Connection, wanted: Mapping[str, Scalar]) -> Iterator[int]:
+    """Yield the numbers of the versions that hold this metadata; every version is opened for it."""
+    v, n = t.versions.c, t.notes.c
+    after = 0
+    while True:
+        columns = [n.note_id, v.version, v.patient_id, v.metadata]
+        query = select(v.id, *columns).join(t.notes, n.id == v.note).where(v.id > after).order_by(v.id).limit(_PAGE)
+        rows = connection.execute(query).all()
+        for row in plain_rows(connection, rows):
+            held = {} if row.metadata is None else json.loads(row.metadata)
+            if all(name in held and _same(held[name], value) for name, value in wanted.items()):
+                yield row.id
+        if len(rows) < _PAGE:
+            return
+        after = rows[-1].id
+
+
+def _same(held: Scalar, wanted: Scalar) -> bool:
+    """Say whether two values are equal as SQLite compares them in JSON: a truth value is no number."""
+    if wanted is None or isinstance(wanted, bool) or isinstance(held, bool):
+        return held is wanted
+    return isinstance(held, str) == isinstance(wanted, str) and held == wanted
 
 
 def stored_note(connection: Connection, note_id: str, version: int | None) -> StoredNote | None:
@@ -66,7 +94,7 @@ def stored_note(connection: Connection, note_id: str, version: int | None) -> St
     if row is None:
         check_absent(connection, note_id, version)
         return None
-    return truth.stored_note(row)
+    return truth.stored_note(*plain_rows(connection, [row]))
 
 
 def check_absent(connection: Connection, note_id: str, version: int | None) -> None:
@@ -92,7 +120,7 @@ def listed_notes(connection: Connection, after: str | None, limit: int) -> list[
     if after is not None:
         query = query.where(t.notes.c.note_id > after)
     rows = connection.execute(query.order_by(t.notes.c.note_id).limit(limit)).all()
-    found = [truth.note_info(row) for row in rows]
+    found = [truth.note_info(row) for row in plain_rows(connection, rows)]
     # A damaged row falls out of the join or of the filter: the notes themselves say how many there must be.
     every = select(t.notes) if after is None else select(t.notes).where(t.notes.c.note_id > after)
     if len(found) == limit:

@@ -20,8 +20,10 @@ from sqlalchemy import Connection, Engine
 
 from indexer.errors import ClinragError, MissingExtraError, WriterBusyError
 from indexer.store import log, truth
+from indexer.store.cipher import cipher_of
 from indexer.store.columns import Columns, Ids
 from indexer.store.compaction import compacted
+from indexer.store.file_cipher import FileCipher
 from indexer.store.lexical import LexicalIndex
 from indexer.store.lock import exclusive
 from indexer.store.postings import PostingsIndex
@@ -75,7 +77,9 @@ class Replica:
         """Follow the truth at ``path``; derived files lie beside it."""
         self._engine = engine
         self._identity = identity
-        self._snapshots = Snapshots(path.parent / DERIVED)
+        cipher = cipher_of(engine)
+        self._sealed = cipher is not None
+        self._snapshots = Snapshots(path.parent / DERIVED, None if cipher is None else FileCipher(cipher.keyring))
         self._publish_lock = path.parent / "derived.lock"
         self._lock = threading.RLock()
         self._watch = Watch(path, identity.name)
@@ -248,7 +252,8 @@ class Replica:
                 ROWS: array_writer({"row": rows}),
                 MATRIX: lambda stream: self._write_matrix(connection, stream),
             }
-            if len(rows) > EXACT_CHUNKS:
+            # A structure is made over the matrix as it lies on disk: over a sealed one it is made at each opening.
+            if len(rows) > EXACT_CHUNKS and not self._sealed:
                 files[STRUCTURE] = lambda stream: self._write_structure(rows, stream)
             self._snapshots.publish(origin, files)
 

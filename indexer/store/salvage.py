@@ -18,9 +18,11 @@ from typing import Any
 import numpy as np
 from sqlalchemy import Connection, Table
 
-from indexer.errors import DamagedError
+from indexer.errors import DamagedError, KeyDestroyedError
 from indexer.store import schema as t
 from indexer.store import truth
+from indexer.store.cipher import DecryptedRow, RowCipher
+from indexer.store.keyring import DataKey
 from indexer.store.sqlite import raise_last_ids
 from indexer.store.stored import Prepared
 from indexer.store.writer import ChangeLog, Vectors
@@ -41,6 +43,7 @@ _FIELDS: dict[str, Sequence[str]] = {
 }
 _MADE_AGAIN = ("vectors", "chunks")
 _NEEDED = {"collection_id", "created_at", "encoder_name", "spec", "fingerprint"}
+_OPEN = "open_"
 _NOBODY = 0
 """The note number of a change that stands in the place of a lost one: no note has it."""
 
@@ -63,10 +66,12 @@ class Salvage:
     quarantined: list[Quarantined] = field(default_factory=list)
     recut: set[int] = field(default_factory=set)
     sequences: dict[str, int] = field(default_factory=dict)
+    cipher: RowCipher | None = None
+    note_ids: dict[int, str] = field(default_factory=dict)
 
 
-def read(path: Path) -> Salvage:
-    """Return what is sound in the database at ``path``.
+def read(path: Path, cipher_for: Callable[[dict[str, str]], RowCipher | None]) -> Salvage:
+    """Return what is sound in the database at ``path``; ``cipher_for`` takes its facts and says how it is sealed.
 
     Raises:
         DamagedError: the collection's own facts are lost, so nothing can be made of the rest.
@@ -77,6 +82,9 @@ def read(path: Path) -> Salvage:
         connection.row_factory = sqlite3.Row
         for name, fields in _FIELDS.items():
             found.rows[name] = list(_sound_rows(connection, name, fields, found))
+            if name == "meta":
+                facts = {row["key"]: row["value"] for row in found.rows["meta"]}
+                found.cipher = cipher_for(facts) if "collection_id" in facts else None
     if not {row["key"] for row in found.rows["meta"]} >= _NEEDED:
         raise DamagedError("the collection's own facts are lost, it cannot be repaired; restore it from a backup")
     _settle(found)
@@ -92,10 +100,10 @@ def _sound_rows(connection: sqlite3.Connection, name: str, fields: Sequence[str]
             problem = "cannot be read"
         elif not _matches(fields, values):
             problem = "does not match its checksum"
-        elif name == "versions" and truth.text_hash(_clean(values["text"])) != values["text_hash"]:
-            problem = "the text does not match its checksum"
-        elif name == "vectors" and not _finite(values["vector"]):
-            problem = "holds a value that is not finite"
+        elif name == "versions":
+            problem = _text_problem(values, found)
+        elif name == "vectors":
+            problem = _vector_problem(values, found.cipher)
         if problem is None:
             yield values
         elif name not in _MADE_AGAIN:
@@ -127,6 +135,43 @@ def _readable(connection: sqlite3.Connection, name: str) -> Iterator[tuple[int, 
         missing = 0 if one is not None else missing + 1
         if one is not None:
             yield last, one
+
+
+def _text_problem(values: Row, found: Salvage) -> str | None:
+    """Return what is wrong with the text of a version; an encrypted one is kept open under `_OPEN`."""
+    if found.cipher is None:
+        same = truth.text_hash(_clean(values["text"])) == values["text_hash"]
+        return None if same else "the text does not match its checksum"
+    if not found.note_ids:
+        found.note_ids = {row["id"]: row["note_id"] for row in found.rows["notes"]}
+    if values["note"] not in found.note_ids:
+        return "the row of its note is lost, so it cannot be opened"
+    opened = DecryptedRow(found.cipher, values | {"note_id": found.note_ids[values["note"]]})
+    try:
+        if truth.text_hash(opened.text) != opened.text_hash:
+            return "the text does not match its checksum"
+    except KeyDestroyedError:
+        return "was encrypted with a key that is not there any more"
+    except DamagedError:
+        return "does not open with its key"
+    values[_OPEN] = opened
+    return None
+
+
+def _vector_problem(values: Row, cipher: RowCipher | None) -> str | None:
+    try:
+        vector = values["vector"] if cipher is None else cipher.vector_in(values)
+    except (KeyDestroyedError, DamagedError):
+        return "does not open with its key"
+    return None if _finite(vector) else "holds a value that is not finite"
+
+
+def _text(version: Row) -> str:
+    return str(version[_OPEN].text if _OPEN in version else version["text"])
+
+
+def _chunk_hash(version: Row, text: str) -> bytes:
+    return bytes(version[_OPEN].chunk_hash(text)) if _OPEN in version else truth.text_hash(text)
 
 
 def _clean(text: object) -> str:
@@ -181,12 +226,12 @@ def _of(row: Row, note_id: str | None, reason: str) -> Quarantined:
 
 
 def _whole(version: Row, chunks: Sequence[Row]) -> bool:
-    text, end = version["text"], 0
+    text, end = _text(version), 0
     if [chunk["n"] for chunk in chunks] != list(range(version["chunks"])):
         return False
     for chunk in chunks:
         part = text[chunk["start_char"] : chunk["end_char"]]
-        if chunk["start_char"] < end or truth.text_hash(part) != chunk["text_hash"]:
+        if chunk["start_char"] < end or _chunk_hash(version, part) != chunk["text_hash"]:
             return False
         end = chunk["end_char"]
     return True
@@ -221,7 +266,8 @@ class Rebuilder:
         first = max((row["id"] for row in old), default=0) + 1
         for number, one in enumerate(self.found.quarantined, first):
             values = {"id": number, "at": at, "row": one.row, "note_id": one.note_id, "reason": one.reason}
-            content = json.dumps(one.content, default=lambda raw: raw.hex(), ensure_ascii=True)
+            stored = {name: value for name, value in one.content.items() if name != _OPEN}
+            content = json.dumps(stored, default=lambda raw: raw.hex(), ensure_ascii=True)
             sealed = truth.sealed(truth.QUARANTINE_FIELDS, values | {"content": content})
             _insert(connection, t.quarantine, [sealed])
         self._number_on(connection)
@@ -249,8 +295,8 @@ class Rebuilder:
         chunks: list[Row] = []
         for version in sorted(self.found.rows["versions"], key=lambda row: int(row["id"])):
             if version["id"] in self.found.recut:
-                prepared = self.prepare(version, note_ids[version["note"]])
-                own = [_chunk_row(version["id"], prepared, n) for n in range(len(prepared.chunks))]
+                prepared = self.prepare(version | {"text": _text(version)}, note_ids[version["note"]])
+                own = [_chunk_row(version, prepared, n) for n in range(len(prepared.chunks))]
                 version = truth.sealed(truth.VERSION_FIELDS, {**version, "chunks": len(own)})
             else:
                 own = sorted(by_version.get(version["id"], []), key=lambda row: int(row["n"]))
@@ -263,19 +309,25 @@ class Rebuilder:
         return versions, chunks
 
     def _vectors(self, versions: Sequence[Row], chunks: list[Row]) -> list[Row]:
-        texts = {row["id"]: row["text"] for row in versions}
+        owners = {row["id"]: row for row in versions}
         sound = {row["text_hash"]: row for row in self.found.rows["vectors"]}
-        lost = {
-            chunk["text_hash"]: texts[chunk["version_id"]][chunk["start_char"] : chunk["end_char"]]
-            for chunk in chunks
-            if chunk["text_hash"] not in sound
-        }
+        lost: dict[bytes, str] = {}
+        keys: dict[bytes, DataKey] = {}
+        for chunk in chunks:
+            if chunk["text_hash"] not in sound:
+                version = owners[chunk["version_id"]]
+                lost[chunk["text_hash"]] = _text(version)[chunk["start_char"] : chunk["end_char"]]
+                if _OPEN in version:
+                    keys[chunk["text_hash"]] = version[_OPEN].key
         made = self.embed(lost) if lost else {}
         self.embedded = len(lost)
         number = max((row["key"] for row in sound.values()), default=0)
         for text_hash in lost:
             number += 1
-            values = {"key": number, "text_hash": text_hash, "vector": made[text_hash].astype("<f2").tobytes()}
+            vector = made[text_hash].astype("<f2").tobytes()
+            if self.found.cipher is not None and text_hash in keys:
+                vector = self.found.cipher.vector(keys[text_hash], text_hash, vector)
+            values = {"key": number, "text_hash": text_hash, "vector": vector}
             sound[text_hash] = truth.sealed(truth.VECTOR_FIELDS, values)
         for chunk in chunks:
             chunk["vector"] = sound[chunk["text_hash"]]["key"]
@@ -320,18 +372,18 @@ class Rebuilder:
         log.write()
 
 
-def _chunk_row(version_id: int, prepared: Prepared, n: int) -> Row:
-    chunk = prepared.chunks[n]
+def _chunk_row(version: Row, prepared: Prepared, n: int) -> Row:
+    chunk, opened = prepared.chunks[n], version.get(_OPEN)
     return {
         "row": 0,
-        "version_id": version_id,
+        "version_id": version["id"],
         "n": n,
         "start_char": chunk.start,
         "end_char": chunk.end,
         "language": chunk.language,
         "section": chunk.section,
-        "section_title": chunk.section_title,
-        "text_hash": prepared.hashes[n],
+        "section_title": chunk.section_title if opened is None else opened.sealed_title(n, chunk.section_title),
+        "text_hash": prepared.hashes[n] if opened is None else opened.key.hashed(prepared.hashes[n]),
         "vector": 0,
     }
 

@@ -22,12 +22,14 @@ from pathlib import Path
 from typing import IO, Any, TypeVar
 
 import numpy as np
+from cryptography.exceptions import InvalidTag
 from numpy.typing import NDArray
 from sqlalchemy import Connection
 
 from indexer.errors import DamagedError
 from indexer.store import truth
 from indexer.store.failpoints import failpoint
+from indexer.store.file_cipher import FileCipher
 
 T = TypeVar("T")
 
@@ -59,13 +61,14 @@ class Unsound(Exception):
 class Generation:
     """One generation on disk. Files are checked against the manifest when they are read first."""
 
-    def __init__(self, folder: Path) -> None:
-        """Read the manifest.
+    def __init__(self, folder: Path, cipher: FileCipher | None = None) -> None:
+        """Read the manifest; ``cipher`` opens the files where they are sealed.
 
         Raises:
             Unsound: it is missing, damaged or of another format.
         """
         self.folder = folder
+        self._cipher = cipher
         try:
             body, _, digest = (folder / MANIFEST).read_text().rstrip("\n").rpartition("\n")
             if hashlib.sha256(body.encode()).hexdigest() != digest:
@@ -94,17 +97,33 @@ class Generation:
             raise Unsound(name)
         return path
 
+    def content(self, name: str) -> bytes:
+        """Return what was written into a file.
+
+        Raises:
+            Unsound: it is missing or changed, or sealed with a key that was replaced; carries its name.
+        """
+        stored = self.check(name).read_bytes()
+        if self._cipher is None:
+            return stored
+        try:
+            return self._cipher.opened(stored, _bound(self.origin, name))
+        except InvalidTag as exc:
+            raise Unsound(name) from exc
+
     def arrays(self, name: str) -> dict[str, NDArray[Any]]:
         """Return the arrays of a file."""
-        with np.load(io.BytesIO(self.check(name).read_bytes()), allow_pickle=False) as archive:
+        with np.load(io.BytesIO(self.content(name)), allow_pickle=False) as archive:
             return {key: archive[key] for key in archive.files}
 
     def json(self, name: str) -> Any:
         """Return the content of a JSON file."""
-        return json.loads(self.check(name).read_text())
+        return json.loads(self.content(name))
 
     def matrix(self, name: str, dim: int) -> NDArray[np.float16]:
-        """Return the rows of a float16 matrix, mapped and not read."""
+        """Return the rows of a float16 matrix, mapped and not read; a sealed one lies in memory."""
+        if self._cipher is not None:
+            return np.frombuffer(self.content(name), np.float16).reshape(-1, dim)
         path = self.check(name)
         if not path.stat().st_size:
             return np.empty((0, dim), np.float16)
@@ -124,9 +143,10 @@ class Generation:
 class Snapshots:
     """The generations of one collection."""
 
-    def __init__(self, folder: Path) -> None:
-        """Keep generations under ``folder``."""
+    def __init__(self, folder: Path, cipher: FileCipher | None = None) -> None:
+        """Keep generations under ``folder``, sealed with ``cipher`` where there is one."""
         self.folder = folder
+        self._cipher = cipher
         self.discarded = 0
 
     def newest(self, seq: int, fits: Callable[[Origin], bool]) -> Generation | None:
@@ -138,7 +158,7 @@ class Snapshots:
             if int(path.name) > seq:
                 continue
             try:
-                generation = Generation(path)
+                generation = Generation(path, self._cipher)
             except Unsound:
                 if path.exists():
                     self.discard(path, MANIFEST)
@@ -203,6 +223,8 @@ class Snapshots:
         aside.mkdir(mode=0o700)
         target = self.folder / f"{origin.seq:012d}"
         try:
+            if self._cipher is not None:
+                files = {name: _sealing(self._cipher, write, _bound(origin, name)) for name, write in files.items()}
             entries = {name: _write(aside / name, write) for name, write in files.items()}
             failpoint("publish.files")
             body = json.dumps({"format": FORMAT, "origin": asdict(origin), "files": entries}, sort_keys=True)
@@ -239,6 +261,19 @@ class Snapshots:
         """Remove what a publisher left half done."""
         for path in self.folder.glob(f"{_ASIDE}*"):
             shutil.rmtree(path, ignore_errors=True)
+
+
+def _sealing(cipher: FileCipher, write: Callable[[IO[bytes]], object], bound_to: str) -> Callable[[IO[bytes]], object]:
+    def sealed(stream: IO[bytes]) -> None:
+        content = io.BytesIO()
+        write(content)
+        stream.write(cipher.sealed(content.getvalue(), bound_to))
+
+    return sealed
+
+
+def _bound(origin: Origin, name: str) -> str:
+    return f"{origin.collection_id}/{origin.seq}/{origin.chain}/{name}"
 
 
 def array_writer(arrays: Mapping[str, NDArray[Any]]) -> Callable[[IO[bytes]], None]:

@@ -9,10 +9,13 @@ from typing import Any
 import numpy as np
 from sqlalchemy import Connection, Row, Select, Table, func, select
 
+from indexer.errors import DamagedError, KeyDestroyedError
 from indexer.records import EncoderSpec
 from indexer.store import schema as t
 from indexer.store import truth
+from indexer.store.cipher import chunk_hash, chunk_title, cipher_of, plain_rows
 from indexer.store.columns import Columns
+from indexer.store.file_cipher import FileCipher
 from indexer.store.replica import COLUMNS, MATRIX, ROWS, TERMS, TEXTS
 from indexer.store.snapshots import Generation, Snapshots, Unsound
 from indexer.store.sqlite import integrity_problems
@@ -61,10 +64,14 @@ def _changes(connection: Connection) -> Iterator[Finding]:
 def _versions(connection: Connection) -> Iterator[Finding]:
     """Every version with its text, its chunks and its place in the log."""
     last_row = 0
-    for version in _all(connection, truth.dated_versions(t.versions.c.text), t.versions.c.id):
+    for version in plain_rows(connection, _all(connection, truth.dated_versions(t.versions.c.text), t.versions.c.id)):
         where = f"note {version.note_id!r} version {version.version}"
         if not truth.matches(truth.VERSION_FIELDS, version):
             yield Finding(where, f"versions row {version.id} does not match its checksum", RESTORE)
+            continue
+        unreadable = _unreadable(version)
+        if unreadable:
+            yield Finding(where, unreadable, RESTORE)
             continue
         if truth.text_hash(version.text) != version.text_hash:
             yield Finding(where, "the text does not match its checksum", RESTORE)
@@ -74,31 +81,51 @@ def _versions(connection: Connection) -> Iterator[Finding]:
             yield Finding(where, f"has {len(chunks)} of {version.chunks} chunks", RESTORE)
         end = 0
         for chunk in chunks:
-            problem = _chunk_problem(chunk, version.text, end, last_row)
+            problem = _chunk_problem(chunk, version, end, last_row)
             if problem:
                 yield Finding(where, f"chunks row {chunk.row} {problem}", RESTORE)
             end, last_row = chunk.end_char, chunk.row
 
 
-def _chunk_problem(chunk: Row[Any], text: str, previous_end: int, previous_row: int) -> str | None:
+def _unreadable(version: Row[Any]) -> str | None:
+    try:
+        return None if version.text is not None and version.text_hash is not None else "lacks its text"
+    except KeyDestroyedError:
+        return "was encrypted with a key that is not there any more"
+    except DamagedError:
+        return "does not open with its key"
+
+
+def _chunk_problem(chunk: Row[Any], version: Row[Any], previous_end: int, previous_row: int) -> str | None:
     if not truth.matches(truth.CHUNK_FIELDS, chunk):
         return "does not match its checksum"
+    text = version.text
     if not previous_end <= chunk.start_char < chunk.end_char <= len(text):
         return "does not lie within its note, behind the chunk before it"
-    if truth.text_hash(text[chunk.start_char : chunk.end_char]) != chunk.text_hash:
+    if chunk_hash(version, text[chunk.start_char : chunk.end_char]) != chunk.text_hash:
         return "does not hold the text that it was made of"
+    try:
+        chunk_title(version, chunk)
+    except DamagedError:
+        return "has a title that does not open with its key"
     return None if chunk.row > previous_row else "is not numbered behind the chunk before it"
 
 
 def _vectors(connection: Connection, spec: EncoderSpec) -> Iterator[Finding]:
-    c = t.chunks.c
+    c, cipher = t.chunks.c, cipher_of(connection)
     for row in _all(connection, select(t.vectors), t.vectors.c.key):
         where = f"vectors row {row.key}"
         if not truth.matches(truth.VECTOR_FIELDS, row):
             yield Finding(where, "does not match its checksum", RESTORE)
-        elif len(row.vector) != 2 * spec.dim:
+            continue
+        try:
+            vector = row.vector if cipher is None else cipher.vector_of(row)
+        except (KeyDestroyedError, DamagedError):
+            yield Finding(where, "does not open with its key", RESTORE)
+            continue
+        if len(vector) != 2 * spec.dim:
             yield Finding(where, f"is not {spec.dim} wide", RESTORE)
-        elif not np.isfinite(np.frombuffer(row.vector, "<f2")).all():
+        elif not np.isfinite(np.frombuffer(vector, "<f2")).all():
             yield Finding(where, "holds a value that is not finite", RESTORE)
     unlike = select(c.row).join(t.vectors, t.vectors.c.key == c.vector).where(t.vectors.c.text_hash != c.text_hash)
     for row in connection.execute(unlike):
@@ -130,9 +157,11 @@ def _numbers(connection: Connection) -> Iterator[Finding]:
 
 def derived_findings(connection: Connection, folder: Path, spec: EncoderSpec, collection_id: str) -> Iterator[Finding]:
     """Yield what is wrong with the generations under a folder: their files, and whether they fit the truth."""
+    cipher = cipher_of(connection)
+    files = None if cipher is None else FileCipher(cipher.keyring)
     for path in Snapshots(folder).paths():
         try:
-            generation = Generation(path)
+            generation = Generation(path, files)
         except Unsound as exc:
             yield Finding(str(path / str(exc)), "does not match its checksum", REBUILD)
             continue
@@ -144,7 +173,10 @@ def derived_findings(connection: Connection, folder: Path, spec: EncoderSpec, co
         if (origin.collection_id, origin.fingerprint, origin.chain) != (collection_id, spec.fingerprint, chain):
             yield Finding(str(path), "was made from another state of the collection", REBUILD)
         elif not damaged:
-            yield from _against_truth(connection, generation, spec)
+            try:
+                yield from _against_truth(connection, generation, spec)
+            except Unsound as exc:
+                yield Finding(str(path / str(exc)), "does not open with the collection's key", REBUILD)
 
 
 def _against_truth(connection: Connection, generation: Generation, spec: EncoderSpec) -> Iterator[Finding]:
@@ -173,11 +205,18 @@ def _against_truth(connection: Connection, generation: Generation, spec: Encoder
 
 def _matrix(connection: Connection, generation: Generation, rows: list[int], dim: int) -> Iterator[Finding]:
     matrix = generation.matrix(MATRIX, dim)
-    query = select(t.chunks.c.row, t.vectors.c.vector).join(t.vectors, t.vectors.c.key == t.chunks.c.vector)
+    cipher, v = cipher_of(connection), t.vectors.c
+    query = select(t.chunks.c.row, v.key, v.text_hash, v.vector).join(t.vectors, v.key == t.chunks.c.vector)
     place = {row: at for at, row in enumerate(rows)}
     for row in _all(connection, query, t.chunks.c.row):
         at = place.get(row.row)
-        if at is not None and matrix[at].tobytes() != row.vector:
+        if at is None:
+            continue
+        try:
+            vector = row.vector if cipher is None else cipher.vector_of(row)
+        except (KeyDestroyedError, DamagedError):
+            continue  # named already, with the truth
+        if matrix[at].tobytes() != vector:
             yield Finding(
                 str(generation.folder / MATRIX), f"chunk {row.row} has another vector than the truth", REBUILD
             )

@@ -123,6 +123,7 @@ class CollectionInfo:
     format_version: int
     first: str | None
     last: str | None
+    encrypted: bool = False
 
 
 @dataclass(frozen=True, slots=True)

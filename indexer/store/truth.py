@@ -242,7 +242,7 @@ def _info_fields(row: Row[*tuple[Any, ...]]) -> dict[str, Any]:
         *("note_id", "version", "patient_id", "encounter_id", "note_type", "language", "authored_at"),
         *("appends", "source", "chunks"),
     )
-    return {name: row._mapping[name] for name in same} | {
+    return {name: getattr(row, name) for name in same} | {
         "seq": row.change_seq,
         "stored_at": iso(row.change_stored_at),
         "status": Status(row.status),

@@ -14,6 +14,7 @@ from indexer.errors import NoteNotFoundError
 from indexer.records import Coverage, Scope, Status
 from indexer.store import schema as t
 from indexer.store import truth
+from indexer.store.cipher import chunk_hash, chunk_title, cipher_of, plain_rows
 from indexer.store.columns import Ids
 from indexer.store.facets import Facets, facets_of
 from indexer.store.reading import check_absent
@@ -178,11 +179,12 @@ class View:
         joined = t.chunks.join(t.vectors, v.key == c.vector)
         found: dict[int, bytes] = {}
         with read_transaction(self._engine) as connection:
+            cipher = cipher_of(connection)
             for part in truth.parts(dict.fromkeys(wanted)):
                 query = select(c.row, v.key, v.text_hash, v.vector, v.checksum).select_from(joined)
                 for row in connection.execute(query.where(c.row.in_(part))):
                     truth.check_row("vectors", truth.VECTOR_FIELDS, row)
-                    found[row.row] = row.vector
+                    found[row.row] = row.vector if cipher is None else cipher.vector_of(row)
             self._check_deleted(connection, [row for row in wanted if row not in found])
         blobs = [found[row] for row in wanted if row in found]
         return (
@@ -220,7 +222,8 @@ class View:
             owners = {row.version_id for row in chunks.values()}
             versions: dict[int, Row[Any]] = {}
             for part in truth.parts(sorted(owners)):
-                versions.update((row.id, row) for row in connection.execute(_VERSIONS, {"keys": part}))
+                stored = connection.execute(_VERSIONS, {"keys": part})
+                versions.update((row.id, row) for row in plain_rows(connection, stored))
             if len(versions) != len(owners):
                 raise truth.damaged("versions", min(owners.difference(versions)))
             addenda = self._addenda(connection, {row.note_id for row in versions.values()})
@@ -247,9 +250,8 @@ class View:
             row = connection.execute(query.where(t.notes.c.note_id == note_id, t.versions.c.version == version)).first()
             if row is None:
                 check_absent(connection, note_id, version)
-        if row is None:
-            raise NoteNotFoundError(f"no version {version} of note {note_id!r}")
-        return truth.stored_note(row).text
+                raise NoteNotFoundError(f"no version {version} of note {note_id!r}")
+            return truth.stored_note(*plain_rows(connection, [row])).text
 
     def _narrowed(self, rows: Ids | None) -> Ids:
         """Return the rows that may be found: never one out of scope, whatever was asked for."""
@@ -291,7 +293,7 @@ class View:
 def _passage(chunk: Row[Any], version: Row[Any], addenda: dict[str, list[str]]) -> Passage:
     truth.check_row("chunks", truth.CHUNK_FIELDS, chunk)
     text = version.text[chunk.start_char : chunk.end_char]
-    if truth.text_hash(text) != chunk.text_hash:
+    if chunk_hash(version, text) != chunk.text_hash:
         raise truth.damaged("versions", version.id)
     return Passage(
         row=chunk.row,
@@ -305,7 +307,7 @@ def _passage(chunk: Row[Any], version: Row[Any], addenda: dict[str, list[str]]) 
         authored_at=version.authored_at,
         stored_at=iso(version.change_stored_at),
         section=chunk.section,
-        section_title=chunk.section_title,
+        section_title=chunk_title(version, chunk),
         start=chunk.start_char,
         end=chunk.end_char,
         text=text,

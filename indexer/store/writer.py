@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import Connection, Engine, Table, and_, delete, exists, select, update
 
 from indexer.errors import ClinragError
+from indexer.records import Chunk, Note
 from indexer.store import schema as t
 from indexer.store import truth
+from indexer.store.cipher import cipher_of, owner_of, plain_rows
 from indexer.store.failpoints import failpoint
+from indexer.store.keyring import DataKey
 from indexer.store.sqlite import last_ids, write_transaction
 from indexer.store.stored import Committed, Deleted, Prepared, Refusal
 from indexer.times import now_us, period
 
 Vectors = Mapping[bytes, NDArray[np.float16]]
+KeyOf = Callable[[str, str | None], DataKey]
 
 
 class MissingVectorsError(ClinragError):
@@ -58,7 +63,7 @@ class Writer:
             MissingVectorsError: a chunk's vector is neither given nor stored; nothing was stored.
             StorageFullError: the disk is full; nothing was stored.
         """
-        with write_transaction(self._engine) as connection:
+        with _keys(self._engine, batch) as key_of, write_transaction(self._engine) as connection:
             known = _known(connection, [prepared.note.note_id for prepared in batch])
             refused: list[Refusal] = []
             wanted: list[Prepared] = []
@@ -68,7 +73,7 @@ class Writer:
                     wanted.append(prepared)
                 elif verdict:
                     refused.append(Refusal(index, "stored_at", verdict))
-            end = _Batch(connection, known, vectors).write(wanted)
+            end = _Batch(connection, known, vectors, key_of).write(wanted)
         return Committed(
             stored=len(wanted),
             skipped=len(batch) - len(wanted) - len(refused),
@@ -128,24 +133,29 @@ class ChangeLog:
 class _Batch:
     """The rows of one batch, numbered before they are written so that each table takes one statement."""
 
-    def __init__(self, connection: Connection, known: dict[str, _Known], vectors: Vectors) -> None:
+    def __init__(
+        self, connection: Connection, known: dict[str, _Known], vectors: Vectors, key_of: KeyOf | None
+    ) -> None:
         self._connection = connection
         self._known = known
         self._vectors = vectors
+        self._key_of = key_of
+        self._cipher = cipher_of(connection)
         self._last = last_ids(connection)
 
     def write(self, wanted: Sequence[Prepared]) -> int:
         """Write all rows of the notes and return the last number of the change log."""
-        keys = self._vector_keys([text_hash for prepared in wanted for text_hash in prepared.hashes])
+        hashes = [self._hashes(prepared) for prepared in wanted]
+        keys = self._vector_keys(hash for each in hashes for hash in each)
         new_notes: list[dict[str, Any]] = []
         version_rows: list[dict[str, Any]] = []
         chunk_rows: list[dict[str, Any]] = []
         log = ChangeLog(self._connection)
-        for prepared in wanted:
+        for prepared, own in zip(wanted, hashes, strict=True):
             note, version = self._note(prepared.note.note_id, new_notes)
             version_id = self._next("versions")
-            version_rows.append(_version_row(version_id, note, version, prepared))
-            for chunk, text_hash in zip(prepared.chunks, prepared.hashes, strict=True):
+            version_rows.append(self._version(version_id, note, version, prepared))
+            for chunk, hashed in zip(prepared.chunks, own, strict=True):
                 values = {
                     "row": self._next("chunks"),
                     "version_id": version_id,
@@ -154,9 +164,9 @@ class _Batch:
                     "end_char": chunk.end,
                     "language": chunk.language,
                     "section": chunk.section,
-                    "section_title": chunk.section_title,
-                    "text_hash": text_hash,
-                    "vector": keys[text_hash],
+                    "section_title": self._title(prepared.note, version, chunk),
+                    "text_hash": hashed.stored,
+                    "vector": keys[hashed.stored],
                 }
                 chunk_rows.append(truth.sealed(truth.CHUNK_FIELDS, values))
             log.add(truth.STORE, note, version, prepared.note.stored_at)
@@ -184,22 +194,83 @@ class _Batch:
             self._connection.execute(update(t.notes).where(t.notes.c.id == note).values(row))
         return note, version
 
-    def _vector_keys(self, hashes: Iterable[bytes]) -> dict[bytes, int]:
+    def _hashes(self, prepared: Prepared) -> list[Hashed]:
+        note = prepared.note
+        return hashed(prepared.hashes, None if self._key_of is None else self._key_of(note.note_id, note.patient_id))
+
+    def _version(self, version_id: int, note: int, version: int, prepared: Prepared) -> dict[str, Any]:
+        values = _version_values(version_id, note, version, prepared)
+        source = prepared.note
+        if self._cipher is not None and self._key_of is not None:
+            values = self._cipher.version(self._key_of(source.note_id, source.patient_id), source.note_id, values)
+        return truth.sealed(truth.VERSION_FIELDS, values)
+
+    def _title(self, note: Note, version: int, chunk: Chunk) -> str | bytes | None:
+        if self._cipher is None or self._key_of is None:
+            return chunk.section_title
+        key = self._key_of(note.note_id, note.patient_id)
+        return self._cipher.title(key, note.note_id, version, chunk.n, chunk.section_title)
+
+    def _vector_keys(self, hashes: Iterable[Hashed]) -> dict[bytes, int]:
         """Return the key of each text's vector; those that are not stored yet are written."""
-        wanted = dict.fromkeys(hashes)
-        keys = stored_vector_keys(self._connection, wanted)
-        new = [text_hash for text_hash in wanted if text_hash not in keys]
-        missing = {text_hash for text_hash in new if text_hash not in self._vectors}
-        if missing:
-            raise MissingVectorsError(missing)
-        rows = []
-        for text_hash in new:
-            keys[text_hash] = self._next("vectors")
-            vector = np.ascontiguousarray(self._vectors[text_hash], dtype="<f2").tobytes()
-            values = {"key": keys[text_hash], "text_hash": text_hash, "vector": vector}
-            rows.append(truth.sealed(truth.VECTOR_FIELDS, values))
-        _insert(self._connection, t.vectors, rows)
-        return keys
+        return write_vectors(self._connection, hashes, self._vectors, self._last.get("vectors", 0))
+
+
+class Hashed(NamedTuple):
+    """A text by its sha256, by what stands for that in the truth, and the key that its vector is sealed with."""
+
+    plain: bytes
+    stored: bytes
+    key: DataKey | None
+
+
+def hashed(hashes: Sequence[bytes], key: DataKey | None) -> list[Hashed]:
+    """Return how texts are known in the truth: by their sha256, or in an encrypted one by a hash with their key."""
+    return [Hashed(plain, plain if key is None else key.hashed(plain), key) for plain in hashes]
+
+
+def write_vectors(connection: Connection, hashes: Iterable[Hashed], vectors: Vectors, last: int) -> dict[bytes, int]:
+    """Return the key of each text's vector by its stored hash; those that are not there are written behind ``last``.
+
+    Raises:
+        MissingVectorsError: one is neither there nor given; nothing was written.
+    """
+    wanted = {one.stored: one for one in hashes}
+    keys = stored_vector_keys(connection, wanted)
+    new = [one for stored, one in wanted.items() if stored not in keys]
+    missing = {one.plain for one in new if one.plain not in vectors}
+    if missing:
+        raise MissingVectorsError(missing)
+    cipher = cipher_of(connection)
+    rows = []
+    for number, one in enumerate(new, last + 1):
+        keys[one.stored] = number
+        vector = np.ascontiguousarray(vectors[one.plain], dtype="<f2").tobytes()
+        if cipher is not None and one.key is not None:
+            vector = cipher.vector(one.key, one.stored, vector)
+        rows.append(truth.sealed(truth.VECTOR_FIELDS, {"key": number, "text_hash": one.stored, "vector": vector}))
+    _insert(connection, t.vectors, rows)
+    return keys
+
+
+def unembedded(connection: Connection, batch: Iterable[Prepared]) -> set[bytes]:
+    """Return which texts of the notes (sha256) have no vector that may be used for them.
+
+    In an encrypted collection a vector serves the texts of its own patient alone.
+    """
+    cipher = cipher_of(connection)
+    wanted = list(batch)
+    owners = [owner_of(one.note.note_id, one.note.patient_id) for one in wanted]
+    keys = {} if cipher is None else cipher.keyring.stored(owners)
+    lacking: set[bytes] = set()
+    known: list[Hashed] = []
+    for prepared, owner in zip(wanted, owners, strict=True):
+        if cipher is not None and owner not in keys:
+            lacking.update(prepared.hashes)
+        else:
+            known += hashed(prepared.hashes, keys.get(owner))
+    there = stored_vector_keys(connection, {one.stored for one in known})
+    return lacking.union(one.plain for one in known if one.stored not in there)
 
 
 def stored_vector_keys(connection: Connection, hashes: Iterable[bytes]) -> dict[bytes, int]:
@@ -222,16 +293,20 @@ def _known(connection: Connection, note_ids: Iterable[str]) -> dict[str, _Known]
     joined = t.notes.outerjoin(t.versions, and_(v.note == n.id, v.version == n.current)).outerjoin(
         t.changes, and_(c.note == n.id, c.version == n.current, c.kind == truth.STORE)
     )
+    cipher = cipher_of(connection)
+    columns = [n.id, n.note_id, n.current, n.deleted, n.checksum, v.content_hash, c.stored_at]
+    columns += [] if cipher is None else [v.version, v.patient_id, v.metadata]
     found: dict[str, _Known] = {}
     for part in truth.parts(note_ids):
-        query = select(*(n.id, n.note_id, n.current, n.deleted, n.checksum, v.content_hash, c.stored_at)).select_from(
-            joined
-        )
+        query = select(*columns).select_from(joined)
         for row in connection.execute(query.where(n.note_id.in_(part))):
             truth.check_row("notes", truth.NOTE_FIELDS, row)
             if not row.deleted and (row.content_hash is None or row.stored_at is None):
                 raise truth.damaged("versions", f"{row.current} of note {row.id}")
-            found[row.note_id] = _Known(row.id, row.current, bool(row.deleted), row.content_hash, row.stored_at)
+            content = row.content_hash
+            if cipher is not None and content is not None:
+                content = cipher.row(row).content_hash
+            found[row.note_id] = _Known(row.id, row.current, bool(row.deleted), content, row.stored_at)
     return found
 
 
@@ -244,20 +319,19 @@ def _verdict(connection: Connection, prepared: Prepared, known: _Known | None) -
     given = prepared.note.stored_at
     if given is None or known.stored_at is None or period(given)[0] > known.stored_at:
         return None
-    v, c = t.versions.c, t.changes.c
-    same = select(v.id).where(
-        and_(v.note == known.note, v.content_hash == prepared.content_hash),
-        exists().where(c.note == v.note, c.version == v.version, c.stored_at == period(given)[0]),
-    )
-    if connection.execute(same).first():
+    v, c, n = t.versions.c, t.changes.c, t.notes.c
+    at_once = exists().where(c.note == v.note, c.version == v.version, c.stored_at == period(given)[0])
+    stored = select(v.content_hash, n.note_id, v.version, v.patient_id, v.metadata).join(t.notes, n.id == v.note)
+    same = connection.execute(stored.where(v.note == known.note, at_once))
+    if any(row.content_hash == prepared.content_hash for row in plain_rows(connection, same)):
         return ""
     return "is not after that of the newest version stored; versions are stored in the order of their times"
 
 
-def _version_row(version_id: int, note: int, version: int, prepared: Prepared) -> dict[str, Any]:
+def _version_values(version_id: int, note: int, version: int, prepared: Prepared) -> dict[str, Any]:
     source = prepared.note
     start, end = (None, None) if source.authored_at is None else period(source.authored_at)
-    values = {
+    return {
         "id": version_id,
         "note": note,
         "version": version,
@@ -276,8 +350,19 @@ def _version_row(version_id: int, note: int, version: int, prepared: Prepared) -
         "metadata": truth.metadata_text(source.metadata),
         "chunks": len(prepared.chunks),
         "text_hash": truth.text_hash(source.text),
+        "text": source.text,
     }
-    return truth.sealed(truth.VERSION_FIELDS, values) | {"text": source.text}
+
+
+@contextmanager
+def _keys(engine: Engine, batch: Sequence[Prepared]) -> Iterator[KeyOf | None]:
+    """Give what finds the keys of the notes, ``None`` where nothing is sealed."""
+    cipher = cipher_of(engine)
+    if cipher is None:
+        yield None
+        return
+    with cipher.writing(owner_of(one.note.note_id, one.note.patient_id) for one in batch) as key_of:
+        yield key_of
 
 
 def _drop_versions(connection: Connection, note_numbers: Sequence[int]) -> None:

@@ -136,3 +136,62 @@ def test_what_was_erased_since_the_backup_is_erased_from_what_it_restores(home, 
         assert [one.receipt.by for one in restored.erased] == ["patient", "notes"]
         assert copy.scan([TEXT.encode()], ["note-number-1", "note-number-2"]) == []
         assert copy.verify() == []
+
+
+def test_increments_restore_what_a_whole_backup_does(library, ward, tmp_path):
+    """Each holds what changed since the one before; renamed files are found by what they hold."""
+    long = "and so on " * 500
+    store(ward, *(note(f"n{number:04}", f"Number {number} of many {long}", patient_id="p") for number in range(120)))
+    whole = backup(ward, tmp_path / "whole.backup")
+    states = [shown(ward)]
+    sizes = []
+    for number in range(3):
+        store(ward, note(f"m{number}", f"Added in step {number}."), note("n0001", f"Changed in step {number}."))
+        if number == 1:
+            ward.delete_notes(["n0002", "n0003"])
+        since = tmp_path / ("whole.backup" if not number else f"{number - 1}.backup")
+        facts = backup(ward, tmp_path / f"{number}.backup", since)
+        assert (facts.base, facts.seq) == (since.name, ward.info().seq)
+        sizes.append((tmp_path / f"{number}.backup").stat().st_size)
+        states.append(shown(ward))
+    unchanged = backup(ward, tmp_path / "same.backup", tmp_path / "2.backup")
+    assert unchanged.bytes == 0
+    assert max(sizes) < whole.bytes / 2
+    (tmp_path / "whole.backup").rename(tmp_path / "monday")
+    for at, file in enumerate(("monday", "0.backup", "1.backup", "2.backup", "same.backup")):
+        with restore(library, tmp_path / file, f"copy-{at}").collection as copy:
+            assert shown(copy) == states[min(at, 3)]
+            assert copy.verify() == []
+    assert stat.S_IMODE((tmp_path / "1.backup").stat().st_mode) == 0o600
+    left = {path.name for path in tmp_path.iterdir() if path.is_file()}
+    assert left == {"monday", "0.backup", "1.backup", "2.backup", "same.backup"}
+
+
+def test_an_increment_without_its_base_or_of_another_collection_is_refused(library, home, ward, tmp_path):
+    store(ward, note("a", TEXT))
+    backup(ward, tmp_path / "whole.backup")
+    store(ward, note("b", "Two."))
+    (tmp_path / "away").mkdir()
+    backup(ward, tmp_path / "away" / "next.backup", tmp_path / "whole.backup")
+    with pytest.raises(SourceError, match=r"since whole\.backup, which is not in the folder"):
+        restore(library, tmp_path / "away" / "next.backup", "copy")
+    assert library.names() == ["ward"]
+    with new(home, "other") as other, pytest.raises(ArgumentError, match="another collection"):
+        backup(other, tmp_path / "other.backup", tmp_path / "whole.backup")
+    with pytest.raises(SourceError):
+        backup(ward, tmp_path / "more.backup", tmp_path / "nowhere.backup")
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == ["whole.backup"]
+
+
+@pytest.mark.parametrize("which", ["whole.backup", "next.backup"])
+def test_a_flipped_bit_in_a_base_or_an_increment_is_refused(library, ward, tmp_path, which):
+    store(ward, note("a", TEXT))
+    backup(ward, tmp_path / "whole.backup")
+    store(ward, note("b", "Two."))
+    backup(ward, tmp_path / "next.backup", tmp_path / "whole.backup")
+    content = bytearray((tmp_path / which).read_bytes())
+    content[len(content) // 3] ^= 4
+    (tmp_path / which).write_bytes(content)
+    with pytest.raises(DamagedError, match=which):
+        restore(library, tmp_path / "next.backup", "copy")
+    assert library.names() == ["ward"]

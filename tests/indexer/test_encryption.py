@@ -1,0 +1,413 @@
+"""An encrypted collection answers as a plain one; nothing of it is on disk in clear, and a destroyed key is final."""
+
+from __future__ import annotations
+
+import sqlite3
+import stat
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from cryptography.exceptions import InvalidTag
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from indexer import reencoding
+from indexer.backup import backup, restore
+from indexer.build import index_notes
+from indexer.encryption import FOLDER, MasterKey
+from indexer.errors import DamagedError, HeldError, KeyDestroyedError, KeysError
+from indexer.library import Library
+from indexer.records import Scope
+from indexer.repair import repair
+from indexer.store import failpoints, truth
+from indexer.store.file_cipher import FileCipher
+from indexer.store.replica import TERMS
+from indexer.store.snapshots import MANIFEST
+from tests.indexer.made_collections import SPEC, LetterEncoder, new, note, prepared, shown, store, vector
+
+SHARED = "Copied forward without any change."
+NOTES = (
+    note(
+        "note-1",
+        f"The zygomatic fracture was plated. {SHARED}",
+        patient_id="patient-one",
+        encounter_id="encounter-7",
+        note_type="Psychiatry letter",
+        authored_at="2021-02-03",
+        source="quillfeather.txt",
+        metadata={"room": "marmalade", "beds": 2, "open": True},
+        stored_at=1,
+    ),
+    note("note-2", f"A unicycle accident. {SHARED}", patient_id="patient-two", appends="note-1", stored_at=2),
+    note("note-3", f"Nobody in particular. {SHARED}", stored_at=3),
+    note("note-1", f"Plated and healed. {SHARED}", patient_id="patient-one", metadata={"beds": 3}, stored_at=4),
+)
+SECRETS = (
+    *("zygomatic", "unicycle", "particular", "healed", "Copied", "patient-one", "patient-two", "encounter-7"),
+    *("Psychiatry", "2021-02", "quillfeather", "marmalade", "Furtive heading"),
+)
+
+
+@pytest.fixture
+def home(tmp_path):
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def master(tmp_path):
+    file = tmp_path / "master.key"
+    file.write_text("5a" * 32 + "\n")
+    return MasterKey(file)
+
+
+@pytest.fixture
+def library(home, master):
+    return Library(home, master=master)
+
+
+@pytest.fixture
+def ward(library):
+    with library.create("ward", "letters", SPEC, encrypted=True) as collection:
+        yield collection
+
+
+@pytest.fixture(autouse=True)
+def no_failpoints():
+    yield
+    failpoints.install(None)
+
+
+def fill(collection, notes=NOTES):
+    for one in notes:
+        store(collection, one)
+    return collection
+
+
+def on_disk(folder):
+    return b"".join(path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file())
+
+
+def answers(collection):
+    """Return what a collection says, but for what differs between any two of them."""
+    said = []
+    for scope in (
+        *(None, Scope(patient_id="patient-one"), Scope(patient_id="patient-two"), Scope(encounter_id="encounter-7")),
+        *(Scope(metadata={"beds": 3}), Scope(metadata={"beds": True}), Scope(metadata={"open": True})),
+        *(
+            Scope(metadata={"room": "marmalade"}),
+            Scope(as_of="2020-01-01T00:00:03.5Z"),
+            Scope(source="quillfeather.txt"),
+        ),
+        Scope(as_of="2020-01-01T00:00:03.5Z", metadata={"room": "marmalade", "beds": 2}),
+    ):
+        view = collection.view(scope)
+        passages = [
+            {name: getattr(one, name) for name in one.__slots__ if name != "text_hash"}
+            for one in view.passages(view.rows)
+        ]
+        ranked = [view.search_terms("fracture healed copied", 5), view.search_vectors(vector("A unicycle."), 5)]
+        said.append((passages, [(ids.tolist(), scores.tolist()) for ids, scores in ranked], view.facets()))
+        said.append(view.vectors(view.rows).tolist())
+    said.append([collection.note("note-1", n) for n in (1, 2)])
+    said.append(collection.list_notes())
+    said.append(collection.known_contents(["note-1", "note-2", "note-9"]))
+    return said
+
+
+def test_it_answers_as_a_plain_one(library, ward, home):
+    fill(ward)
+    plain = fill(new(home, "plain"))
+    assert answers(ward) == answers(plain)
+    plain.close()
+    ward.publish()
+    with library.open("ward") as again:
+        assert answers(again) == answers(ward)
+        assert again.info().encrypted
+    assert not library.open("plain").info().encrypted
+
+
+def test_no_file_holds_anything_in_clear(ward, home, tmp_path):
+    one = prepared(note("note-4", "Behind a heading.", patient_id="patient-one"))
+    titled = replace(one, chunks=tuple(replace(chunk, section_title="Furtive heading") for chunk in one.chunks))
+    with ward.writer() as writer:
+        writer.store([titled], {one.hashes[0]: vector("Behind a heading.").astype(np.float16)})
+    fill(ward)
+    assert ward.view().passages([1])[0].section_title == "Furtive heading"
+    ward.publish()
+    backup(ward, tmp_path / "ward.backup")
+    raw = on_disk(home / "collections") + (tmp_path / "ward.backup").read_bytes()
+    assert len(raw) > 50_000
+    for secret in SECRETS:
+        assert secret.encode() not in raw, secret
+    for text in ("A unicycle accident.", SHARED):
+        assert vector(text).astype(np.float16).tobytes() not in raw
+        assert vector(text).astype(np.float32).tobytes() not in raw
+    for path in (home / FOLDER).iterdir():
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
+        assert path.read_bytes().find(bytes.fromhex("5a" * 32)) == -1
+    assert stat.S_IMODE((home / FOLDER).stat().st_mode) == 0o700
+
+
+def test_a_vector_is_reused_within_a_patient_alone(ward):
+    encoder = LetterEncoder()
+    again = [replace(one, note_id=f"{one.note_id}-copy", stored_at=None) for one in NOTES[:3]]
+    index_notes(ward, encoder, [NOTES[0]])
+    assert len(encoder.embedded) == len(set(encoder.embedded))
+    encoder.embedded.clear()
+    index_notes(ward, encoder, [again[0]])
+    assert encoder.embedded == []
+    index_notes(ward, encoder, again[1:])
+    assert len(encoder.embedded) > 1
+    encoder.embedded.clear()
+    assert index_notes(ward, encoder, [NOTES[0], *again]).skipped == 4
+    assert encoder.embedded == []
+    assert ward.verify() == []
+
+
+def test_erasing_a_patient_makes_older_backups_unreadable(home, library, ward, tmp_path):
+    fill(ward)
+    ward.hold("patient-two", "case 12")
+    backup(ward, tmp_path / "ward.backup")
+    receipt = library.erase(ward, "patient", ["patient-one"]).receipt
+    assert receipt.counts["keys"] == 1
+    assert shown(ward) == {"note-2": 1, "note-3": 1}
+    for path in library.receipts._folder.iterdir():  # as if on a machine that knows nothing of the erasure
+        path.unlink()
+    restored = restore(library, tmp_path / "ward.backup", "copy")
+    with restored.collection as copy:
+        assert (restored.unreadable, restored.erased) == (1, ())
+        assert shown(copy) == {"note-2": 1, "note-3": 1}
+        assert copy.verify() == []
+        assert copy.note("note-2").text == NOTES[1].text
+        assert [hold.reason for hold in copy.holds()] == ["case 12"]
+        store(copy, NOTES[0])
+        assert copy.note("note-1").text == NOTES[0].text
+
+
+def test_erasing_a_note_without_a_patient_reaches_backups_and_others_do_not(library, ward, tmp_path):
+    fill(ward)
+    backup(ward, tmp_path / "ward.backup")
+    assert library.erase(ward, "notes", ["note-3", "note-2"]).receipt.counts["keys"] == 1
+    for path in library.receipts._folder.iterdir():
+        path.unlink()
+    restored = restore(library, tmp_path / "ward.backup", "copy")
+    with restored.collection as copy:
+        assert restored.unreadable == 1
+        assert shown(copy) == {"note-1": 2, "note-2": 1}
+
+
+def test_an_erased_patient_gets_a_new_key(library, ward, home, master):
+    """A process that knows the destroyed key must not write with it: what it wrote could never be read again."""
+    fill(ward)
+    with Library(home, master=master).open("ward") as other:
+        assert shown(other) == {"note-1": 2, "note-2": 1, "note-3": 1}
+        library.erase(ward, "patient", ["patient-one"])
+        store(other, NOTES[0])
+        assert shown(other) == {"note-1": 1, "note-2": 1, "note-3": 1}
+    with Library(home, master=master).open("ward") as again:
+        assert again.note("note-1").text == NOTES[0].text
+        assert again.verify() == []
+
+
+@pytest.mark.parametrize("at", ["erase.dropped", "keys.destroyed", "erase.unkeyed"])
+def test_a_crash_while_keys_are_destroyed_ends_on_opening(library, ward, home, master, tmp_path, at):
+    fill(ward)
+    backup(ward, tmp_path / "ward.backup")
+
+    def crash(name):
+        if name == at:
+            raise KeyboardInterrupt
+
+    failpoints.install(crash)
+    with pytest.raises(KeyboardInterrupt):
+        library.erase(ward, "patient", ["patient-one"])
+    failpoints.install(None)
+    fresh = Library(home, master=master)
+    with fresh.open("ward") as again:
+        assert shown(again) == {"note-2": 1, "note-3": 1}
+        assert again.verify() == []
+    assert [receipt.counts["keys"] for receipt in fresh.receipts.all()] == [1]
+    with restore(fresh, tmp_path / "ward.backup", "copy").collection as copy:
+        assert shown(copy) == {"note-2": 1, "note-3": 1}
+
+
+def test_a_hold_refuses_and_keeps_the_key(library, ward):
+    fill(ward)
+    ward.hold("patient-one", "case 12/2026")
+    assert b"case 12/2026" not in ward.path.read_bytes()
+    with pytest.raises(HeldError, match="case 12/2026"):
+        library.erase(ward, "patient", ["patient-one"])
+    assert ward.note("note-1").text == NOTES[3].text
+    assert ward.release("patient-one")
+    assert ward.holds() == []
+
+
+@pytest.mark.parametrize("wrong", ["none", "other", "passphrase", "short", "garbled", "nowhere", "keys gone"])
+def test_without_the_right_keys_nothing_opens_and_nothing_changes(library, ward, home, tmp_path, wrong):
+    fill(ward)
+    ward.close()
+    file = tmp_path / "other.key"
+    file.write_text({"other": "77" * 32, "garbled": "xyz"}.get(wrong, ""))
+    masters = {
+        "other": MasterKey(file),
+        "garbled": MasterKey(file),
+        "nowhere": MasterKey(tmp_path / "nowhere.key"),
+        "passphrase": MasterKey(passphrase="correct horse battery staple"),
+        "short": MasterKey(passphrase="short"),
+        "keys gone": library.keyrings._master,
+    }
+    if wrong == "keys gone":
+        for path in (home / FOLDER).iterdir():
+            path.rename(tmp_path / path.name)
+    before = on_disk(home)
+    strange = Library(home, master=masters.get(wrong))
+    for attempt in (
+        lambda: strange.open("ward"),
+        lambda: repair(strange, "ward", lambda name: LetterEncoder()),
+    ):
+        with pytest.raises(KeysError):
+            attempt()
+    assert on_disk(home) == before
+    if wrong not in ("other", "passphrase", "keys gone"):
+        with pytest.raises(KeysError):
+            strange.create("second", "letters", SPEC, encrypted=True)
+        assert strange.names() == ["ward"]
+
+
+def test_a_passphrase_opens_it(home):
+    master = MasterKey(passphrase="correct horse battery staple")
+    with Library(home, master=master).create("ward", "letters", SPEC, encrypted=True) as made:
+        fill(made)
+    with Library(home, master=master).open("ward") as again:
+        assert shown(again) == {"note-1": 2, "note-2": 1, "note-3": 1}
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE versions SET text = (SELECT text FROM versions WHERE id = 1) WHERE id = 4",
+        "UPDATE versions SET metadata = (SELECT metadata FROM versions WHERE id = 4) WHERE id = 1",
+        "UPDATE versions SET patient_id = (SELECT patient_id FROM versions WHERE id = 2) WHERE id = 1",
+        "UPDATE notes SET note_id = 'note-9' WHERE id = 2",
+        "UPDATE vectors SET vector = (SELECT vector FROM vectors WHERE key = 1) WHERE key = 2",
+        "UPDATE vectors SET vector = CAST(substr(vector, 1, 30) || x'00' || substr(vector, 32) AS BLOB) WHERE key = 2",
+    ],
+)
+def test_a_row_in_another_s_place_does_not_open(library, ward, statement):
+    """Whoever can write to the file can make checksums anew; what is sealed is bound to its place all the same."""
+    fill(ward)
+    ward.close()
+    with sqlite3.connect(ward.path) as connection:
+        connection.execute("PRAGMA foreign_keys=OFF")
+        connection.execute(statement)
+        reseal(connection)
+    with library.open("ward") as changed:
+        assert changed.verify()
+        with pytest.raises(DamagedError):
+            view = changed.view()
+            view.passages(view.rows)
+            view.vectors(view.rows)
+
+
+def reseal(connection):
+    connection.row_factory = sqlite3.Row
+    tables = {"notes": truth.NOTE_FIELDS, "versions": truth.VERSION_FIELDS, "vectors": truth.VECTOR_FIELDS}
+    for name, fields in tables.items():
+        for row in connection.execute(f"SELECT rowid AS n_, * FROM {name}").fetchall():
+            checksum = truth.checksum(*(row[field] for field in fields))
+            connection.execute(f"UPDATE {name} SET checksum = ? WHERE rowid = ?", (checksum, row["n_"]))
+
+
+def test_repair_embeds_lost_vectors_and_puts_aside_what_no_key_opens(library, ward):
+    fill(ward)
+    said = [ward.note(one) for one in ("note-1", "note-2", "note-3")]
+    ward.close()
+    with sqlite3.connect(ward.path) as connection:
+        connection.execute("UPDATE vectors SET vector = zeroblob(60) WHERE key IN (1, 3)")
+        connection.execute("DELETE FROM chunks WHERE row = 5")
+    mended = repair(library, "ward", lambda name: LetterEncoder())
+    assert (mended.embedded, mended.cut_again, mended.quarantined) == (3, 1, ())
+    with library.open("ward") as again:
+        assert again.verify() == []
+        assert [replace(again.note(one.note_id), chunks=one.chunks) for one in said] == said
+        assert len(again.view().vectors(again.view().rows)) == 5
+    keyring = library.keyrings.open(again.collection_id)
+    keyring.destroy(lambda owner: owner.id == "patient-one", 0)
+    with library.open("ward") as again, pytest.raises(KeyDestroyedError):
+        again.note("note-1")
+    mended = repair(library, "ward", lambda name: LetterEncoder())
+    assert {one.reason for one in mended.quarantined} == {"was encrypted with a key that is not there any more"}
+    with library.open("ward") as again:
+        assert shown(again) == {"note-2": 1, "note-3": 1}
+        assert again.verify() == []
+
+
+def test_derived_files_are_sealed_and_those_of_before_an_erasure_do_not_open(library, ward, home, caplog):
+    fill(ward)
+    ward.publish()
+    derived = ward.path.parent / "derived"
+    old = {path.relative_to(derived): path.read_bytes() for path in derived.rglob("*") if path.is_file()}
+    library.erase(ward, "patient", ["patient-one"])
+    said = answers_of_all(ward)
+    keyring = FileCipher(library.keyrings.open(ward.collection_id))
+    for path, content in old.items():
+        if path.name != MANIFEST:
+            with pytest.raises(InvalidTag):
+                keyring.opened(content, "")
+    ward.close()
+    newest = max(path for path in derived.iterdir() if path.is_dir())
+    one = newest / TERMS
+    one.write_bytes(one.read_bytes()[:-1] + b"x")
+    with library.open("ward") as again:
+        assert answers_of_all(again) == said
+    assert "made again" in caplog.text
+
+
+def answers_of_all(collection):
+    view = collection.view()
+    return [one.text for one in view.passages(view.rows)], view.search_terms("unicycle", 5)[0].tolist()
+
+
+def test_another_encoder_makes_sealed_vectors_beside(library, ward):
+    fill(ward)
+    other = LetterEncoder()
+    other.spec = replace(SPEC, model_id="other")
+    assert reencoding.reencode(ward, "other", other) == 4
+    reencoding.cutover(ward, lambda: other)
+    with library.open("ward") as moved:
+        assert moved.encoder_name == "other"
+        assert moved.info().encrypted
+        assert moved.verify() == []
+        assert [moved.note(f"note-{n}").text for n in (1, 2, 3)] == [NOTES[n].text for n in (3, 1, 2)]
+        assert sorted(one.text for one in moved.view().passages(moved.view().rows)) == sorted(
+            NOTES[n].text for n in (1, 2, 3)
+        )
+        library.erase(moved, "patient", ["patient-one"])
+        assert shown(moved) == {"note-2": 1, "note-3": 1}
+        assert moved.verify() == []
+
+
+MEGABYTE = 1 << 20
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.one_of(st.integers(0, 40), st.sampled_from((MEGABYTE - 1, MEGABYTE, MEGABYTE + 1, 2 * MEGABYTE))),
+    st.integers(min_value=0),
+    st.integers(min_value=1, max_value=255),
+)
+def test_a_sealed_file_opens_whole_or_not_at_all(size, at, change):
+    class Ring:
+        def derived_key(self):
+            return bytes(32)
+
+    cipher, content = FileCipher(Ring()), b"\7" * size
+    sealed = cipher.sealed(content, "a")
+    assert cipher.opened(sealed, "a") == content
+    at %= len(sealed)
+    for wrong in (sealed[:at], sealed[:at] + bytes([sealed[at] ^ change]) + sealed[at + 1 :], sealed + b"x"):
+        with pytest.raises(InvalidTag):
+            cipher.opened(wrong, "a")
+    with pytest.raises(InvalidTag):
+        cipher.opened(sealed, "b")
