@@ -42,8 +42,8 @@ from tests.faults.plan import BATCH, WORDS, Plan, Step
 from tests.faults.processes import as_child, ended_within, in_child
 
 N_STEPS = 240
-ELSEWHERE = ("reencode.", "cutover.", "discard.", "erase.beside", "erase.withdrawn")
-"""Failpoints of what no step of a plan does: the tests of a change of the encoder and of erasing stop there."""
+ELSEWHERE = ("reencode.", "cutover.", "discard.", "keys.", "erase.beside", "erase.withdrawn")
+"""Failpoints of what no step of a plan does: tests of a change of the encoder, of erasing and of keys stop there."""
 KILLS_A_SESSION = 25
 LONGEST_S = 0.3
 LONGEST_RECOVERIES = 5.0
