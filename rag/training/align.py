@@ -6,7 +6,8 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from indexer.errors import ArgumentError
 from rag.training import losses
 from rag.training.batches import Batch, Pairs, Questions, Sampler
+from rag.training.memory import within_memory
 from rag.training.student import Student, Teacher
+from rag.training.watch import DevWatch, student_encode
 
 _QUERY, _PASSAGE = "query: ", "passage: "
 
@@ -62,8 +66,15 @@ def align(
     settings: AlignSettings,
     folder: Path,
     on_step: Callable[[dict[str, Any]], None] | None = None,
+    watch: DevWatch | None = None,
 ) -> Path:
-    """Tune ``student`` in place and return the file of its averaged weights; go on from ``folder``'s checkpoint."""
+    """Tune ``student`` in place and return the file of its averaged weights; go on from ``folder``'s checkpoint.
+
+    Out of memory, a step is done again in smaller chunks. ``watch`` looks at the averaged weights.
+
+    Raises:
+        ArgumentError: the checkpoint is of another architecture, or not even one text fits into memory.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     parameters = student.trained()
     optimizer = torch.optim.AdamW(_groups(parameters, settings), betas=(0.9, 0.98), weight_decay=0.01)
@@ -79,10 +90,14 @@ def align(
                 group["lr"] = settings.learning_rate * group["scale"] * rate
             kind = settings.cycle[progress.step % len(settings.cycle)]
             batch = sampler.draw(kind, progress.step)
-            parts, tokens = step_loss(student, teacher, kind, batch, settings)
-            total = torch.stack(list(parts.values())).sum()
-            optimizer.zero_grad(set_to_none=True)
-            total.backward()  # type: ignore[no-untyped-call]
+
+            def step(kind: str = kind, batch: Batch = batch) -> tuple[dict[str, Tensor], int]:
+                optimizer.zero_grad(set_to_none=True)
+                parts, tokens = step_loss(student, teacher, kind, batch, settings)
+                torch.stack(list(parts.values())).sum().backward()  # type: ignore[no-untyped-call]
+                return parts, tokens
+
+            parts, tokens = within_memory(step, student.shrink)
             norm = float(torch.nn.utils.clip_grad_norm_(parameters.values(), 1.0))
             if math.isfinite(norm):
                 optimizer.step()
@@ -107,6 +122,9 @@ def align(
             log.flush()
             if on_step is not None:
                 on_step(row)
+            if watch is not None and watch.due():
+                with _averaged(parameters, average):
+                    watch.look(progress.step, share, student_encode(student), student.save)
             if time.monotonic() - last_saved > settings.checkpoint_minutes * 60:
                 _save(folder, parameters, average, optimizer, progress)
                 last_saved = time.monotonic()
@@ -167,6 +185,29 @@ def _encode(student: Student, texts: Sequence[str], prompt: str, max_length: int
     return rows, sum(map(len, ids))
 
 
+@contextmanager
+def _averaged(parameters: dict[str, Tensor], average: dict[str, Tensor]) -> Iterator[None]:
+    """Put the averaged weights in place for as long as the block lasts."""
+    kept = {name: value.detach().clone() for name, value in parameters.items()}
+    with torch.no_grad():
+        for name, value in parameters.items():
+            value.copy_(average[name])
+    yield
+    with torch.no_grad():
+        for name, value in parameters.items():
+            value.copy_(kept[name])
+
+
+def check_same(parameters: Mapping[str, Tensor], saved: Mapping[str, Tensor], folder: Path) -> None:
+    """Refuse a checkpoint that is not of this model.
+
+    Raises:
+        ArgumentError: names or shapes differ.
+    """
+    if {name: value.shape for name, value in parameters.items()} != {n: value.shape for n, value in saved.items()}:
+        raise ArgumentError("out", f"holds a checkpoint of another architecture; remove {folder.name} or name another")
+
+
 def _share(progress: Progress, settings: AlignSettings) -> float:
     if settings.minutes:
         return progress.seconds / (settings.minutes * 60)
@@ -195,7 +236,8 @@ def _groups(parameters: dict[str, Tensor], settings: AlignSettings) -> list[dict
 
 def _layer(name: str) -> int:
     parts = name.split(".")
-    return int(parts[parts.index("layer") + 1]) + 1 if "layer" in parts else 0
+    named = [at for at, part in enumerate(parts) if part in {"layer", "layers"}]  # BERT and its kin, ModernBERT
+    return int(parts[named[0] + 1]) + 1 if named else 0
 
 
 def _save(
@@ -210,8 +252,9 @@ def _save(
     moments = {}
     flat = [value for group in optimizer.param_groups for value in group["params"]]
     for number, value in enumerate(flat):
-        for key in ("exp_avg", "exp_avg_sq"):
-            moments[f"{number}.{key}"] = optimizer.state[value][key]
+        if optimizer.state[value]:  # nothing came to a parameter that the vector does not pass (global attention)
+            for key in ("exp_avg", "exp_avg_sq"):
+                moments[f"{number}.{key}"] = optimizer.state[value][key]
     save_file({name: parameters[name].detach().contiguous() for name in names}, folder / "weights.new")
     save_file(average, folder / "average.new")
     save_file(moments, folder / "moments.new")
@@ -230,18 +273,21 @@ def _resume(
     if not (folder / "progress.json").is_file():
         return Progress()
     progress = Progress(**json.loads((folder / "progress.json").read_text(encoding="utf-8")))
+    weights = load_file(folder / "weights.safetensors")
+    check_same(parameters, weights, folder)
     with torch.no_grad():
-        for name, value in load_file(folder / "weights.safetensors").items():
+        for name, value in weights.items():
             parameters[name].copy_(value)
         for name, value in load_file(folder / "average.safetensors").items():
             average[name].copy_(value)
     moments = load_file(folder / "moments.safetensors")
     flat = [value for group in optimizer.param_groups for value in group["params"]]
     for number, value in enumerate(flat):
-        optimizer.state[value] = {
-            "step": torch.tensor(float(progress.step)),
-            **{key: moments[f"{number}.{key}"] for key in ("exp_avg", "exp_avg_sq")},
-        }
+        if f"{number}.exp_avg" in moments:
+            optimizer.state[value] = {
+                "step": torch.tensor(float(progress.step)),
+                **{key: moments[f"{number}.{key}"] for key in ("exp_avg", "exp_avg_sq")},
+            }
     return progress
 
 

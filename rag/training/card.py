@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,12 @@ def write_card(recipe: Recipe, out_dir: Path, scores: Scores, model: Path) -> Pa
         lines.append("language: [" + ", ".join(recipe.languages) + "]")
     lines += ["---", "", f"# clinrag-{recipe.name}", "", recipe.about or "A cross-lingual clinical retriever.", ""]
     lines += [f"Started from `{recipe.start}`; made by `clinrag train recipe.toml --out DIR --data DATA`.", ""]
-    lines += _data(out_dir / "pairs" / "manifest.json")
+    lines += _data(out_dir / "pairs" / "manifest.json", recipe)
     lines += ["## Recipe", "", "```toml", recipe.text.strip(), "```", ""]
     if scores:
         lines += ["## Scores", ""]
         lines += _table(scores)
+    lines += _best(out_dir)
     lines += ["## Files", ""]
     for path in sorted(model.rglob("*")):
         if path.is_file() and path.name != "README.md":
@@ -41,7 +42,7 @@ def write_card(recipe: Recipe, out_dir: Path, scores: Scores, model: Path) -> Pa
 
 
 def write_curve(out_dir: Path, scores: Scores) -> Path | None:
-    """Draw every stage's loss over its steps, and the mean score after each stage; return ``curve.png``.
+    """Draw every stage's loss over its steps, its dev scores, and the scores after each stage; return ``curve.png``.
 
     Without matplotlib nothing is drawn: a run does not fail at its end for a picture.
     """
@@ -50,9 +51,11 @@ def write_curve(out_dir: Path, scores: Scores) -> Path | None:
         from matplotlib.figure import Figure
     except ImportError:
         return None
-    figure = Figure(figsize=(10, 4), layout="constrained")
+    looks = {log.parent.name: found for log in sorted(out_dir.glob("*/log.jsonl")) if (found := _looks(log))}
+    figure = Figure(figsize=(15 if looks else 10, 4), layout="constrained")
     FigureCanvasAgg(figure)
-    losses, points = figure.subplots(1, 2)
+    panels = list(figure.subplots(1, 3 if looks else 2))
+    losses, points = panels[0], panels[-1]
     for log in sorted(out_dir.glob("*/log.jsonl")):
         for name, (steps, values) in _losses(log).items():
             losses.plot(steps, values, linewidth=0.8, label=f"{log.parent.name} {name}")
@@ -61,6 +64,11 @@ def write_curve(out_dir: Path, scores: Scores) -> Path | None:
     losses.set_yscale("symlog", linthresh=0.1)
     if losses.lines:
         losses.legend(fontsize=6)
+    for stage, (steps, means) in looks.items():
+        panels[1].plot(steps, means, marker=".", label=stage)
+        panels[1].set_xlabel("step")
+        panels[1].set_ylabel("mean dev score")
+        panels[1].legend(fontsize=6)
     rows = sorted({row for found in scores.values() for row in found})
     for row in rows:
         points.plot(list(scores), [scores[stage].get(row, float("nan")) for stage in scores], marker=".", label=row)
@@ -73,12 +81,27 @@ def write_curve(out_dir: Path, scores: Scores) -> Path | None:
     return path
 
 
+def _looks(log: Path) -> tuple[list[int], list[float]] | None:
+    """Return the steps at which a stage was scored while it trained, and the mean score of each."""
+    found = [(int(row["step"]), float(row["mean"])) for row in _log(log) if "mean" in row]
+    return ([step for step, _ in found], [mean for _, mean in found]) if found else None
+
+
+def _log(log: Path) -> Iterator[dict[str, Any]]:
+    with log.open(encoding="utf-8") as lines:
+        for line in lines:
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError:
+                continue  # a line that a killed run left half written
+            yield row
+
+
 def _losses(log: Path, window: int = 10) -> dict[str, tuple[list[int], list[float]]]:
     """Return each kind's summed loss, as a running mean over ``window`` of its steps."""
     raw: dict[str, list[tuple[int, float]]] = {}
-    with log.open(encoding="utf-8") as lines:
-        for line in lines:
-            row: dict[str, Any] = json.loads(line)
+    for row in _log(log):
+        if "loss" in row:
             raw.setdefault(str(row.get("kind", "loss")), []).append((int(row["step"]), sum(row["loss"].values())))
     found = {}
     for kind, points in raw.items():
@@ -88,19 +111,37 @@ def _losses(log: Path, window: int = 10) -> dict[str, tuple[list[int], list[floa
     return found
 
 
-def _data(manifest: Path) -> list[str]:
+def _data(manifest: Path, recipe: Recipe) -> list[str]:
     if not manifest.is_file():
         return []
     from rag.training.pairs import SOURCES
 
+    own = next(
+        (s.settings.licence for s in recipe.stages if s.kind == "pairs" and s.settings.licence), "the user's own"
+    )
     counts: dict[str, dict[str, int]] = json.loads(manifest.read_text(encoding="utf-8"))
     lines = ["## Data", "", "| source | licence | rows |", "|---|---|---|"]
     total: dict[str, list[str]] = {}
     for kind, found in counts.items():
-        for source, rows in found.items():
-            total.setdefault(source, []).append(f"{rows} {kind}")
-    lines += [f"| {source} | {SOURCES.get(source, '')} | {', '.join(rows)} |" for source, rows in sorted(total.items())]
+        for source, count in found.items():
+            total.setdefault(source, []).append(f"{count} {kind}")
+    lines += [
+        f"| {source} | {SOURCES.get(source, own)} | {', '.join(rows)} |" for source, rows in sorted(total.items())
+    ]
+    for stage in recipe.stages:
+        for key in ("notes", "labels", "parallel", "pairs"):
+            files = getattr(stage.settings, key, ()) if stage.kind == "pairs" else ()
+            lines += [f"| {key}: `{name}` | {own} | |" for name in files]
     return [*lines, ""]
+
+
+def _best(out_dir: Path) -> list[str]:
+    lines = []
+    for path in sorted(out_dir.glob("*/best.json")):
+        row = json.loads(path.read_text(encoding="utf-8"))
+        where = path.parent.name
+        lines.append(f"- {where}: step {row['step']}, mean dev score {row['mean']:.4f}; its weights are `{where}/best`")
+    return ["## Best while training", "", *lines, ""] if lines else []
 
 
 def _table(scores: Scores) -> list[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import gzip
 import random
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rag.training.heldout import bucket, is_held_out_case, is_held_out_concept, is_held_out_tico, normalised, read_rows
+from rag.training.pair_files import PairRow
 
 Floats = NDArray[np.float32]
 Encode = Callable[[Sequence[str], str], Floats]
@@ -25,6 +26,8 @@ _ICD = ("zh", "ja", "ru", "fr", "de", "es", "pt")
 _TATOEBA = ("de", "es", "fr", "it", "ja", "nl", "pt", "ro", "ru", "zh")
 _TICO = ("en", "es", "ru", "zh", "fr", "pt")
 _FIRST = 10
+_LESS_IS_BETTER = "same-language"
+_OWN_POOL = 5000
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +79,50 @@ def score_rows(encode: Encode, data: Path, limit: int = 500, only: Sequence[str]
     for name, rows_of in sets.items():
         if not only or name.startswith(tuple(only)):
             yield from rows_of()
+
+
+def dev_scores(encode: Encode, data: Path, pairs: Path, rows: Sequence[str], limit: int) -> dict[str, float]:
+    """Return the figures by which a run is watched: rows of the data folder, and the run's own held-out pairs.
+
+    Args:
+        encode: the model as it is.
+        data: the data folder; read only for ``rows``.
+        pairs: the run's pairs; ``dev.jsonl`` of them where it is there.
+        rows: beginnings of the names of `score_rows`; none: own pairs alone.
+        limit: queries a row.
+    """
+    found = list(score_rows(encode, data, limit, rows)) if rows else []
+    own = pairs / "dev.jsonl"
+    if own.is_file():
+        found += score_pairs(encode, [PairRow.from_json(row) for row in read_rows(own)], limit)
+    return {row.name: row.mean for row in found if len(row.values)}
+
+
+def score_pairs(encode: Encode, rows: Sequence[PairRow], limit: int) -> Iterator[RowScore]:
+    """Yield each kind of held-out pairs, same-language and crossing, with all their passages as one pool."""
+    pool = list(dict.fromkeys([text for row in rows for text in (row.passage, *row.negatives)]))[:_OWN_POOL]
+    if not pool:
+        return
+    column = {text: number for number, text in enumerate(pool)}
+    right: dict[str, set[int]] = defaultdict(set)  # one query (a code's label) may stand for several passages
+    kinds: dict[str, list[str]] = defaultdict(list)
+    for row in rows:
+        if row.passage in column:
+            right[row.query].add(column[row.passage])
+            crossing = " crossing" if row.language != row.passage_language else ""
+            kinds[f"own {row.kind}{crossing}"].append(row.query)
+    passages = encode(pool, "passage")
+    for kind, queries in sorted(kinds.items()):
+        asked = list(dict.fromkeys(queries))
+        asked = [asked[number] for number in _drawn(len(asked), limit)]
+        scores = encode(asked, "query") @ passages.T
+        yield RowScore(kind, "MRR@10", _first_relevant(scores, [right[query] for query in asked]))
+
+
+def mean_score(scores: Mapping[str, float]) -> float:
+    """Return the mean of the rows of which more is better; not a number where there is none."""
+    values = [value for name, value in scores.items() if _LESS_IS_BETTER not in name]
+    return float(np.mean(values)) if values else float("nan")
 
 
 def _first_relevant(scores: Floats, relevant: Sequence[set[int]]) -> Floats:

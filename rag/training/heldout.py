@@ -6,9 +6,10 @@ import gzip
 import hashlib
 import json
 import unicodedata
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import regex
 
@@ -32,6 +33,7 @@ _EVALUATED_RETRIEVAL = (
     "parallel_igakuqa2021",
 )
 _EVALUATED_TERMS = ("icd10_*", "icd10cm_en", "byomei_index_ja", "xlbel_*")
+_SPACCC_ID = regex.compile(r"(?:meddocan-)?(S\d{4}-[\dX]+-\d+)")
 _NOT_LETTERS = regex.compile(r"[^\p{L}\p{M}\p{N}]+")
 _SHINGLE = 8
 _LANGUAGES = ("en", "zh", "es", "ja", "ru", "nl", "ro", "fr", "de", "pt", "it")
@@ -68,25 +70,33 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
     Raises:
         SourceError: not there, not UTF-8, or a line is no JSON object; the message names file and line.
     """
+    for _, row in numbered_rows(path):
+        yield row
+
+
+def numbered_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield each row of a gzip or plain JSON-lines file with its line number, from 1; blank lines are passed over.
+
+    Raises:
+        SourceError: as `read_rows`.
+    """
+    number = 0
     try:
-        with _opened(path) as lines:
-            for number, line in enumerate(lines, 1):
-                if not line.strip():
-                    continue
-                row = json.loads(line)
-                if not isinstance(row, dict):
-                    raise SourceError(f"{path.name} line {number} is no JSON object")
-                yield row
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        if isinstance(error, SourceError):
-            raise
-        raise SourceError(f"{path.name} cannot be read as JSON lines in UTF-8: {type(error).__name__}") from error
-
-
-def _opened(path: Path) -> TextIO:
-    if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8")
-    return path.open(encoding="utf-8")
+        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as lines:
+            for number, line in enumerate(lines, 1):  # bytes, so that a wrong encoding is told with its line
+                if line.strip():
+                    row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+                    if not isinstance(row, dict):
+                        raise SourceError(f"{path.name} line {number} is no JSON object")
+                    yield number, row
+    except FileNotFoundError as error:
+        raise SourceError(f"{path.name} is not there: {path}") from error
+    except UnicodeDecodeError as error:
+        raise SourceError(f"{path.name} line {number} is not UTF-8; write the file in UTF-8") from error
+    except json.JSONDecodeError as error:
+        raise SourceError(f"{path.name} line {number} is no JSON: {error.msg}") from error
+    except (OSError, EOFError, zlib.error) as error:
+        raise SourceError(f"{path.name} cannot be read behind line {number}: {type(error).__name__}") from error
 
 
 class HeldOut:
@@ -96,6 +106,7 @@ class HeldOut:
         """Read what is there; a set that is missing cannot leak."""
         self.texts: set[str] = set()
         self.terms: set[tuple[str, str]] = set()
+        self._concepts: set[str] = set()
         self._shingles: set[int] = set()
         self.case_texts: set[str] = set()
         self._read_parallel(data / "parallel")
@@ -123,8 +134,10 @@ class HeldOut:
     def _read_terms(self, folder: Path) -> None:
         for pattern in _EVALUATED_TERMS:
             for path in sorted(folder.glob(f"{pattern}.jsonl.gz")):
+                labels = list(read_rows(path))
+                self._concepts.update(str(row["concept"]).casefold() for row in labels if "concept" in row)
                 # an English label alone gives nothing away, and most are plain words ("Asthma")
-                self._add_terms(row for row in read_rows(path) if row["language"] != "en")
+                self._add_terms(row for row in labels if row["language"] != "en")
         for name in ("hpo", "doid"):
             rows = _rows_if_there(folder / f"{name}.jsonl.gz")
             self._add_terms(row for row in rows if is_held_out_concept(str(row["concept"])))
@@ -137,6 +150,11 @@ class HeldOut:
         """Whether this term is an evaluated label of that language."""
         return (language, normalised(term)) in self.terms
 
+    def holds_concept(self, concept: str) -> bool:
+        """Whether the labels of a concept are evaluated: all of ICD-10, a fifth of the phenotypes and diseases."""
+        fifth = concept.startswith(("HP:", "DOID:")) and is_held_out_concept(concept)
+        return fifth or concept.casefold() in self._concepts
+
     def overlaps_answer(self, text: str, most: int = 1) -> bool:
         """Whether an English text shares more than ``most`` runs of eight words with an evaluated answer."""
         return len(self._shingles & set(_shingles(text))) > most
@@ -144,6 +162,13 @@ class HeldOut:
     def holds_case(self, text: str) -> bool:
         """Whether a note is (the same text as) an evaluated case, whatever its id."""
         return normalised(text)[:200] in self.case_texts
+
+    def holds_note(self, note_id: str, text: str) -> bool:
+        """Whether a note of any corpus is evaluated: by the id of a Spanish case, or by its text."""
+        case = _SPACCC_ID.fullmatch(note_id)
+        if case is not None and is_held_out_case(case.group(1)):
+            return True
+        return self.holds_case(text) or self.holds_text(text)
 
     def _add(self, texts: Iterable[str]) -> None:
         self.texts.update(filter(None, map(normalised, texts)))

@@ -21,6 +21,7 @@ from indexer.text.language import identify
 from indexer.text.sections import split_sections
 from indexer.text.sentences import split_sentences
 from rag.training.heldout import HeldOut, is_held_out_case, read_rows
+from rag.training.memory import within_memory
 from rag.training.pairs import LANGUAGES
 from rag.training.recipe import MlmSettings
 
@@ -59,6 +60,7 @@ def pretrain(
     from datasets import Dataset
     from transformers import AutoModelForMaskedLM, AutoTokenizer, Trainer, TrainerCallback, TrainingArguments
 
+    torch.manual_seed(seed)  # a checkpoint without a prediction head gets a random one
     tokenizer = AutoTokenizer.from_pretrained(source or model, local_files_only=True)
     net = AutoModelForMaskedLM.from_pretrained(source or model, local_files_only=True, dtype=torch.float32)
     if tokenizer.add_tokens(list(MARKS)):
@@ -91,23 +93,47 @@ def pretrain(
         report_to=[],
         disable_tqdm=True,
         bf16=settings.bfloat16,
+        use_cpu=not torch.cuda.is_available(),  # else bfloat16 asks for a GPU
         remove_unused_columns=False,
         dataloader_pin_memory=torch.cuda.is_available(),
     )
     head = next(part for name, part in net.named_children() if name in _HEADS)
 
+    size = [settings.batch]
+
+    def shrink() -> bool:
+        size[0] //= 2
+        tell(0.0, {"micro_batch": size[0]})
+        return size[0] > 0
+
     class MaskedTrainer(Trainer):  # type: ignore[misc,unused-ignore]
         def compute_loss(self, model: Any, inputs: dict[str, Any], *_: Any, **__: Any) -> torch.Tensor:
             # the head reads hidden positions alone: a vocabulary-wide row for each of the others would cost as much
             # again as the body of a small model
-            labels = inputs.pop("labels")
+            labels, share = inputs.pop("labels"), inputs.pop("share", 1.0)
             hidden = labels != -100  # (B, T)
             hook = head.register_forward_pre_hook(lambda _, states: (states[0][hidden],))
             try:
                 scores = model(**inputs).logits  # (hidden, V)
             finally:
                 hook.remove()
-            return torch.nn.functional.cross_entropy(scores.float(), labels[hidden])
+            loss: torch.Tensor = torch.nn.functional.cross_entropy(scores.float(), labels[hidden]) * share
+            return loss
+
+        def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+            # a batch that does not fit is read in parts, each weighted by what is asked of it: the same gradient
+            def step() -> torch.Tensor:
+                model.zero_grad()
+                asked = int((inputs["labels"] != -100).sum())
+                losses = []
+                for at in range(0, len(inputs["labels"]), size[0]):
+                    part = {name: value[at : at + size[0]] for name, value in inputs.items()}
+                    share = int((part["labels"] != -100).sum()) / asked
+                    losses.append(super(MaskedTrainer, self).training_step(model, part | {"share": share}))
+                total: torch.Tensor = torch.stack(losses).sum()
+                return total
+
+            return within_memory(step, shrink)
 
     trainer = MaskedTrainer(
         model=net,
@@ -213,10 +239,10 @@ def _sentences(path: Path, held_out: HeldOut) -> Iterator[list[str]]:
         text = str(row.get("text") or row.get("text_b") or "")
         if is_held_out_case(str(row.get("id", ""))) or held_out.holds_case(text) or held_out.holds_text(text):
             continue
-        language = row.get("language") or identify(text)
+        written = row.get("language") or identify(text)
         sentences = []
-        for section in split_sections(text, language):
-            for span in split_sentences(text, language, section.span):
+        for section in split_sections(text, written):
+            for span in split_sentences(text, written, section.span):
                 sentences.append(text[span.start : span.end].strip())
         yield [sentence for sentence in sentences if sentence]
     yield from pages.values()

@@ -4,7 +4,7 @@ A run's folder::
 
     recipe.toml  progress.json      which stages are done, with what key
     pairs/                          rows that stages train on
-    NN-KIND/                        a stage's checkpoints and log; NN-KIND/model is its result
+    NN-KIND/                        a stage's checkpoints and log; NN-KIND/model is its result, NN-KIND/best its best
     model/                          the result: a sentence-transformers directory (with export: packed/ beside it)
     scores.json  curve.png  README.md
 """
@@ -20,9 +20,13 @@ from typing import Any
 
 from indexer.errors import ArgumentError
 from rag.training.card import write_card, write_curve
+from rag.training.devscore import dev_scores, mean_score
 from rag.training.recipe import Recipe, Stage, read_recipe
-from rag.training.stages import RUN, StageRun, start_model
+from rag.training.stages import RUN, StageRun, check_stages, start_model
+from rag.training.watch import DevWatch, folder_score
+from rag.training.watch import Score as WatchedScore
 
+_TRAINED = ("prune", "transplant", "mlm", "align", "synonyms", "contrast", "correct")
 Score = Callable[[Path], Mapping[str, float]]
 Report = Callable[["TrainProgress"], None]
 
@@ -58,7 +62,8 @@ def run_recipe(
         out_dir: the run's folder; a run of the same recipe in it is continued, a changed stage is run again with all
             behind it.
         data_dir: the folder of training data.
-        score: gives figures of a model folder; asked before the first and after every stage that trains.
+        score: gives figures of a model folder; asked before the first and after every stage that trains. Without it
+            the recipe's ``[dev]`` says what is scored.
         on_progress: told of every logged step.
 
     Raises:
@@ -72,26 +77,32 @@ def run_recipe(
     (out_dir / "recipe.toml").write_text(recipe.text, encoding="utf-8")
     done = _read(out_dir / "progress.json")
     scores: dict[str, dict[str, float]] = _read(out_dir / "scores.json")
-    model = start_model(recipe, out_dir / "start", data_dir)
+    watched = _own_score(recipe, data_dir, out_dir)
+    if score is None and watched is not None:
+        score = folder_score(watched)
     packed: Path | None = None
     key = f"{recipe.start}/{recipe.seed}" + (f"/{recipe.scratch}" if recipe.start == "scratch" else "")
-    _score(score, model, "start", scores, out_dir)
+    model = start = _start(recipe, out_dir, data_dir, key, done)
     for number, stage in enumerate(recipe.stages, 1):
         folder = out_dir / f"{number:02d}-{stage.kind}"
         key = stage.key(key)
         if done.get(folder.name) != key:
             _forget(out_dir, done, recipe, number, key)
-            result = RUN[stage.kind](_stage_run(recipe, stage, folder, out_dir, data_dir, model, number, on_progress))
+            if stage.kind in _TRAINED:
+                _score(score, start, "start", scores, out_dir)
+            run = _stage_run(recipe, stage, folder, out_dir, data_dir, model, number, on_progress, watched)
+            result = RUN[stage.kind](run)
             if stage.kind == "export":
                 packed = result
             elif result is not None:
                 model = result
+            if stage.kind in _TRAINED:
+                scores.pop(folder.name, None)
+                _score(score, model, folder.name, scores, out_dir)
+                model = _better(recipe, folder, model, scores)
             done[folder.name] = key
             done[folder.name + ".model"] = str(model.relative_to(out_dir))
             _write(out_dir / "progress.json", done)
-            if stage.kind in {"prune", "mlm", "align", "synonyms", "contrast", "correct"}:
-                scores.pop(folder.name, None)
-                _score(score, model, folder.name, scores, out_dir)
         else:
             model = out_dir / done[folder.name + ".model"]
             packed = folder / "model" if stage.kind == "export" else packed
@@ -103,7 +114,34 @@ def run_recipe(
     return TrainReport(final, packed, card, scores)
 
 
-def _stage_run(
+def _start(recipe: Recipe, out_dir: Path, data_dir: Path, key: str, done: dict[str, Any]) -> Path:
+    """Return the start, made once; another start in the recipe, or one half made, is made anew."""
+    folder = out_dir / "start"
+    if done.get("start") != key:
+        start_model(recipe, folder, data_dir)
+        done["start"] = key
+        _write(out_dir / "progress.json", done)
+    check_stages(recipe, folder)
+    return folder
+
+
+def _own_score(recipe: Recipe, data_dir: Path, out_dir: Path) -> WatchedScore | None:
+    dev = recipe.dev
+    if dev is None:
+        return None
+    return lambda encode: dev_scores(encode, data_dir, out_dir / "pairs", dev.rows, dev.limit)
+
+
+def _better(recipe: Recipe, folder: Path, model: Path, scores: Mapping[str, Mapping[str, float]]) -> Path:
+    """Return the stage's best weights where the recipe takes them and they score above its last ones."""
+    record = folder / "best.json"
+    if recipe.dev is None or not recipe.dev.take_best or not record.is_file():
+        return model
+    best = json.loads(record.read_text(encoding="utf-8"))["mean"]
+    return folder / "best" if best > mean_score(scores.get(folder.name, {})) else model
+
+
+def _stage_run(  # noqa: PLR0913 - what a stage is told
     recipe: Recipe,
     stage: Stage,
     folder: Path,
@@ -112,13 +150,17 @@ def _stage_run(
     model: Path,
     number: int,
     on_progress: Report | None,
+    watched: WatchedScore | None,
 ) -> StageRun:
     def tell(share: float, row: Mapping[str, Any]) -> None:
         if on_progress is not None:
             on_progress(TrainProgress(stage.kind, number, len(recipe.stages), share, row))
 
     folder.mkdir(parents=True, exist_ok=True)
-    return StageRun(stage.settings, model, folder, out_dir / "pairs", data_dir, recipe, tell)
+    watch = None
+    if watched is not None and recipe.dev is not None and recipe.dev.minutes > 0:
+        watch = DevWatch(watched, recipe.dev.minutes, folder, tell)
+    return StageRun(stage.settings, model, folder, out_dir / "pairs", data_dir, recipe, tell, watch)
 
 
 def _forget(out_dir: Path, done: dict[str, Any], recipe: Recipe, number: int, key: str) -> None:
@@ -140,7 +182,10 @@ def _forget(out_dir: Path, done: dict[str, Any], recipe: Recipe, number: int, ke
 def _score(score: Score | None, model: Path, name: str, scores: dict[str, dict[str, float]], out_dir: Path) -> None:
     if score is None or name in scores:
         return
-    scores[name] = dict(score(model))
+    found = dict(score(model))
+    if not found:
+        return
+    scores[name] = found
     _write(out_dir / "scores.json", scores)
 
 

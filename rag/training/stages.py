@@ -7,12 +7,17 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from indexer.errors import ArgumentError, EncoderUnavailableError
 from rag.training.recipe import AlignStage, ExportSettings, PruneSettings, Recipe
+
+if TYPE_CHECKING:
+    from rag.training.watch import DevWatch
+
+PROMPTS = {"query": "query: ", "passage": "passage: ", "document": "passage: "}
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +31,7 @@ class StageRun:
     data: Path
     recipe: Recipe
     tell: Callable[[float, Mapping[str, Any]], None]
+    watch: DevWatch | None = None
 
     @property
     def result(self) -> Path:
@@ -34,13 +40,15 @@ class StageRun:
 
 
 def start_model(recipe: Recipe, folder: Path, data: Path) -> Path:
-    """Return the recipe's start as a sentence-transformers directory, made once.
+    """Return the recipe's start as a sentence-transformers directory, made anew.
+
+    A bare checkpoint gets mean (or the recipe's) pooling and e5's prompts, with which the stages train it.
 
     Raises:
-        EncoderUnavailableError: not on this machine; the message says how to get it.
+        EncoderUnavailableError: not on this machine, or of an architecture that gives no token vectors; the message
+            says how to mend it.
     """
-    if (folder / "modules.json").is_file():
-        return folder
+    shutil.rmtree(folder, ignore_errors=True)
     if recipe.start == "package":
         from rag.training.folder import import_package
         from rag.training.package_weights import installed_file
@@ -52,6 +60,7 @@ def start_model(recipe: Recipe, folder: Path, data: Path) -> Path:
 
         return write_scratch(_texts_to_count(data), folder, recipe.scratch, recipe.seed)
     source = _local(recipe.start)
+    _check_architecture(source)
     if (source / "modules.json").is_file():
         shutil.copytree(source, folder, dirs_exist_ok=True)
         return folder
@@ -65,8 +74,33 @@ def start_model(recipe: Recipe, folder: Path, data: Path) -> Path:
             f"{source.name} holds no model that can be loaded: {type(error).__name__}"
         ) from error
     pooling = Pooling(body.get_embedding_dimension(), pooling_mode=recipe.pooling)
-    SentenceTransformer(modules=[body, pooling, Normalize()], device="cpu").save(str(folder), create_model_card=False)
+    model = SentenceTransformer(modules=[body, pooling, Normalize()], device="cpu", prompts=dict(PROMPTS))
+    model.save(str(folder), create_model_card=False)
     return folder
+
+
+def check_stages(recipe: Recipe, start: Path) -> None:
+    """Refuse at the start what a later stage could not take, before hours are spent.
+
+    Raises:
+        ArgumentError: the recipe packs what is no BERT.
+    """
+    kind = _architecture(start).get("model_type", "bert")
+    if kind != "bert" and any(stage.kind == "export" for stage in recipe.stages):
+        raise ArgumentError("stage.export", f"packs BERT alone and {recipe.start} is a {kind}; leave this stage out")
+
+
+def _check_architecture(source: Path) -> None:
+    config = _architecture(source)
+    if config.get("is_encoder_decoder") or config.get("is_decoder"):
+        kind = config.get("model_type", "decoder")
+        raise EncoderUnavailableError(f"{source.name} is a {kind}; name an encoder (BERT, RoBERTa, ModernBERT and kin)")
+
+
+def _architecture(source: Path) -> dict[str, Any]:
+    path = source / "config.json"
+    content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return content if isinstance(content, dict) else {}
 
 
 def _local(start: str) -> Path:
@@ -152,9 +186,9 @@ def _word_counts(path: Path) -> Iterator[tuple[str, float]]:
 
 
 def _pairs(run: StageRun) -> None:
-    from rag.training.pairs import build
+    from rag.training.own_pairs import build_pairs
 
-    counts = build(run.data, run.pairs)
+    counts = build_pairs(run.data, run.pairs, run.settings, run.recipe.seed)
     run.tell(1.0, {kind: sum(found.values()) for kind, found in counts.items()})
 
 
@@ -169,7 +203,10 @@ def _align(run: StageRun) -> Path:
     student = Student(run.model, stage.max_length, bfloat16=stage.bfloat16)
     teacher = Teacher(Student(run.model, stage.max_length, bfloat16=stage.bfloat16))
     sampler = Sampler(run.pairs, Sizes(siblings=stage.siblings), seed=run.recipe.seed)
-    average = align(student, teacher, sampler, settings, run.folder, lambda row: run.tell(row["share"], row))
+    without = [kind for kind in dict.fromkeys(stage.cycle) if not sampler.has(kind)]
+    if without:
+        raise ArgumentError("align.cycle", f"names {', '.join(without)}, of which the pairs stage wrote no row")
+    average = align(student, teacher, sampler, settings, run.folder, lambda row: run.tell(row["share"], row), run.watch)
     save_average(run.model, average, run.result, stage.interpolate)
     return run.result
 
@@ -219,7 +256,7 @@ def _synonyms(run: StageRun) -> Path:
 def _contrast(run: StageRun) -> Path:
     from rag.training.contrast import tune
 
-    return tune(run.model, run.pairs, run.result, run.folder, run.settings, run.recipe.seed, run.tell)
+    return tune(run.model, run.pairs, run.result, run.folder, run.settings, run.recipe.seed, run.tell, run.watch)
 
 
 def _correct(run: StageRun) -> Path:

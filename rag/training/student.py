@@ -5,6 +5,7 @@ Shapes: B texts, T tokens, D dim.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 _CHUNK_TOKENS = 2048
+_LEAST_CHUNK = 16
+_FROM_PADDING = {"roberta", "xlm-roberta", "camembert", "longformer"}
 
 
 class Student(torch.nn.Module):
@@ -27,15 +31,19 @@ class Student(torch.nn.Module):
         from tokenizers import Tokenizer
         from transformers import AutoModel
 
-        options: dict[str, Any] = {"add_pooling_layer": False} if _is_bert(folder) else {}
+        options: dict[str, Any] = {"add_pooling_layer": False} if _has_pooler(folder) else {}
         self.body = AutoModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32, **options)
         for module in self.body.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0  # vectors are compared with a teacher's: noise would be distilled as well
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self.tokenizer.no_padding()
+        self.tokenizer.no_truncation()  # a checkpoint may bring one along; what is cut is cut here
         self.max_length = min(max_length, _positions(self.body.config))
         self.in_bfloat16 = bfloat16
+        self.source = folder
+        self._chunk_tokens = _CHUNK_TOKENS
+        self._recomputes = False
         if freeze_embeddings:
             self.body.get_input_embeddings().weight.requires_grad_(False)
 
@@ -56,7 +64,7 @@ class Student(torch.nn.Module):
         start = 0
         while start < len(order):
             end = start + 1
-            while end < len(order) and (end + 1 - start) * len(ids[order[end]]) <= _CHUNK_TOKENS:
+            while end < len(order) and (end + 1 - start) * len(ids[order[end]]) <= self._chunk_tokens:
                 end += 1
             chunk = [ids[index] for index in order[start:end]]
             width = max(map(len, chunk))
@@ -66,17 +74,41 @@ class Student(torch.nn.Module):
                 tokens[row, : len(one)] = torch.as_tensor(one)
                 mask[row, : len(one)] = 1
             tokens, mask = tokens.to(device), mask.to(device)
-            # the body alone in bfloat16: similarities need float32 (a step of bfloat16 near 1 is .004)
-            with torch.autocast(device.type, torch.bfloat16, enabled=self.in_bfloat16):
-                states = self.body(input_ids=tokens, attention_mask=mask).last_hidden_state
-            states = states.float()  # (b, T, D)
-            weight = mask.unsqueeze(-1).float()
-            parts.append((states * weight).sum(1) / weight.sum(1))  # (b, D)
+            if self._recomputes and torch.is_grad_enabled():
+                parts.append(checkpoint(self._pooled, tokens, mask, use_reentrant=False))
+            else:
+                parts.append(self._pooled(tokens, mask))
             start = end
         rows = torch.cat(parts)  # in length order
         back = torch.empty(len(order), dtype=torch.long)
         back[torch.as_tensor(order)] = torch.arange(len(order))
         return torch.nn.functional.normalize(rows[back.to(device)], dim=-1)
+
+    def _pooled(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """Return the mean states ``(b, D)`` of one chunk."""
+        # the body alone in bfloat16: similarities need float32 (a step of bfloat16 near 1 is .004)
+        with torch.autocast(tokens.device.type, torch.bfloat16, enabled=self.in_bfloat16):
+            states = self.body(input_ids=tokens, attention_mask=mask).last_hidden_state
+        states = states.float()  # (b, T, D)
+        weight = mask.unsqueeze(-1).float()
+        mean: Tensor = (states * weight).sum(1) / weight.sum(1)
+        return mean
+
+    def shrink(self) -> bool:
+        """Let the next pass take less memory, for the same vectors and gradients; false where it cannot.
+
+        First a chunk's states are computed again on the way back instead of being kept, then chunks are halved.
+        """
+        if not self._recomputes:
+            self._recomputes = True
+        else:
+            self._chunk_tokens //= 2
+        return self._chunk_tokens >= _LEAST_CHUNK
+
+    def save(self, out: Path) -> None:
+        """Write the model as it is, beside the pooling and tokenizer that it was loaded with."""
+        shutil.copytree(self.source, out, dirs_exist_ok=True)
+        self.body.save_pretrained(out)
 
     def encode(self, texts: Sequence[str], prompt: str, max_length: int | None = None) -> Tensor:
         """Return ``(B, D)`` unit rows of the texts."""
@@ -112,12 +144,12 @@ class Teacher:
 def _positions(config: Any) -> int:
     """Return the longest input that the model has positions for."""
     known = int(getattr(config, "max_position_embeddings", 0) or 1 << 20)
-    # RoBERTa counts positions from the padding index on, so two of them cannot be used
-    return known - 2 if config.model_type in {"roberta", "xlm-roberta", "camembert"} else known
+    # RoBERTa and its kin count positions from the padding index on, so two of them cannot be used
+    return known - 2 if config.model_type in _FROM_PADDING else known
 
 
-def _is_bert(folder: Path) -> bool:
+def _has_pooler(folder: Path) -> bool:
     import json
 
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    return config.get("model_type") in {"bert", "roberta", "xlm-roberta", "camembert"}
+    return config.get("model_type") in {"bert", *_FROM_PADDING}

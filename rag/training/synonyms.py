@@ -18,10 +18,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from indexer.errors import ArgumentError
-from rag.training.align import save_average
+from rag.training.align import check_same, save_average
+from rag.training.memory import within_memory
 from rag.training.recipe import SynonymSettings
 from rag.training.student import Student
 
+Relations = list[tuple[int, int, str]]
 _RELATED = {"synonym": 0, "parent": 1, "sibling": 2, "unrelated": 3}
 
 
@@ -89,7 +91,7 @@ def align_synonyms(
     """Write the model after ``steps`` batches of synonym sets; a killed stage goes on from its last checkpoint.
 
     Raises:
-        ArgumentError: there are no concepts with two names.
+        ArgumentError: there are no concepts with two names, or the checkpoint is of another architecture.
     """
     with (pairs / "terms.jsonl").open(encoding="utf-8") as lines:
         concepts = [json.loads(line) for line in lines]
@@ -109,14 +111,19 @@ def align_synonyms(
         for step in range(start, settings.steps):
             chance = random.Random(f"{seed}/{step}")  # noqa: S311 - no secret
             texts, keys, relations = _batch(concepts, where, by_parent, settings, chance)
-            rows = student.encode(texts, "query: ")
-            loss = multi_similarity(rows, keys)
-            if settings.graded:
-                loss = loss + graded(rows, relations)
+
+            def backward(texts: list[str] = texts, keys: list[str] = keys, relations: Relations = relations) -> Tensor:
+                optimizer.zero_grad(set_to_none=True)
+                rows = student.encode(texts, "query: ")
+                loss = multi_similarity(rows, keys)
+                if settings.graded:
+                    loss = loss + graded(rows, relations)
+                loss.backward()  # type: ignore[no-untyped-call]
+                return loss
+
             for group in optimizer.param_groups:
                 group["lr"] = settings.learning_rate * (1.0 - step / settings.steps)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss = within_memory(backward, student.shrink)
             torch.nn.utils.clip_grad_norm_(parameters.values(), 1.0)
             optimizer.step()
             record = {"step": step + 1, "kind": "synonyms", "loss": {"synonyms": round(loss.item(), 4)}}
@@ -186,6 +193,8 @@ def _resume(folder: Path, parameters: Mapping[str, Tensor], optimizer: torch.opt
     tensors = load_file(path)
     with safe_open(path, "pt") as opened:
         step = int(opened.metadata()["step"])
+    saved = {name.removeprefix("weight."): value for name, value in tensors.items() if name.startswith("weight.")}
+    check_same(parameters, saved, folder)
     with torch.no_grad():
         for number, (name, value) in enumerate(parameters.items()):
             value.copy_(tensors[f"weight.{name}"])

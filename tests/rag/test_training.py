@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import struct
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import transformers
+from safetensors.torch import load_file
 
 from indexer.errors import ArgumentError, ClinragError, SourceError
 from rag.training import losses
@@ -21,6 +24,7 @@ from rag.training.recipe import STAGES, read_recipe, recipe_names, recipe_path
 from rag.training.student import Student, Teacher
 from rag.training.synonyms import graded, multi_similarity
 from rag.training.vocabulary import choose_tokens, prune_folder, prune_tokenizer, token_shares
+from rag.training.watch import DevWatch, student_encode
 from tests.rag.made_training import data_folder, unigram_model
 
 SIZES = Sizes(bitext_characters=200, terms=6, statements=3, questions=4, titles=3, keep=4)
@@ -224,6 +228,60 @@ def test_a_killed_run_goes_on_and_ends_like_one_that_was_not(model, pairs, tmp_p
     assert json.loads((tmp_path / "cut" / "progress.json").read_text())["step"] == 6
     again = run(tmp_path / "cut")
     assert again.read_bytes() == whole.read_bytes()
+
+
+def test_alignment_out_of_memory_reads_smaller_chunks_and_ends_the_same(model, pairs, tmp_path, monkeypatch):
+    settings = AlignSettings(cycle=("bitext", "keep"), steps=2, learning_rate=1e-3)
+
+    def run(folder: Path) -> dict[str, torch.Tensor]:
+        teacher = Teacher(Student(model, 48))
+        return load_file(align(Student(model, 48), teacher, Sampler(pairs, SIZES), settings, folder))
+
+    whole = run(tmp_path / "whole")
+    forward, refused = transformers.BertModel.forward, []
+
+    def small_machine(self, input_ids, **options):
+        if torch.is_grad_enabled() and len(input_ids) > 2:
+            refused.append(len(input_ids))
+            raise RuntimeError(
+                "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
+            )
+        return forward(self, input_ids=input_ids, **options)
+
+    monkeypatch.setattr(transformers.BertModel, "forward", small_machine)
+    tight = run(tmp_path / "tight")
+    assert refused
+    for name, value in whole.items():
+        torch.testing.assert_close(tight[name], value, atol=1e-5, rtol=1e-3)
+
+
+def test_alignment_is_watched_on_its_averaged_weights(model, pairs, tmp_path):
+    settings = AlignSettings(cycle=("bitext",), steps=3, learning_rate=1e-2, average=0.9)
+    scores, seen = iter([0.5, 0.7, 0.6]), []
+
+    def score(encode) -> dict[str, float]:
+        seen.append(encode(["fever"], "query"))
+        return {"own": next(scores)}
+
+    watch = DevWatch(score, 1.0, tmp_path, lambda share, row: None, iter(range(0, 10_000, 100)).__next__)
+    average = align(
+        Student(model, 48), Teacher(Student(model, 48)), Sampler(pairs, SIZES), settings, tmp_path, None, watch
+    )
+    assert json.loads((tmp_path / "best.json").read_text())["step"] == 2
+    save_average(model, average, tmp_path / "out")
+    last = student_encode(Student(tmp_path / "out"))(["fever"], "query")
+    np.testing.assert_allclose(seen[2], last, atol=1e-5)
+    best = student_encode(Student(tmp_path / "best"))(["fever"], "query")
+    np.testing.assert_allclose(seen[1], best, atol=1e-5)
+    assert not np.allclose(best, last, atol=1e-4)
+
+
+def test_a_checkpoint_of_another_architecture_is_refused(model, pairs, tmp_path):
+    other = unigram_model(tmp_path / "other", hidden=16)
+    settings = AlignSettings(cycle=("bitext",), steps=1)
+    for folder, told in ((model, None), (other, "another architecture")):
+        with pytest.raises(ArgumentError, match=told) if told else nullcontext():
+            align(Student(folder), Teacher(Student(folder)), Sampler(pairs, SIZES), settings, tmp_path / "run")
 
 
 # recipes and the whole run
