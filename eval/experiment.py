@@ -10,12 +10,14 @@ import json
 import os
 import platform
 import subprocess
+from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from eval.judged import JudgedSet, Run
 from eval.metrics import MEASURES, evaluate, language_shares, ranked
+from eval.parity import Parity, QueryParity, by_query, parity
 from eval.statistics import Interval, bootstrap, paired_bootstrap
 from eval.systems import System
 from eval.tasks.declaration import Task, load_tasks
@@ -48,9 +50,12 @@ def run_suite(
     data: Path | None,
     command: str,
     commit: str | None = None,
+    max_queries: int | None = None,
     on_row: Callable[[Row], None] | None = None,
-) -> list[Row]:
-    """Return the rows of a suite, and leave its files in ``out``.
+) -> tuple[list[Row], list[Parity]]:
+    """Return the rows of a suite and the systems' parity on its tasks of several languages; leave its files in ``out``.
+
+    ``max_queries``: so many of each set's queries, drawn evenly, are asked.
 
     Raises:
         ArgumentError: no such suite, or two systems of one name.
@@ -60,17 +65,24 @@ def run_suite(
         raise ArgumentError("systems", "hold one name twice")
     tasks = load_tasks(suite)
     rows: list[Row] = []
+    equality: dict[tuple[str, str], dict[str, QueryParity]] = defaultdict(dict)
     for task in tasks:
         check_task(task)
-        for judged in load_sets(task, data):
+        for whole in load_sets(task, data):
+            judged = _drawn(whole, max_queries)
             write_qrels(out / f"{_file(judged.name)}.qrels", judged)
             for system in systems:
-                row = _score(task, judged, system, out)
+                run = system.rank(judged, DEPTH)
+                row = _score(task, judged, system, run, out)
                 rows.append(row)
+                equality[task.name, system.name] |= by_query(judged, run)
                 if on_row is not None:
                     on_row(row)
+    told = [parity(task, system, values) for (task, system), values in equality.items()]
+    parities = [one for one in told if one is not None]
     record = {
         "suite": suite,
+        "max_queries": max_queries,
         "command": command,
         "commit": commit or commit_id(),
         "made_at": iso(now_us()),
@@ -78,14 +90,24 @@ def run_suite(
         "data_sha256": {task.name: data_sha256(task, data) for task in tasks},
         "systems": {system.name: dict(system.description) for system in systems},
         "rows": [asdict(row) for row in rows],
+        "parity": [asdict(one) for one in parities],
     }
     out.mkdir(parents=True, exist_ok=True)
     (out / "results.json").write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    return rows
+    return rows, parities
 
 
-def _score(task: Task, judged: JudgedSet, system: System, out: Path) -> Row:
-    run = system.rank(judged, DEPTH)
+def _drawn(judged: JudgedSet, limit: int | None) -> JudgedSet:
+    """Return the set with at most so many of its queries, evenly spaced, over its whole corpus."""
+    n = len(judged.queries)
+    if limit is None or n <= limit:
+        return judged
+    queries = tuple(judged.queries[at * n // limit] for at in range(limit))
+    asked = {query.text_id for query in queries}
+    return replace(judged, queries=queries, qrels={q: grades for q, grades in judged.qrels.items() if q in asked})
+
+
+def _score(task: Task, judged: JudgedSet, system: System, run: Run, out: Path) -> Row:
     measures = tuple(dict.fromkeys([judged.main_metric, *MEASURES]))
     scores = evaluate(judged.qrels, run, measures)
     values = {name: one.mean for name, one in scores.items()}

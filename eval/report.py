@@ -38,9 +38,33 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
             row = cells.get((name, system))
             line.append("-" if row is None else _cell(row["interval"]))
         lines.append(line)
+    return _aligned(lines)
+
+
+def parity_table(rows: Sequence[dict[str, Any]]) -> str:
+    """Return the systems' parity as aligned text, one line a task and system."""
+    return _aligned([_PARITY_HEAD, *(_parity_cells(row) for row in rows)])
+
+
+def _aligned(lines: Sequence[Sequence[str]]) -> str:
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     return "\n".join(
         "  ".join(word.ljust(width) for word, width in zip(line, widths, strict=True)).rstrip() for line in lines
+    )
+
+
+_PARITY_HEAD = ("task", "system", "queries", "nDCG@10 same language", "other languages", "parity gap")
+
+
+def _parity_cells(row: dict[str, Any]) -> tuple[str, ...]:
+    gap, mark = row["gap"], "" if row["parallel"] else " (not parallel)"
+    return (
+        row["task"] + mark,
+        row["system"],
+        str(row["queries"]),
+        f"{row['same']:.3f}",
+        f"{row['cross']:.3f}",
+        f"{gap['mean']:+.3f} [{gap['low']:+.3f} {gap['high']:+.3f}]",
     )
 
 
@@ -67,6 +91,7 @@ def write_report(folder: Path) -> Path:
             for picture in pictures
         ),
         table=_html_table(rows),
+        parity=_html_parity(results.get("parity", [])),
         data="".join(
             f"<li>{html.escape(name)} <code>{value[:16]}</code></li>" for name, value in results["data_sha256"].items()
         ),
@@ -98,6 +123,16 @@ def _html_table(rows: Sequence[dict[str, Any]]) -> str:
             words.append(f"<td{mark}>{text}</td>")
         body.append(f"<tr>{''.join(words)}</tr>")
     return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
+
+
+def _html_parity(rows: Sequence[dict[str, Any]]) -> str:
+    if not rows:
+        return ""
+    head = "".join(f"<th>{html.escape(word)}</th>" for word in _PARITY_HEAD)
+    body = "".join(
+        f"<tr>{''.join(f'<td>{html.escape(word)}</td>' for word in _parity_cells(row))}</tr>" for row in rows
+    )
+    return f"<h2>Parity of languages</h2><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
 def _pyplot() -> Any:
@@ -180,5 +215,5 @@ table{{border-collapse:collapse;font-variant-numeric:tabular-nums}}
 td,th{{padding:.25rem .7rem;border-bottom:1px solid #d8dee4;text-align:left}}
 td.best{{font-weight:600}}img{{max-width:100%}}dt{{font-weight:600}}dd{{margin:0 0 .4rem}}figure{{margin:1rem 0}}
 </style></head><body><h1>{title}</h1><p>Means with 95 % bootstrap intervals; the best mean of a set is bold.</p>
-<dl>{facts}</dl>{pictures}{table}<h2>Data</h2><ul>{data}</ul></body></html>
+<dl>{facts}</dl>{pictures}{table}{parity}<h2>Data</h2><ul>{data}</ul></body></html>
 """

@@ -45,6 +45,23 @@ def bootstrap(values: Sequence[float], *, samples: int = 10_000, seed: int = 0) 
     return Interval(float(data.mean()), float(low), float(high), len(data))
 
 
+def difference_of_means(
+    first: Sequence[float], second: Sequence[float], *, samples: int = 2_000, seed: int = 0
+) -> Interval:
+    """Return ``mean(first) - mean(second)`` of values that are not paired, each side drawn anew; ``n`` counts both.
+
+    Raises:
+        ArgumentError: a side is empty.
+    """
+    if not len(first) or not len(second):
+        raise ArgumentError("values", "are empty; there is nothing to compare")
+    generator = np.random.default_rng(seed)
+    sides = [np.asarray(side, dtype=np.float64) for side in (first, second)]
+    left, right = (side[generator.integers(0, len(side), (samples, len(side)))].mean(axis=1) for side in sides)
+    low, high = np.percentile(left - right, [2.5, 97.5])
+    return Interval(float(sides[0].mean() - sides[1].mean()), float(low), float(high), len(first) + len(second))
+
+
 def paired_bootstrap(
     system: Sequence[float], baseline: Sequence[float], *, samples: int = 10_000, seed: int = 0
 ) -> Interval:

@@ -43,7 +43,8 @@ class DenseSystem:
 
     Texts are cut to ``max_tokens`` tokens, as the published figures are. ``correction`` changes the vectors of each
     language of the corpus and of the queries before they meet: ``mean`` subtracts the language's mean vector,
-    ``whiten`` also decorrelates over the whole corpus (Huang et al. 2021).
+    ``whiten`` also decorrelates over the whole corpus (Huang et al. 2021). Or it makes vectors smaller: a number keeps
+    that many of the first dimensions, ``int8`` 255 levels of a row's largest value, ``binary`` the signs alone.
     """
 
     def __init__(self, name: str, encoder: Encoder, *, max_tokens: int = 256, correction: str | None = None) -> None:
@@ -116,7 +117,9 @@ def cut_to_tokens(encoder: Encoder, texts: Sequence[str], max_tokens: int) -> li
 def _correct(
     kind: str, passages: Floats, passage_languages: Sequence[str], queries: Floats, query_languages: Sequence[str]
 ) -> tuple[Floats, Floats]:
-    """Return both sides with each language's mean taken away (and decorrelated), rows normalised again."""
+    """Return both sides with each language's mean taken away (and decorrelated), or smaller; rows normalised again."""
+    if kind.isdecimal() or kind in ("int8", "binary"):
+        return _unit(smaller(kind, passages)), _unit(smaller(kind, queries))
     rows: dict[str, list[Floats]] = defaultdict(list)
     for vector, language in zip([*passages, *queries], [*passage_languages, *query_languages], strict=True):
         rows[language].append(vector)
@@ -128,6 +131,16 @@ def _correct(
         scale = axes.T / np.maximum(spread / np.sqrt(len(left)), 1e-3)
         left, right = left @ scale, right @ scale
     return _unit(left), _unit(right)
+
+
+def smaller(kind: str, rows: Floats) -> Floats:
+    """Return ``(n, D)`` rows as a store with less room would keep them; see `DenseSystem`."""
+    if kind == "binary":
+        return np.where(rows >= 0, 1.0, -1.0).astype(np.float32)
+    if kind == "int8":
+        steps = np.maximum(np.abs(rows).max(1, keepdims=True), 1e-12) / 127.0
+        return np.asarray(np.rint(rows / steps) * steps, dtype=np.float32)
+    return rows[:, : int(kind)]
 
 
 def _unit(rows: Floats) -> Floats:
@@ -171,6 +184,38 @@ class LexicalSystem:
             ids, scores = index.search(self._analyze_query(query.text, languages), k)
             run[query.text_id] = {judged.corpus[int(i)].text_id: float(s) for i, s in zip(ids, scores, strict=True)}
         return run
+
+
+Find = Callable[[str, int], Mapping[str, float]]
+"""Takes a query and how many passages to find; gives their scores by id."""
+
+
+class SearchSystem:
+    """A whole search over a collection that holds the corpus, as its users would have it."""
+
+    def __init__(
+        self,
+        name: str,
+        search_in: Callable[[Sequence[Text]], Find],
+        description: Mapping[str, str | int | float | bool | None],
+    ) -> None:
+        """Take what puts a corpus into a collection and searches there; ``description`` says how."""
+        self._name, self._search_in, self._description = name, search_in, description
+
+    @property
+    def name(self) -> str:
+        """The key in reports."""
+        return self._name
+
+    @property
+    def description(self) -> Mapping[str, str | int | float | bool | None]:
+        """The encoder's fingerprint and the search's options."""
+        return self._description
+
+    def rank(self, judged: JudgedSet, k: int) -> Run:
+        """Return up to ``k`` passages a query, as the search ranks them."""
+        find = self._search_in(judged.corpus)
+        return {query.text_id: dict(find(query.text, k)) for query in judged.queries}
 
 
 class FusedSystem:

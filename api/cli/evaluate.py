@@ -13,6 +13,7 @@ import click
 from api.cli.context import CliContext, pass_context
 from api.cli.options import json_option
 
+_DEFAULT_SYSTEMS = "bm25,{0},hybrid:{0},search:{0},search:{0}+any"
 _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 
 
@@ -23,10 +24,11 @@ def evaluate() -> None:
 
 @evaluate.command("run")
 @click.argument("suite")
-@click.option("--systems", default=None, help="Comma separated: bm25, ENCODER, ENCODER+mean, hybrid:ENCODER.")
+@click.option("--systems", help="Comma separated: bm25, ENCODER, ENCODER+mean, hybrid:ENCODER, search:ENCODER[+any].")
 @click.option("--data", type=_FOLDER, help="The folder of the public sets [CLINRAG_DATA].")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Where files go [runs/SUITE].")
 @click.option("--max-tokens", type=click.IntRange(8, 8192), default=256, show_default=True, help="Texts are cut there.")
+@click.option("--queries", type=click.IntRange(min=1), help="Ask at most so many queries of each set, evenly drawn.")
 @json_option
 @pass_context
 def run(
@@ -36,16 +38,17 @@ def run(
     data: Path | None,
     out: Path | None,
     max_tokens: int,
+    queries: int | None,
     as_json: bool,
 ) -> None:
     """Run systems over a SUITE (or one task): smoke, must, bitext, mixed, cases, public."""
     from api.evaluation import build_systems
     from eval.experiment import Row, run_suite
-    from eval.report import table
+    from eval.report import parity_table, table
     from indexer.encoders.catalog import default_encoder_name
 
     default = default_encoder_name()
-    names = systems.split(",") if systems else ["bm25", default, f"hybrid:{default}"]
+    names = systems.split(",") if systems else _DEFAULT_SYSTEMS.format(default).split(",")
     folder = out or Path("runs") / suite
     context.if_interrupted = "rows that were printed were measured; run it again for the whole"
 
@@ -57,27 +60,37 @@ def run(
             err=as_json,
         )
 
-    rows = run_suite(
+    rows, parities = run_suite(
         suite,
         build_systems([name.strip() for name in names], max_tokens=max_tokens),
         out=folder,
         data=data or context.settings.data,
         command=shlex.join(["clinrag", *sys.argv[1:]]),
+        max_queries=queries,
         on_row=say,
     )
+    equality = [asdict(one) for one in parities]
     if as_json:
-        click.echo(json.dumps({"suite": suite, "folder": str(folder), "rows": [asdict(row) for row in rows]}))
+        said = {"suite": suite, "folder": str(folder), "rows": [asdict(row) for row in rows], "parity": equality}
+        click.echo(json.dumps(said))
         return
-    click.echo(f"\n{table([asdict(row) for row in rows])}\n\nfiles: {folder}")
+    click.echo(f"\n{table([asdict(row) for row in rows])}\n")
+    if equality:
+        click.echo(f"{parity_table(equality)}\n")
+    click.echo(f"files: {folder}")
 
 
 @evaluate.command("report")
 @click.argument("folder", type=_FOLDER)
 def report(folder: Path) -> None:
-    """Write report.html, heatmap.png and bars.png beside a run's results."""
-    from eval.report import write_report
+    """Write report.html, heatmap.png and bars.png beside a run's results; print how fair to languages systems are."""
+    from eval.report import load_results, parity_table, write_report
 
-    click.echo(write_report(folder))
+    page = write_report(folder)
+    equality = load_results(folder).get("parity", [])
+    if equality:
+        click.echo(f"{parity_table(equality)}\n")
+    click.echo(page)
 
 
 @evaluate.command("compare")

@@ -261,17 +261,21 @@ def test_a_task_without_its_data_says_how_to_give_them(tmp_path: Path):
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_the_smoke_suite_runs_reports_and_compares(tmp_path: Path):
-    rows = run_suite("smoke", systems(), out=tmp_path, data=None, command="test")
+    rows, parities = run_suite("smoke", systems(), out=tmp_path, data=None, command="test", max_queries=12)
     assert {row.system for row in rows} == {"hashing", "bm25", "hybrid"}
     results = load_results(tmp_path)
     assert results["command"] == "test"
     assert len(results["data_sha256"]["bundled"]) == 64
+    assert (results["max_queries"], max(row.queries for row in rows)) == (12, 12)
+    assert {one.system for one in parities} == {"hashing", "bm25", "hybrid"}
+    assert [row["gap"]["mean"] for row in results["parity"]] == [one.gap.mean for one in parities]
     text = table(results["rows"])
     assert "hybrid" in text.splitlines()[0]
     found = compare(tmp_path, "hybrid", "hashing")
     assert {one.set_name for one in found} == {row.set_name.replace("/", ".") for row in rows}
     page = write_report(tmp_path).read_text(encoding="utf-8")
     assert "data:image/png;base64," in page
+    assert "<h2>Parity of languages</h2>" in page
     assert "http" not in page.split("</style>")[1]
     with pytest.raises(SourceError, match="no values of a system 'nothing'"):
         compare(tmp_path, "nothing", "hashing")
