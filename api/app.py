@@ -16,7 +16,7 @@ from api.jobs import JobRunner
 from api.logs import SERVER
 from api.metrics import Metrics
 from api.middleware import Edge
-from api.routes import collections, docs, erasures, health, jobs, notes, search
+from api.routes import collections, docs, erasures, health, jobs, notes, receipts, search
 from api.schemas import Problem
 from api.settings import Settings
 from api.state import State
@@ -45,7 +45,7 @@ def create_app(settings: Settings) -> FastAPI:
         responses={422: {"model": Problem, "description": "Refused"}, "default": {"model": Problem}},
     )
     app.state.clinrag = state
-    for resource in (collections, notes, erasures, jobs, search, health, docs):
+    for resource in (collections, notes, erasures, receipts, jobs, search, health, docs):
         app.include_router(resource.router)
     problems.install(app)
     _describe_problems(app)

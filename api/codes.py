@@ -27,6 +27,10 @@ class JobNotFoundError(errors.ClinragError, LookupError):
     """No job of that id."""
 
 
+class ReceiptNotFoundError(errors.ClinragError, LookupError):
+    """No receipt of that id."""
+
+
 class AccessError(errors.ClinragError, PermissionError):
     """No key, an unknown one, or one of the other scope."""
 
@@ -44,6 +48,7 @@ CODES: dict[type[errors.ClinragError], Code] = {
     errors.CollectionExistsError: Code(409, 2, "collection-exists", "The collection is there already"),
     errors.NoteNotFoundError: Code(404, 2, "note-not-found", "No such note"),
     JobNotFoundError: Code(404, 2, "job-not-found", "No such job"),
+    ReceiptNotFoundError: Code(404, 2, "receipt-not-found", "No such receipt"),
     errors.EncoderMismatchError: Code(409, 2, "encoder-mismatch", "The collection has another encoder"),
     errors.EncoderUnavailableError: Code(422, 2, "encoder-unavailable", "The encoder is not on this machine"),
     errors.ArgumentError: Code(422, 2, "bad-argument", "An argument is not of the allowed form"),

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from api.schemas import Result, Text, Wire
+
+if TYPE_CHECKING:
+    from indexer.receipts import Verdict
 
 
 class ErasureBody(Wire):
@@ -39,6 +42,58 @@ class ReceiptModel(Result):
     public_key: str
     signature: str
     format: int
+
+
+class ReceiptHeadModel(Result):
+    """A receipt in a listing, without its hashes."""
+
+    receipt_id: str
+    collection: str
+    by: Literal["notes", "patient"]
+    erased_at: str
+    counts: dict[str, int]
+
+
+class ReceiptPage(Result):
+    """One page of receipts; ``next`` is the cursor of the following page or ``null``."""
+
+    receipts: list[ReceiptHeadModel]
+    next: str | None
+
+
+class PublicKeyModel(Result):
+    """The key that receipts are checked with, in hexadecimal."""
+
+    public_key: str
+
+
+class VerifyBody(Wire):
+    """POST /v1/receipts/verify. ``covers`` is a note id, or the patient id of an erasure by patient."""
+
+    receipt: ReceiptModel
+    key: Text | None = Field(default=None, description="another installation's public key; absent: this one's")
+    covers: Text | None = None
+
+
+class VerdictModel(Result):
+    """Whether to believe a receipt: it is as it was signed, by the signer expected; whether it covers an id."""
+
+    receipt_id: str
+    good: bool
+    intact: bool
+    known_signer: bool
+    covers: bool | None
+
+    @classmethod
+    def of(cls, verdict: Verdict, subject: str | None) -> VerdictModel:
+        """Return a verdict as both ways in show it."""
+        return cls(
+            receipt_id=verdict.receipt.receipt_id,
+            good=verdict.good,
+            intact=verdict.intact,
+            known_signer=verdict.known_signer,
+            covers=None if subject is None else verdict.receipt.covers(subject),
+        )
 
 
 class ErasureResult(ReceiptModel):

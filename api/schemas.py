@@ -1,4 +1,7 @@
-"""The wire models: what requests may hold and what answers hold. ``--json`` prints the same objects as HTTP."""
+"""The wire models: what requests may hold and what answers hold. ``--json`` prints the same objects as HTTP.
+
+Hits, citations and coverage go out as the packages below have them: their dataclasses are the schema.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,9 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, model_validator
 from pydantic_core import PydanticCustomError
 
-from indexer.records import Scope
+from indexer.records import Coverage, Scope
+from rag.cite import Citation
+from rag.search import Hit
 
 MAX_K = 100
 MAX_PAGE = 1_000
@@ -131,49 +136,6 @@ class AnswerBody(Wire):
     generator: Text | None = Field(default=None, description="one of those that the server allows")
 
 
-class CoverageModel(Result):
-    """What was searched. Dates are ``YYYY-MM-DD``."""
-
-    notes_searched: int
-    languages: list[str]
-    first: str | None
-    last: str | None
-    undated: int
-
-
-class ScoresModel(Result):
-    """A hit's score by source; ``null`` where the source did not score it."""
-
-    dense: float | None
-    lexical: float | None
-
-
-class HitModel(Result):
-    """A passage. ``start`` and ``end`` are code points of the note's stored text."""
-
-    rank: int
-    score: float
-    note_id: str
-    version: int
-    chunk_id: str
-    patient_id: str | None
-    encounter_id: str | None
-    language: str | None
-    note_type: str | None
-    authored_at: str | None
-    section: str | None
-    section_title: str | None
-    start: int
-    end: int
-    text: str
-    scores: ScoresModel
-    copies: int
-    first_seen: str | None
-    last_seen: str | None
-    appends: str | None
-    addenda: list[str] = Field(description="ids of the visible notes that are an addendum to this one")
-
-
 class ExpansionModel(Result):
     """A term of the query and the forms of it that were looked for, too."""
 
@@ -189,28 +151,10 @@ class SearchResponse(Result):
     took_ms: float
     scope: ScopeModel
     degraded: list[str]
-    coverage: CoverageModel
+    coverage: Coverage
     plan: str
     expansions: list[ExpansionModel]
-    hits: list[HitModel]
-
-
-class CitationModel(Result):
-    """A quoted span: ``text[start:end] == quote`` of that note version, always."""
-
-    n: int
-    note_id: str
-    version: int
-    chunk_id: str
-    start: int
-    end: int
-    quote: str
-    patient_id: str | None
-    language: str | None
-    note_type: str | None
-    authored_at: str | None
-    section: str | None
-    section_title: str | None
+    hits: list[Hit]
 
 
 class AnswerResponse(Result):
@@ -223,10 +167,10 @@ class AnswerResponse(Result):
     status: Literal["answered", "insufficient_evidence"]
     answer: str
     language: str | None
-    citations: list[CitationModel]
-    coverage: CoverageModel
+    citations: list[Citation]
+    coverage: Coverage
     degraded: list[str]
-    hits: list[HitModel]
+    hits: list[Hit]
 
 
 class CollectionBody(Wire):

@@ -137,6 +137,14 @@ class Receipts:
             if isinstance(exc, SourceError):
                 raise
             raise SourceError(f"{path.name} cannot be read: {exc.strerror}") from exc
+        return self.judge(receipt, public_key)
+
+    def judge(self, receipt: Receipt, public_key: str | None = None) -> Verdict:
+        """Check a receipt that is at hand, as `verify` does a file.
+
+        Raises:
+            ArgumentError: the key is not of the allowed form.
+        """
         if public_key is not None:
             expected = public_key.strip().lower()
             _public(expected, "key")

@@ -136,13 +136,14 @@ def list_(context: CliContext, as_json: bool) -> None:
 @pass_context
 def verify(context: CliContext, file: Path, key: str | None, covers: str | None, as_json: bool) -> None:
     """Check a receipt's signature; exit 1 when it is not what this installation (or --key) signed."""
+    from api.erasures import VerdictModel
     from indexer.receipts import Receipts
 
     verdict = Receipts(context.settings.home).verify(file, key)
-    covered = None if covers is None else verdict.receipt.covers(covers)
+    said = VerdictModel.of(verdict, covers)
+    covered = said.covers
     if as_json:
-        said = {"receipt_id": verdict.receipt.receipt_id, "good": verdict.good, "intact": verdict.intact}
-        click.echo(json.dumps({**said, "known_signer": verdict.known_signer, "covers": covered}))
+        click.echo(said.json_text())
     elif verdict.good:
         click.echo(f"good: {counted(verdict.receipt.counts['notes'], 'note')} erased at {verdict.receipt.erased_at}")
     elif verdict.intact:

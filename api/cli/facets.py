@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 
 import click
@@ -29,11 +28,9 @@ def facets(context: CliContext, /, name: str, as_json: bool, **options: object) 
         "patients": found.patients,
     }
     if as_json:
-        rows = {
-            key: [{"value": value, "count": count} for value, count in values.items()] for key, values in counts.items()
-        }
-        said = {"collection": name, "notes": found.notes, "passages": found.passages}
-        click.echo(json.dumps(said | rows, ensure_ascii=False))
+        from api.facets import facets_model
+
+        click.echo(facets_model(name, found).json_text())
         return
     click.echo(f"{name}: {counted(found.notes, 'note')}, {counted(found.passages, 'passage')}")
     for key, values in counts.items():

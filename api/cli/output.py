@@ -14,9 +14,13 @@ from rich.text import Text
 from api.cli.counts import counted
 
 if TYPE_CHECKING:
-    from api.schemas import AnswerResponse, CitationModel, CoverageModel, HitModel, SearchResponse
+    from api.schemas import AnswerResponse, ExpansionModel, SearchResponse
+    from indexer.records import Coverage
+    from rag.cite import Citation
+    from rag.search import Hit
 
 _SNIPPET = 320
+_FORMS = 8  # Other forms of a term that are named.
 _WORD = re.compile(r"\w+")
 _WITHOUT = {
     "dense": "dense retrieval did not take part (its encoder is not on this machine, or is another one)",
@@ -75,8 +79,16 @@ def print_search(result: SearchResponse, out: Console | None = None) -> None:
     if not result.hits:
         out.print(Text(f"nothing found in {_coverage(result.coverage)}"))
     _without(result.degraded, out)
+    for expansion in result.expansions:
+        out.print(Text(_also(expansion), style="dim"))
     if result.hits:
         out.print(Text(f"searched {_coverage(result.coverage)}; {result.plan}, {result.took_ms:,.0f} ms", style="dim"))
+
+
+def _also(expansion: ExpansionModel) -> str:
+    shown = ", ".join(expansion.forms[:_FORMS])
+    more = len(expansion.forms) - _FORMS
+    return f"{printable(expansion.term)}: looked for {shown}{f' and {more} more' if more > 0 else ''}, too"
 
 
 def print_answer(result: AnswerResponse, out: Console | None = None) -> None:
@@ -98,7 +110,7 @@ def print_answer(result: AnswerResponse, out: Console | None = None) -> None:
     out.print(Text(f"  searched {_coverage(result.coverage)}", style="dim"))
 
 
-def _heading(hit: HitModel) -> Text:
+def _heading(hit: Hit) -> Text:
     line = Text()
     line.append(f"{hit.rank}. ", style="cyan")
     line.append(printable(hit.note_id), style="bold")
@@ -110,11 +122,18 @@ def _heading(hit: HitModel) -> Text:
     ]
     line.append(f" · score {hit.score:.4f}" + (f" ({', '.join(scores)})" if scores else ""), style="dim")
     if hit.copies > 1:
-        line.append(f" · {hit.copies} copies", style="dim")
+        line.append(f" · {hit.copies} copies{_seen(hit)}", style="dim")
     return line
 
 
-def _facts(hit: HitModel | CitationModel) -> list[str]:
+def _seen(hit: Hit) -> str:
+    """Return when the notes that say the same were authored, where they are dated."""
+    if hit.first_seen is None or hit.last_seen is None:
+        return ""
+    return f", {hit.first_seen}" + (f" to {hit.last_seen}" if hit.last_seen != hit.first_seen else "")
+
+
+def _facts(hit: Hit | Citation) -> list[str]:
     section = hit.section or ""
     if hit.section_title:
         section = f"{section} ({hit.section_title.strip()})" if section else hit.section_title.strip()
@@ -143,7 +162,7 @@ def _wrapped(text: str, indent: str, out: Console) -> str:
     return textwrap.fill(text, width, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
 
 
-def _coverage(coverage: CoverageModel) -> str:
+def _coverage(coverage: Coverage) -> str:
     parts = [counted(coverage.notes_searched, "note")]
     if coverage.first is not None:
         parts.append(f"{coverage.first} to {coverage.last}")

@@ -1,10 +1,11 @@
-"""/v1/search and /v1/answer."""
+"""/v1/search, /v1/answer and /v1/collections/{name}/facets."""
 
 from __future__ import annotations
 
 from fastapi import APIRouter
 
 from api.auth import READ
+from api.facets import FacetsBody, FacetsModel, facets_model
 from api.schemas import AnswerBody, AnswerResponse, SearchBody, SearchResponse
 from api.service import Question
 from api.state import Shared
@@ -22,6 +23,12 @@ def search(state: Shared, body: SearchBody) -> SearchResponse:
     result = state.service.search(question)
     state.metrics.searched(tuple(result.degraded))
     return result
+
+
+@router.post("/collections/{name}/facets", dependencies=[READ])
+def facets(state: Shared, name: str, body: FacetsBody) -> FacetsModel:
+    """Count the notes and passages of a scope by language, section, type and patient."""
+    return facets_model(name, state.service.collection(name).view(body.scope.to_scope()).facets())
 
 
 @router.post("/answer", dependencies=[READ])
