@@ -152,17 +152,18 @@ class Service:
                 damaged.append(name)
         return described, damaged
 
-    def delete_collection(self, name: str) -> None:
-        """Remove a collection and everything in it.
+    def delete_collection(self, name: str, *, with_keys: bool = False) -> None:
+        """Remove a collection and everything in it, the keys of an encrypted one where that is asked for.
 
         Raises:
             CollectionNotFoundError: there is none of that name.
+            ArgumentError: it has no keys, or another collection shares them; nothing was removed.
         """
         with self._loaded.lock:
             known = self._loaded.collections.pop(name, None)
             if known is not None:
                 known.close()
-            self.library.delete(name)
+            self.library.delete(name, with_keys=with_keys)
 
     def open_or_create(self, name: str, encoder_name: str | None) -> Collection:
         """Return the collection, made with the given or the default encoder where it is absent.

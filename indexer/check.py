@@ -22,6 +22,8 @@ def verify(
     # Connections of its own: nothing that is checked comes from another's page cache.
     engine = open_engine(path)
     use_cipher(engine, cipher)
+    if cipher is not None:
+        cipher.keyring.refresh()
     try:
         with read_transaction(engine) as connection:
             lost = witness.problem(acknowledged, connection)

@@ -81,18 +81,16 @@ class Keyrings:
                 self._opened[collection_id] = Keyring(self.path(collection_id), collection_id, self._master.wrapping)
             return self._opened[collection_id]
 
-    def destroy(self, collection_id: str) -> bool:
+    def destroy(self, collection_id: str) -> None:
         """Destroy all keys of a collection: neither it nor a backup of it can be read from then on."""
         with self._lock:
             opened = self._opened.pop(collection_id, None)
         if opened is not None:
             opened.close()
         path = self.path(collection_id)
-        there = path.exists()
         for ending in ("", "-wal", "-shm"):
             path.with_name(path.name + ending).unlink(missing_ok=True)
         path.with_suffix(".lock").unlink(missing_ok=True)
-        return there
 
     def path(self, collection_id: str) -> Path:
         """Return where the keys of a collection lie."""

@@ -14,6 +14,7 @@ from indexer.collection import DELETE_TIMEOUT_S, ENCRYPTION, Collection
 from indexer.encryption import Keyrings, MasterKey
 from indexer.erasure import WAIT_S, Erased, NothingWaits, Waiting
 from indexer.errors import ArgumentError, ClinragError, CollectionExistsError, CollectionNotFoundError, DamagedError
+from indexer.follower import facts_of
 from indexer.receipts import Receipts
 from indexer.records import EncoderSpec
 from indexer.spaces import LOCK, TRUTH, Spaces
@@ -130,22 +131,38 @@ class Library:
             return []
         return sorted(path.name for path in self._folder.iterdir() if _NAME.match(path.name) and _living(path))
 
-    def delete(self, name: str) -> None:
+    def delete(self, name: str, *, with_keys: bool = False) -> None:
         """Delete a collection with all its files; readers that have it open stop answering.
+
+        The keys of an encrypted one stay, so that backups of it can be restored; ``with_keys`` destroys them too.
 
         Raises:
             CollectionNotFoundError: there is none of that name.
+            ArgumentError: the keys are to go, and it has none or another collection shares them; nothing was deleted.
             WriterBusyError: it is being written to.
         """
         target = self._path(name)
         if not _living(target):
             raise CollectionNotFoundError(f"no collection {name!r}; 'clinrag collections list' names those there are")
+        keys_of = self._keys_of_none_but(name) if with_keys else None
         with exclusive(_lock_of(target), f"collection {name!r}", DELETE_TIMEOUT_S):
             gone = self._folder / f"{_GONE}{uuid.uuid4().hex}"
             target.rename(gone)
             failpoint("drop.renamed")
+        if keys_of is not None:
+            self.keyrings.destroy(keys_of)
         for leftover in self._folder.glob(f"{_GONE}*"):
             shutil.rmtree(leftover, ignore_errors=True)
+
+    def _keys_of_none_but(self, name: str) -> str:
+        """Return the id whose keys this collection has, and no other."""
+        ids = {other: facts_of(Spaces(self._path(other)).live()).get("collection_id", "") for other in self.names()}
+        if not self.keyrings.path(ids[name]).exists():
+            raise ArgumentError("--with-keys", f"is for encrypted collections; {name!r} has no keys")
+        sharing = sorted(other for other in ids if other != name and ids[other] == ids[name])
+        if sharing:
+            raise ArgumentError("--with-keys", f"would make collection {sharing[0]!r} unreadable, which shares them")
+        return ids[name]
 
     def _path(self, name: str) -> Path:
         if not _NAME.match(name):

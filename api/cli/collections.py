@@ -121,14 +121,15 @@ def rebuild(context: CliContext, name: str) -> None:
 
 @collections.command()
 @click.argument("name")
+@click.option("--with-keys", is_flag=True, help="Destroy its keys too: no backup of it can be read any more.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @pass_context
-def delete(context: CliContext, name: str, yes: bool) -> None:
+def delete(context: CliContext, name: str, with_keys: bool, yes: bool) -> None:
     """Remove a collection with everything in it."""
     found = context.service.collection(name)
     if not yes:
         click.confirm(f"delete collection {name} with {counted(found.info().notes, 'note')}?", abort=True)
-    context.service.delete_collection(name)
+    context.service.delete_collection(name, with_keys=with_keys)
     click.echo(f"deleted collection {name}")
 
 

@@ -60,7 +60,8 @@ def restore(context: CliContext, file: Path, name: str, as_json: bool) -> None:
         click.echo(f"  {counted(erased, 'note')} erased since then {'is' if erased == 1 else 'are'} erased again")
     if restored.unreadable:
         were = "was" if restored.unreadable == 1 else "were"
-        click.echo(f"  {counted(restored.unreadable, 'note')} {were} left out: the keys were destroyed with an erasure")
+        why = "destroyed with an erasure, or the file of keys is an older copy"
+        click.echo(f"  {counted(restored.unreadable, 'note')} {were} left out: the key is not there ({why})")
 
 
 @click.command()

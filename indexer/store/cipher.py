@@ -21,6 +21,7 @@ from cryptography.exceptions import InvalidTag
 from sqlalchemy import Connection, Engine, Row
 
 from indexer.errors import KeyDestroyedError
+from indexer.records import Scalar
 from indexer.store import truth
 from indexer.store.keyring import DataKey, Keyring, Owner, decrypted, encrypted
 
@@ -44,6 +45,8 @@ class RowCipher:
     def __init__(self, keyring: Keyring) -> None:
         """Use the collection's keys."""
         self.keyring = keyring
+        self.metadata: dict[int, Mapping[str, Scalar]] = {}
+        """The metadata of the versions of one truth, by number, as far as somebody asked for it."""
 
     # --- writing
 

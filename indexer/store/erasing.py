@@ -141,6 +141,7 @@ def drop_unreadable(connection: Connection) -> int:
     """
     cipher = cipher_of(connection)
     assert cipher is not None
+    cipher.keyring.refresh()
     v = t.versions.c
     query = select(v.id, v.note, v.version, v.metadata).order_by(v.id)
     lost = [row for row in connection.execute(query) if not cipher.readable(row.metadata)]

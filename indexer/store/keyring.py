@@ -14,12 +14,25 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from sqlalchemy import Column, Connection, LargeBinary, MetaData, Row, Table, Text, delete, select, update
+from sqlalchemy import (
+    Column,
+    ColumnElement,
+    Connection,
+    LargeBinary,
+    MetaData,
+    Row,
+    Table,
+    Text,
+    delete,
+    select,
+    update,
+)
 
 from indexer.errors import DamagedError, ErasurePendingError, KeysError
 from indexer.store.failpoints import failpoint
@@ -32,6 +45,9 @@ FORMAT = b"1"
 KEY_BYTES = 32
 NONCE_BYTES = 12
 LOCK_TIMEOUT_S = 10.0
+
+_CIPHERS = 4096
+"""How many keys are kept ready to use: each takes some 2.5 kB, and making one takes as long as using it."""
 
 _METADATA = MetaData()
 _facts = Table(
@@ -52,6 +68,8 @@ _keys = Table(
 
 _DERIVED = b"\0derived files"
 
+KeyRow = Row[*tuple[Any, ...]]
+
 Wrap = Callable[[bytes], bytes]
 """Gives the key that wraps all others, of the master key and this salt."""
 
@@ -71,7 +89,11 @@ class DataKey:
     token: str
     owner: Owner
     secret: bytes = field(repr=False)
-    cipher: AESGCM = field(repr=False)
+
+    @property
+    def cipher(self) -> AESGCM:
+        """What seals with it."""
+        return _cipher(self.secret)
 
     def hashed(self, text_hash: bytes) -> bytes:
         """Return what stands for a text's sha256: 32 bytes that nobody can make of a guessed text without the key."""
@@ -110,7 +132,7 @@ class Keyring:
         self._lock = threading.Lock()
         self._by_id: dict[bytes, DataKey | None] = {}
         self._by_token: dict[str, bytes] = {}
-        self._rows: dict[bytes, Row[tuple[bytes, str, bytes, bytes]]] | None = None
+        self._rows: dict[bytes, KeyRow] | None = None
         self._engine = open_engine(path)
         try:
             with read_transaction(self._engine) as connection:
@@ -176,20 +198,23 @@ class Keyring:
         """Return a key by its id, ``None`` for one that was destroyed."""
         with self._lock:
             if key_id not in self._by_id:
-                if self._rows is None or key_id not in self._rows:
-                    self._read()
-                assert self._rows is not None
-                row = self._rows.get(key_id)
+                row = self._rows_read().get(key_id) or self._row(_keys.c.id == key_id)
                 self._by_id[key_id] = None if row is None else self._opened(row)
             return self._by_id[key_id]
 
     def named(self, token: str) -> DataKey | None:
         """Return the key of the owner that a token stands for, ``None`` where it was destroyed."""
-        if token not in self._by_token:
-            with self._lock:
-                self._read()
-        key_id = self._by_token.get(token)
+        with self._lock:
+            self._rows_read()
+            if token not in self._by_token and (row := self._row(_keys.c.token == token)) is not None:
+                self._by_token[token] = row.id
+            key_id = self._by_token.get(token)
         return None if key_id is None else self.key(key_id)
+
+    def refresh(self) -> None:
+        """Forget keys that another process destroyed since the first look; what it made is found anyway."""
+        with self._lock:
+            self._read()
 
     def stored(self, owners: Iterable[Owner]) -> dict[Owner, DataKey]:
         """Return the keys of those owners that have one, as the file says now: another process may have destroyed it.
@@ -210,6 +235,8 @@ class Keyring:
                 with write_transaction(self._engine) as connection:
                     connection.execute(_keys.insert(), [self._made(owner) for owner in missing])
                 failpoint("keys.made")
+                # So that a copy of the one file has all keys.
+                empty_log(self._engine, self._path, time.monotonic())
                 found |= self.stored(missing)
             yield found
 
@@ -259,6 +286,17 @@ class Keyring:
                 found[wanted[row.token]] = key
         return found
 
+    def _rows_read(self) -> dict[bytes, KeyRow]:
+        """Return the keys as they are in the file since the first look. The lock is held."""
+        if self._rows is None:
+            self._read()
+        return self._rows or {}
+
+    def _row(self, which: ColumnElement[bool]) -> KeyRow | None:
+        """Return one key that another process may have made since the first look."""
+        with read_transaction(self._engine) as connection:
+            return connection.execute(select(_keys).where(which)).first()
+
     def _read(self) -> None:
         """Read what the file holds now. The lock is held."""
         with read_transaction(self._engine) as connection:
@@ -277,7 +315,7 @@ class Keyring:
             "owner": encrypted(_cipher(secret), said, b"owner" + bound),
         }
 
-    def _opened(self, row: Row[tuple[bytes, str, bytes, bytes]]) -> DataKey:
+    def _opened(self, row: KeyRow) -> DataKey:
         bound = b"\0".join((self._bound, row.id, row.token.encode()))
         try:
             secret = decrypted(self._wrapping, row.wrapped, bound)
@@ -285,9 +323,10 @@ class Keyring:
             kind, _, owner_id = decrypted(cipher, row.owner, b"owner" + bound).decode().partition("\0")
         except (InvalidTag, ValueError) as exc:
             raise DamagedError(f"a key in {self._path.name} is damaged; bring back a copy of the file") from exc
-        return DataKey(row.id, row.token, Owner("patient" if kind == "patient" else "note", owner_id), secret, cipher)
+        return DataKey(row.id, row.token, Owner("patient" if kind == "patient" else "note", owner_id), secret)
 
 
+@lru_cache(maxsize=_CIPHERS)
 def _cipher(secret: bytes) -> AESGCM:
     # Not the secret itself: the hashes of texts are made with that one.
     return AESGCM(hashlib.blake2b(b"content", key=secret, digest_size=KEY_BYTES).digest())

@@ -61,20 +61,23 @@ def with_metadata(connection: Connection, wanted: Mapping[str, Scalar]) -> Ids:
 
 
 def _with_sealed_metadata(connection: Connection, wanted: Mapping[str, Scalar]) -> Iterator[int]:
-    """Yield the numbers of the versions that hold this metadata; every version is opened for it."""
+    """Yield the numbers of the versions that hold this metadata; every version is opened for it, once a process."""
+    cipher = cipher_of(connection)
+    assert cipher is not None
     v, n = t.versions.c, t.notes.c
-    after = 0
-    while True:
-        columns = [n.note_id, v.version, v.patient_id, v.metadata]
-        query = select(v.id, *columns).join(t.notes, n.id == v.note).where(v.id > after).order_by(v.id).limit(_PAGE)
-        rows = connection.execute(query).all()
-        for row in plain_rows(connection, rows):
-            held = {} if row.metadata is None else json.loads(row.metadata)
-            if all(name in held and _same(held[name], value) for name, value in wanted.items()):
-                yield row.id
-        if len(rows) < _PAGE:
-            return
-        after = rows[-1].id
+    there = connection.execute(select(v.id).order_by(v.id)).scalars().all()
+    # Another thread may see another moment: what is answered from here is this one's own.
+    known = {number: held for number in there if (held := cipher.metadata.get(number)) is not None}
+    columns = [n.note_id, v.version, v.patient_id, v.metadata]
+    query = select(v.id, *columns).join(t.notes, n.id == v.note)
+    for part in truth.parts(number for number in there if number not in known):
+        for row in plain_rows(connection, connection.execute(query.where(v.id.in_(part)))):
+            known[row.id] = {} if row.metadata is None else json.loads(row.metadata)
+    cipher.metadata = known
+    for number in there:
+        held = known[number]
+        if all(name in held and _same(held[name], value) for name, value in wanted.items()):
+            yield number
 
 
 def _same(held: Scalar, wanted: Scalar) -> bool:

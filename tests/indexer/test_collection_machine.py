@@ -28,12 +28,17 @@ PATIENTS = st.sampled_from(["p1", "p2", None])
 class CollectionMachine(RuleBasedStateMachine):
     """``model`` holds id -> list of (version, note) of the notes that exist; ``last`` every number ever given."""
 
+    encrypted = False
+
     @initialize()
     def start(self):
         self.home = Path(tempfile.mkdtemp())
-        self.collection = Library(self.home).create("ward", "letters", SPEC)
-        self.reader = Library(self.home).open("ward")
+        self.collection = self.library().create("ward", "letters", SPEC, encrypted=self.encrypted)
+        self.reader = self.library().open("ward")
         self.model, self.last = {}, {}
+
+    def library(self):
+        return Library(self.home)
 
     @rule(note_id=IDS, sentences=TEXTS, patient=PATIENTS, status=st.sampled_from([Status.FINAL, Status.SUPERSEDED]))
     def put(self, note_id, sentences, patient, status):
@@ -62,7 +67,7 @@ class CollectionMachine(RuleBasedStateMachine):
         self.collection.close()
         if lose:
             shutil.rmtree(self.home / "collections" / "ward" / "derived", ignore_errors=True)
-        self.collection = Library(self.home).open("ward")
+        self.collection = self.library().open("ward")
 
     @rule()
     def rebuild(self):

@@ -11,12 +11,13 @@ import pytest
 from cryptography.exceptions import InvalidTag
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.stateful import rule
 
 from indexer import reencoding
 from indexer.backup import backup, restore
 from indexer.build import index_notes
 from indexer.encryption import FOLDER, MasterKey
-from indexer.errors import DamagedError, HeldError, KeyDestroyedError, KeysError
+from indexer.errors import ArgumentError, DamagedError, HeldError, KeyDestroyedError, KeysError
 from indexer.library import Library
 from indexer.records import Scope
 from indexer.repair import repair
@@ -25,6 +26,7 @@ from indexer.store.file_cipher import FileCipher
 from indexer.store.replica import TERMS
 from indexer.store.snapshots import MANIFEST
 from tests.indexer.made_collections import SPEC, LetterEncoder, new, note, prepared, shown, store, vector
+from tests.indexer.test_collection_machine import CollectionMachine
 
 SHARED = "Copied forward without any change."
 NOTES = (
@@ -185,6 +187,19 @@ def test_erasing_a_patient_makes_older_backups_unreadable(home, library, ward, t
         assert copy.note("note-1").text == NOTES[0].text
 
 
+def test_a_process_that_still_knows_a_destroyed_key_restores_nothing_with_it(library, ward, home, master, tmp_path):
+    fill(ward)
+    backup(ward, tmp_path / "ward.backup")
+    other = Library(home, master=master)
+    with other.open("ward") as known:
+        assert known.note("note-1").text == NOTES[3].text
+    library.erase(ward, "patient", ["patient-one"])
+    restored = restore(other, tmp_path / "ward.backup", "copy")
+    with restored.collection as copy:
+        assert restored.unreadable == 1
+        assert shown(copy) == {"note-2": 1, "note-3": 1}
+
+
 def test_erasing_a_note_without_a_patient_reaches_backups_and_others_do_not(library, ward, tmp_path):
     fill(ward)
     backup(ward, tmp_path / "ward.backup")
@@ -206,6 +221,22 @@ def test_an_erased_patient_gets_a_new_key(library, ward, home, master):
         store(other, NOTES[0])
         assert shown(other) == {"note-1": 1, "note-2": 1, "note-3": 1}
     with Library(home, master=master).open("ward") as again:
+        assert again.note("note-1").text == NOTES[0].text
+        assert again.verify() == []
+
+
+def test_a_crash_behind_the_making_of_a_key_leaves_nothing_half(library, ward, home, master):
+    def crash(name):
+        if name == "keys.made":
+            raise KeyboardInterrupt
+
+    failpoints.install(crash)
+    with pytest.raises(KeyboardInterrupt):
+        store(ward, NOTES[0])
+    failpoints.install(None)
+    with Library(home, master=master).open("ward") as again:
+        assert shown(again) == {}
+        store(again, NOTES[0])
         assert again.note("note-1").text == NOTES[0].text
         assert again.verify() == []
 
@@ -387,6 +418,53 @@ def test_another_encoder_makes_sealed_vectors_beside(library, ward):
         assert shown(moved) == {"note-2": 1, "note-3": 1}
         assert moved.verify() == []
 
+
+def test_deleting_keys_too_is_for_a_collection_that_shares_them_with_none(library, ward, tmp_path):
+    fill(ward)
+    file = tmp_path / "ward.backup"
+    backup(ward, file)
+    library.create("plain", "letters", SPEC).close()
+    restore(library, file, "copy").collection.close()
+    with pytest.raises(ArgumentError, match="copy"):
+        library.delete("ward", with_keys=True)
+    with pytest.raises(ArgumentError, match="no keys"):
+        library.delete("plain", with_keys=True)
+    assert library.names() == ["copy", "plain", "ward"]
+    library.delete("ward")
+    restore(library, file, "ward").collection.close()
+    library.delete("ward")
+    library.delete("copy", with_keys=True)
+    with pytest.raises(KeysError):
+        restore(library, file, "copy")
+    assert library.names() == ["plain"]
+
+
+class EncryptedMachine(CollectionMachine):
+    """Every random step of a plain collection, in an encrypted one, and erasures whose keys never come back."""
+
+    encrypted = True
+
+    def library(self):
+        file = self.home / "master.key"
+        file.write_text("5a" * 32)
+        return Library(self.home, master=MasterKey(file))
+
+    @rule(patient=st.sampled_from(["p1", "p2"]))
+    def erase(self, patient):
+        gone = {key for key, rows in self.model.items() if rows[-1][1].patient_id == patient}
+        if not any(one.patient_id == patient for rows in self.model.values() for _, one in rows):
+            return
+        self.library().erase(self.collection, "patient", [patient])
+        for note_id in gone:
+            del self.model[note_id], self.last[note_id]
+        for rows in self.model.values():
+            rows[:] = [(version, one) for version, one in rows if one.patient_id != patient]
+        owners = [key.owner.id for key in self.collection.cipher.keyring._all()]
+        assert patient not in owners
+
+
+TestEncryptedMachine = EncryptedMachine.TestCase
+TestEncryptedMachine.settings = settings(max_examples=4, stateful_step_count=12, deadline=None)
 
 MEGABYTE = 1 << 20
 
