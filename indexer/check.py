@@ -7,7 +7,7 @@ from pathlib import Path
 from indexer.errors import DamagedError
 from indexer.records import EncoderSpec
 from indexer.store.cipher import RowCipher, use_cipher
-from indexer.store.snapshots import DERIVED
+from indexer.store.snapshots import DERIVED, Snapshots
 from indexer.store.soundness import RESTORE, derived_findings, truth_findings
 from indexer.store.sqlite import open_engine, read_transaction
 from indexer.store.stored import Finding
@@ -19,6 +19,7 @@ def verify(
 ) -> list[Finding]:
     """Return everything that is not as it should be; empty = all is well. Reads all of it, writes nothing."""
     acknowledged = witness.read()
+    generations = Snapshots(path.parent / DERIVED).paths()
     # Connections of its own: nothing that is checked comes from another's page cache.
     engine = open_engine(path)
     use_cipher(engine, cipher)
@@ -29,7 +30,7 @@ def verify(
             lost = witness.problem(acknowledged, connection)
             findings = [] if lost is None else [Finding("truth", lost, RESTORE)]
             findings += truth_findings(connection, spec)
-            findings += derived_findings(connection, path.parent / DERIVED, spec, collection_id)
+            findings += derived_findings(connection, generations, spec, collection_id)
     except DamagedError as exc:
         return [Finding("truth", f"cannot be read to its end: {str(exc).partition(';')[0]}", RESTORE)]
     finally:

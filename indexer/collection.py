@@ -190,7 +190,7 @@ class Collection:
         with exclusive(self._folder / LOCK, f"collection {self.name!r}", timeout_s):
             # Again under the lock, which a deletion takes too: what is written from here on is in the living file.
             self._check_present()
-            yield Writer(self._engine)
+            yield Writer(self._engine, self._replica)
             with read_transaction(self._engine) as connection:
                 self._witness.write(connection)
 
@@ -354,14 +354,14 @@ class Collection:
     def publish(self, *, always: bool = True) -> None:
         """Write the derived files for the state of now.
 
-        Without ``always`` only where many changes lie behind them, and a full disk is logged and no error: they can
-        be made again at any time.
+        Without ``always`` only where many changes lie behind them, in the background, and a full disk is logged and no
+        error: they can be made again at any time. `close` waits for it.
         """
         behind, changes = self._replica.behind()
         if always and behind:
             self._replica.publish()
         elif behind >= max(PUBLISH_BEHIND, changes // 5):
-            self._replica.publish_if_possible()
+            self._replica.publish_soon()
 
 
 def cipher_for(facts: Mapping[str, str], keyrings: Keyrings | None) -> RowCipher | None:

@@ -6,27 +6,46 @@ Everything is checked against its checksum on the way. Pages bound the memory, w
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import Connection, Row, Select, select
+from sqlalchemy import BindParameter, Connection, Row, Select, Table, bindparam, select
 
 from indexer.store import schema as t
 from indexer.store import truth
-from indexer.store.cipher import NEEDED, chunk_hash, cipher_of, plain_rows
+from indexer.store.cipher import NEEDED, RowCipher, chunk_hash, cipher_of, plain_rows
 from indexer.store.columns import UNDATED, ChunkRow, Deletion, Ids, VersionRow
 
-PAGE_VERSIONS = 2000
+PAGE_VERSIONS = 1000
 PAGE_CHUNKS = 20_000
 
 
 class Page(NamedTuple):
-    """Some note versions in the order of their numbers, with all their chunks."""
+    """Some note versions in the order of their numbers, with all their chunks in theirs.
+
+    ``vectors`` are those of the chunks, ``(n, dim)``, and ``texts`` their texts, where they were asked for.
+    """
 
     versions: list[VersionRow]
     chunks: list[ChunkRow]
+    vectors: NDArray[np.float16] | None
+    texts: list[str] | None
+
+
+NO_PAGE = Page([], [], None, None)
+
+
+class Batch(NamedTuple):
+    """What one commit changed, from ``before`` (the last change number until then) to ``seq``."""
+
+    before: int
+    seq: int
+    page: Page
+    deletions: list[Deletion]
 
 
 class VectorPage(NamedTuple):
@@ -45,10 +64,15 @@ class TextPage(NamedTuple):
 
 
 class Tail(NamedTuple):
-    """The end of the change log: what was deleted, and how many stored versions of it are still there."""
+    """The end of the change log, up to ``seq``: what was deleted, how many versions stored in it are still there.
 
+    ``erased`` says that something was deleted of which nothing may stay.
+    """
+
+    seq: int
     deletions: list[Deletion]
     n_living: int
+    erased: bool
 
 
 def tail(connection: Connection, after_seq: int) -> Tail:
@@ -59,8 +83,9 @@ def tail(connection: Connection, after_seq: int) -> Tail:
     """
     notes, versions = array("q"), array("q")
     gone: dict[int, int] = {}
-    for row in connection.execute(select(t.changes).where(t.changes.c.seq > after_seq).order_by(t.changes.c.seq)):
-        truth.check_row("changes", truth.CHANGE_FIELDS, row)
+    erased = False
+    for row in connection.execute(_CHANGES.statement, {"after": after_seq}):
+        _CHANGES.check(row)
         after_seq += 1
         if row.seq != after_seq:
             raise truth.damaged("changes", after_seq)
@@ -69,30 +94,134 @@ def tail(connection: Connection, after_seq: int) -> Tail:
             versions.append(row.version)
         else:
             gone[row.note] = row.version
+            erased = erased or row.kind == truth.ERASE
     living = sum(version > gone.get(note, 0) for note, version in zip(notes, versions, strict=True))
-    return Tail([Deletion(note, version) for note, version in gone.items()], living)
+    return Tail(after_seq, [Deletion(note, version) for note, version in gone.items()], living, erased)
 
 
-def pages(connection: Connection, after_version: int) -> Iterator[Page]:
-    """Yield the note versions behind a version number."""
-    v, c = t.versions.c, t.chunks.c
+def pages(connection: Connection, after_version: int, dim: int | None, *, texts: bool) -> Iterator[Page]:
+    """Yield the note versions behind a version number; with vectors of a width, and with the texts of the chunks.
+
+    Three statements a page, whatever is asked for: who follows the log reads each row once.
+
+    Raises:
+        DamagedError: a row is missing or does not match its checksum.
+    """
+    with_versions, with_chunks = _versions_query(texts), _chunks_query(dim is not None)
+    cipher = cipher_of(connection)
     while True:
-        query = truth.dated_versions().where(v.id > after_version).order_by(v.id).limit(PAGE_VERSIONS)
-        versions = [_version_row(row) for row in plain_rows(connection, connection.execute(query))]
-        if not versions:
+        found = connection.execute(with_versions.statement, {"after": after_version}).all()
+        if not found:
             return
-        last = versions[-1].version_id
-        within = select(t.chunks).where(c.version_id > after_version, c.version_id <= last)
-        chunks: list[ChunkRow] = []
-        for row in connection.execute(within.order_by(c.version_id, c.n)):
-            truth.check_row("chunks", truth.CHUNK_FIELDS, row)
-            chunks.append(ChunkRow(row.row, row.language, row.section, row.text_hash))
-        if len(chunks) != sum(version.n_chunks for version in versions):
+        for row in found:
+            with_versions.check(row)
+        last = found[-1].id
+        chunks = connection.execute(with_chunks.statement, {"after": after_version, "last": last}).all()
+        if len(chunks) != sum(row.chunks for row in found):
             raise truth.damaged("chunks", f"of versions {after_version + 1} to {last}")
-        yield Page(versions, chunks)
-        if len(versions) < PAGE_VERSIONS:
+        for row in chunks:
+            with_chunks.check(row)
+        plain = list(plain_rows(connection, found))
+        yield Page(
+            [_version_row(row) for row in plain],
+            [ChunkRow(row.row, row.language, row.section, row.text_hash) for row in chunks],
+            None if dim is None else _vectors(chunks, dim, cipher),
+            _texts_of(plain, chunks) if texts else None,
+        )
+        if len(found) < PAGE_VERSIONS:
             return
         after_version = last
+
+
+class _Checked:
+    """A statement that is put together once, and where in its rows the columns lie that checksums cover."""
+
+    def __init__(self, statement: Select[Any], checks: Sequence[tuple[str, Sequence[str], str]]) -> None:
+        """Take the statement and, for each table, its name, its fields and how its columns are labelled."""
+        self.statement = statement
+        place = {name: at for at, name in enumerate(statement.selected_columns.keys())}
+        self._checks = [
+            (table, itemgetter(*(place[prefix + name] for name in fields)), place[prefix + "checksum"])
+            for table, fields, prefix in checks
+        ]
+
+    def check(self, row: Row[Any]) -> None:
+        """Raise `DamagedError` where a row does not match its checksums."""
+        for table, fields, at in self._checks:
+            values = fields(row)
+            if truth.checksum(*values) != row[at]:
+                raise truth.damaged(table, values[0])
+
+
+class _Vector(NamedTuple):
+    """A row of the vectors."""
+
+    key: int
+    text_hash: bytes
+    vector: bytes
+
+
+def _labelled(table: Table, fields: Sequence[str], prefix: str) -> list[Any]:
+    return [table.c[name].label(prefix + name) for name in (*fields, "checksum")]
+
+
+_AFTER: BindParameter[int] = bindparam("after")
+_LAST: BindParameter[int] = bindparam("last")
+_VECTOR = "vector_"
+_CHANGES = _Checked(
+    select(*(t.changes.c[name] for name in (*truth.CHANGE_FIELDS, "checksum")))
+    .where(t.changes.c.seq > _AFTER)
+    .order_by(t.changes.c.seq),
+    [("changes", truth.CHANGE_FIELDS, "")],
+)
+
+
+@cache
+def _versions_query(texts: bool) -> _Checked:
+    v = t.versions.c
+    dated = truth.dated_versions(v.text) if texts else truth.dated_versions()
+    checks = [
+        ("versions", truth.VERSION_FIELDS, ""),
+        ("notes", truth.NOTE_FIELDS, "owner_"),
+        ("changes", truth.CHANGE_FIELDS, "change_"),
+    ]
+    return _Checked(dated.where(v.id > _AFTER).order_by(v.id).limit(PAGE_VERSIONS), checks)
+
+
+@cache
+def _chunks_query(vectors: bool) -> _Checked:
+    c = t.chunks.c
+    columns = [c[name] for name in (*truth.CHUNK_FIELDS, "checksum")]
+    checks: list[tuple[str, Sequence[str], str]] = [("chunks", truth.CHUNK_FIELDS, "")]
+    within = (c.version_id > _AFTER, c.version_id <= _LAST)
+    if not vectors:
+        return _Checked(select(*columns).where(*within).order_by(c.version_id, c.n), checks)
+    columns += _labelled(t.vectors, truth.VECTOR_FIELDS, _VECTOR)
+    checks.append(("vectors", truth.VECTOR_FIELDS, _VECTOR))
+    joined = t.chunks.join(t.vectors, t.vectors.c.key == c.vector)
+    return _Checked(select(*columns).select_from(joined).where(*within).order_by(c.version_id, c.n), checks)
+
+
+def _vectors(chunks: Sequence[Row[Any]], dim: int, cipher: RowCipher | None) -> NDArray[np.float16]:
+    found: list[Any] = [_Vector(row.vector_key, row.vector_text_hash, row.vector_vector) for row in chunks]
+    stored = [one.vector if cipher is None else cipher.vector_of(one) for one in found]
+    for one, vector in zip(found, stored, strict=True):
+        if len(vector) != 2 * dim:
+            raise truth.damaged("vectors", one.key)
+    vectors = np.frombuffer(b"".join(stored), "<f2").reshape(len(stored), dim)
+    return vectors.astype(np.float16, copy=False)
+
+
+def _texts_of(versions: Sequence[Row[Any]], chunks: Sequence[Row[Any]]) -> list[str]:
+    by_id = {row.id: (row, row.text) for row in versions}
+    texts: list[str] = []
+    for chunk in chunks:
+        version, whole = by_id[chunk.version_id]
+        text = whole[chunk.start_char : chunk.end_char]
+        if chunk_hash(version, text) != chunk.text_hash:
+            raise truth.damaged("versions", chunk.version_id)
+        texts.append(text)
+    return texts
 
 
 def note_numbers(connection: Connection, note_ids: Iterable[str]) -> dict[str, int]:
@@ -167,7 +296,6 @@ def _texts(connection: Connection) -> Select[Any]:
 
 
 def _version_row(row: Row[Any]) -> VersionRow:
-    truth.check_dated(row)
     return VersionRow(
         version_id=row.id,
         note=row.note,

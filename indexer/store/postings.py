@@ -17,9 +17,11 @@ from __future__ import annotations
 import threading
 from array import array
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +34,8 @@ from indexer.store.row_matrix import with_room
 from indexer.store.vectors import best, positions
 
 _MOST_TF = 2**16 - 1
+_SLAB = 1_000_000  # Postings that are put in order at once.
+_PIECE = 500  # Terms between two pauses.
 
 _Asked = tuple[State, list[Term], float]
 
@@ -41,6 +45,14 @@ class _Base:
     """Postings that no longer change: term ``t`` lies at ``starts[t] : starts[t + 1]``, chunks ascending."""
 
     starts: NDArray[np.int64]
+    chunks: NDArray[np.int32]
+    tfs: NDArray[np.uint16]
+
+
+class _Postings(NamedTuple):
+    """Postings of several terms: term, chunk and how often."""
+
+    terms: NDArray[np.int32]
     chunks: NDArray[np.int32]
     tfs: NDArray[np.uint16]
 
@@ -77,8 +89,7 @@ class PostingsIndex:
                 return
             state = self._state
             n = len(state.ids)
-            for position, document in enumerate([Counter(document) for document in documents], start=n):
-                self._post(position, document)
+            self._post(n, [Counter(document) for document in documents])
             lengths = np.fromiter((len(document) for document in documents), np.int32, len(documents))
             # What lies behind the end of the published arrays belongs to the writer: readers hold shorter views.
             self._id_buffer = with_room(self._id_buffer, n, len(new_ids))
@@ -193,20 +204,22 @@ class PostingsIndex:
             if len(self._postings(term_id, len(state.ids))[0]) > self._dead_holding(state, term_id)
         )
 
-    def _post(self, position: int, document: Counter[str]) -> None:
-        """Write one chunk into the fresh postings. Readers do not look beyond the positions of their state."""
-        with self._fresh_lock:
-            for name, tf in document.items():
-                term_id = self._term_ids.get(name)
-                if term_id is None:
-                    term_id = len(self._terms)
-                    self._terms.append(name)
-                    self._term_ids[name] = term_id
-                postings = self._fresh.get(term_id)
-                if postings is None:
-                    postings = self._fresh[term_id] = (array("i"), array("H"))
-                postings[0].append(position)
-                postings[1].append(min(tf, _MOST_TF))
+    def _post(self, first: int, documents: Sequence[Counter[str]]) -> None:
+        """Write chunks into the fresh postings. Readers do not look beyond the positions of their state."""
+        numbers, fresh = self._term_ids, self._fresh
+        for position, document in enumerate(documents, start=first):
+            with self._fresh_lock:
+                for name, tf in document.items():
+                    term_id = numbers.get(name)
+                    if term_id is None:
+                        term_id = len(self._terms)
+                        self._terms.append(name)
+                        numbers[name] = term_id
+                    postings = fresh.get(term_id)
+                    if postings is None:
+                        postings = fresh[term_id] = (array("i"), array("H"))
+                    postings[0].append(position)
+                    postings[1].append(tf if tf < _MOST_TF else _MOST_TF)
 
     def _postings(self, term_id: int, n: int) -> tuple[NDArray[np.int32], NDArray[np.uint16]]:
         """Return the chunks below position ``n`` that hold a term, removed ones too, and how often."""
@@ -254,31 +267,88 @@ class PostingsIndex:
 
     def arrays(self) -> dict[str, NDArray[np.generic]]:
         """Return all there is to keep, removed chunks and their terms left out; ``from_arrays`` takes it back."""
+        return self.frozen()(lambda: None)
+
+    def frozen(self) -> Callable[[Callable[[], None]], dict[str, NDArray[np.generic]]]:
+        """Return what gives the `arrays` of this moment later, whatever is added or removed until then.
+
+        It calls what it is given again and again on the way, so that who is in no hurry can let others go first.
+        """
         with self._write:
-            state = self._state
-            names = self.terms()
-            alive = np.ones(len(state.ids), np.bool_)
-            alive[state.dead] = False
-            moved = np.cumsum(alive) - 1
-            chunk_parts, tf_parts = [], []
-            for name in names:
-                chunks, tfs = self._postings(self._term_ids[name], len(state.ids))
-                if len(state.dead):
-                    kept = alive[chunks]
-                    chunks, tfs = moved[chunks[kept]], tfs[kept]
-                chunk_parts.append(chunks)
-                tf_parts.append(tfs)
-            encoded = [name.encode() for name in names]
-            return {
-                "ids": state.ids[alive],
-                "lengths": state.lengths[alive],
-                "starts": _offsets([len(part) for part in chunk_parts]),
-                "chunks": _joined(chunk_parts, np.int32),
-                "tfs": _joined(tf_parts, np.uint16),
-                "names": np.frombuffer(b"".join(encoded), np.uint8),
-                "name_starts": _offsets([len(name) for name in encoded]),
-                "last_id": np.array([self._last_id], np.int64),
-            }
+            return partial(self._arrays, self._state, self._last_id, len(self._terms))
+
+    def _arrays(
+        self, state: State, last_id: int, n_terms: int, pause: Callable[[], None]
+    ) -> dict[str, NDArray[np.generic]]:
+        alive = np.ones(len(state.ids), np.bool_)
+        alive[state.dead] = False
+        moved = (np.cumsum(alive) - 1).astype(np.int32)
+        counts = np.zeros(n_terms, np.int64)
+        chunk_parts, tf_parts = [], []
+        for terms, chunks, tfs in self._slabs(len(state.ids), n_terms, pause):
+            if len(state.dead):
+                kept = alive[chunks]
+                terms, chunks, tfs = terms[kept], moved[chunks[kept]], tfs[kept]
+            counts += np.bincount(terms, minlength=n_terms)
+            chunk_parts.append(chunks)
+            tf_parts.append(tfs)
+            pause()
+        held = np.flatnonzero(counts)
+        encoded: list[bytes] = []
+        for start in range(0, len(held), _PIECE):
+            encoded += [self._terms[term_id].encode() for term_id in held[start : start + _PIECE].tolist()]
+            pause()
+        return {
+            "ids": state.ids[alive],
+            "lengths": state.lengths[alive],
+            "starts": _offsets(counts[held]),
+            "chunks": _joined(chunk_parts, np.int32),
+            "tfs": _joined(tf_parts, np.uint16),
+            "names": np.frombuffer(b"".join(encoded), np.uint8),
+            "name_starts": _offsets(np.array([len(name) for name in encoded], np.int64)),
+            "last_id": np.array([last_id], np.int64),
+        }
+
+    def _slabs(self, n: int, n_terms: int, pause: Callable[[], None]) -> Iterator[_Postings]:
+        """Yield all postings below position ``n`` by term, then by chunk: some terms, all of theirs, at a time."""
+        base, fresh = self._base, self._fresh_postings(n, pause)
+        n_base = len(base.starts) - 1
+        sizes = np.bincount(fresh.terms, minlength=n_terms)
+        sizes[:n_base] += np.diff(base.starts)
+        ends = np.cumsum(sizes)
+        first = 0
+        while first < n_terms:
+            before = int(ends[first - 1]) if first else 0
+            last = max(first + 1, int(np.searchsorted(ends, before + _SLAB, side="right")))
+            start, end = min(first, n_base), min(last, n_base)
+            part = slice(base.starts[start], base.starts[end])
+            own = np.repeat(np.arange(start, end, dtype=np.int32), np.diff(base.starts[start : end + 1]))
+            added = slice(*np.searchsorted(fresh.terms, [first, last]))
+            slab = _Postings(own, base.chunks[part], base.tfs[part])
+            if added.stop > added.start:
+                order = np.argsort(np.concatenate([slab.terms, fresh.terms[added]]), kind="stable")
+                pairs: Any = zip(slab, fresh, strict=True)
+                slab = _Postings(*(np.concatenate([old, new[added]])[order] for old, new in pairs))
+            yield slab
+            first = last
+
+    def _fresh_postings(self, n: int, pause: Callable[[], None]) -> _Postings:
+        """Return the postings below position ``n`` that were added since the base, by term, then by chunk."""
+        with self._fresh_lock:
+            names = np.sort(np.fromiter(self._fresh, np.int64, len(self._fresh)))
+        lengths: list[int] = []
+        chunk_parts, tf_parts = [], []
+        for start in range(0, len(names), _PIECE):
+            with self._fresh_lock:  # An array cannot grow while numpy reads it.
+                found = [self._fresh[term_id] for term_id in names[start : start + _PIECE].tolist()]
+                lengths += [len(chunks) for chunks, _ in found]
+                chunk_parts += [np.array(chunks, np.int32) for chunks, _ in found]
+                tf_parts += [np.array(tfs, np.uint16) for _, tfs in found]
+            pause()
+        terms = np.repeat(names, lengths).astype(np.int32)
+        chunks = _joined(chunk_parts, np.int32)
+        seen = chunks < n
+        return _Postings(terms[seen], chunks[seen], _joined(tf_parts, np.uint16)[seen])
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, NDArray[np.generic]]) -> PostingsIndex:
@@ -329,9 +399,9 @@ def _reaching(totals: Scores, k: int, slack: float) -> NDArray[np.bool_]:
     return totals >= max(kth * slack * slack, 1e-30)
 
 
-def _offsets(lengths: Sequence[int]) -> NDArray[np.int64]:
-    return np.concatenate([np.zeros(1, np.int64), np.cumsum(np.array(lengths, np.int64))])
+def _offsets(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
 
 
-def _joined(parts: Sequence[NDArray[np.generic]], dtype: type[np.generic]) -> NDArray[np.generic]:
+def _joined(parts: Sequence[NDArray[Any]], dtype: type[np.generic]) -> NDArray[Any]:
     return np.concatenate(parts).astype(dtype, copy=False) if parts else np.empty(0, dtype)

@@ -1,8 +1,9 @@
-"""The copy of the truth in memory that searches run on: columns, vectors and terms, following the change log.
+"""The copy of the truth in memory that searches run on: it follows the change log and keeps itself small.
 
-Nothing is loaded before it is asked for: from the newest sound generation, then from the truth behind it. The indexes
-may run ahead of the columns that a reader holds (they may hold newer rows, and have lost deleted ones), never behind:
-readers always say which rows they mean.
+Nothing is loaded before it is asked for. From then on the copy is kept current by a thread of its own, and by the
+writers of this process, who hand over what they committed; a search only waits for what was committed before it began
+and is not here yet. What came since the generation on disk lies beside it as an overlay; when that has grown large, a
+new generation is written in the background and the copy begins anew from it.
 """
 
 from __future__ import annotations
@@ -12,41 +13,35 @@ import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
 from sqlalchemy import Connection, Engine
 
-from indexer.errors import ClinragError, MissingExtraError, WriterBusyError
+from indexer.errors import ClinragError, WriterBusyError
 from indexer.store import log, truth
+from indexer.store.background import Attendant, Errand, pause
 from indexer.store.cipher import cipher_of
-from indexer.store.columns import Columns, Ids
-from indexer.store.compaction import compacted
+from indexer.store.columns import Columns
 from indexer.store.file_cipher import FileCipher
+from indexer.store.held import COLUMNS, EXACT_CHUNKS, MATRIX, ROWS, STRUCTURE, TERMS, TEXTS, Erased, Held, Identity
 from indexer.store.lexical import LexicalIndex
 from indexer.store.lock import exclusive
 from indexer.store.postings import PostingsIndex
-from indexer.store.snapshots import DERIVED, Generation, Origin, Snapshots, Unsound, array_writer, json_writer
+from indexer.store.publishing import Frozen, write_generation
+from indexer.store.selection import everything
+from indexer.store.snapshots import DERIVED, Snapshots
 from indexer.store.sqlite import Watch, read_transaction
-from indexer.store.vector_engine import device_index
-from indexer.store.vectors import ExactVectorIndex, VectorIndex
-from indexer.text.analysis import analyze
-
-COLUMNS = "columns.npz"
-TEXTS = "texts.json"
-ROWS = "rows.npz"
-MATRIX = "matrix.f16"
-STRUCTURE = "vectors.faiss"
-TERMS = "terms.npz"
-
-EXACT_CHUNKS = 200_000
-"""Scopes up to this many chunks are scanned exactly; a larger collection has an approximate structure besides."""
+from indexer.store.vectors import VectorIndex
 
 WORTH_KEEPING = 2000
-"""From so many changes on, a collection without derived files gets them when it is opened."""
+"""So many changes without a generation on disk are worth one; a searched collection gets it while it is used."""
+
+OVERLAY_PART = 4
+"""... and so is this part of all changes, where that is more: the larger a collection, the rarer."""
 
 REBUILD_TIMEOUT_S = 30.0
+HANDED_TIMEOUT_S = 0.05
+"""A writer that cannot hand over within this time leaves it to the next search."""
 
 logger = logging.getLogger(__name__)
 
@@ -56,15 +51,6 @@ class Moment(NamedTuple):
 
     columns: Columns
     seq: int
-
-
-class Identity(NamedTuple):
-    """Which collection is followed."""
-
-    name: str
-    collection_id: str
-    fingerprint: str
-    dim: int
 
 
 class Replica:
@@ -83,63 +69,100 @@ class Replica:
         self._publish_lock = path.parent / "derived.lock"
         self._lock = threading.RLock()
         self._watch = Watch(path, identity.name)
-        self._forget()
+        self._held: Held | None = None
+        self._tried_seq = 0
+        self._attendant = Attendant(self, f"follows {identity.name}")
+        self._errand = Errand(f"keeps {identity.name}")
 
     @property
     def dim(self) -> int:
         """Width of a vector."""
         return self._identity.dim
 
-    def _forget(self) -> None:
-        self._columns: Columns | None = None
-        self._seq = 0
-        self._vectors: VectorIndex | None = None
-        self._vector_row = 0
-        self._lexical: PostingsIndex | None = None
-        self._lexical_row = 0
-        self._watch.reset()
-
     def moment(self) -> Moment:
         """Return the newest committed state, whichever process committed it."""
         with self._lock:
-            first = self._columns is None
-            if self._watch.moved() or first:
-                with read_transaction(self._engine) as connection:
-                    self._follow(connection)
-            assert self._columns is not None
-            moment = Moment(self._columns, self._seq)
+            first = self._held is None
+            held = self._current()
+            moment = Moment(held.columns, held.seq)
         if first:
+            self._attendant.start()
             self._mend()
         return moment
 
     def vectors(self) -> VectorIndex:
         """Return the vector index; it holds at least the rows of every moment given out before."""
         with self._lock:
-            if self._vectors is not None:
-                return self._vectors
+            if self._held is not None and self._held.vectors is not None:
+                return self._held.vectors
             with read_transaction(self._engine) as connection:
-                self._follow(connection)
-                loaded = self._vectors = self._loaded_vectors(connection)
+                loaded = self._advanced(connection).load_vectors(connection)
         self._mend()
         return loaded
 
     def lexical(self) -> LexicalIndex:
         """Return the lexical index; it holds at least the rows of every moment given out before."""
+        return self.terms()
+
+    def terms(self) -> PostingsIndex:
+        """Return the lexical index itself."""
         with self._lock:
-            if self._lexical is not None:
-                return self._lexical
+            if self._held is not None and self._held.lexical is not None:
+                return self._held.lexical
             with read_transaction(self._engine) as connection:
-                self._follow(connection)
-                loaded = self._lexical = self._loaded_terms(connection)
+                loaded = self._with_terms(connection)
         self._mend()
         return loaded
 
     def keep_up(self) -> None:
         """Take in what was committed, terms included, so that publishing after a long import has little left to do."""
         with self._lock, read_transaction(self._engine) as connection:
-            self._follow(connection)
-            if self._lexical is None:
-                self._lexical = self._loaded_terms(connection)
+            self._with_terms(connection)
+
+    def listens(self, seq: int) -> bool:
+        """Say whether a writer of this process should hand over what it commits behind a change."""
+        held = self._held
+        return held is not None and held.seq == seq
+
+    def take(self, before: int, batch: Callable[[], log.Batch]) -> None:
+        """Take in what a writer of this process committed behind a change just now; it still holds the writer lock.
+
+        Where that cannot be done at once, the next search finds it in the truth like anybody's.
+        """
+        if not self._lock.acquire(timeout=HANDED_TIMEOUT_S):
+            return
+        try:
+            held = self._held
+            if held is not None and held.seq == before:
+                # Nobody else commits changes while the writer lock is held: the look sees this commit and no other.
+                self._watch.moved()
+                if held.take(batch()):
+                    self._settle_if_due(held)
+                else:
+                    self._watch.reset()
+        except Exception as exc:
+            self._forget()  # What was committed is committed: the next search reads all of it.
+            logger.warning("collection %r is loaded anew (%s)", self._identity.name, type(exc).__name__)
+        finally:
+            self._lock.release()
+
+    def attend(self) -> bool:
+        """Take in what was committed, before somebody asks for it; say whether there was anything."""
+        try:
+            with self._lock:
+                if self._held is None or not self._watch.moved():
+                    return False
+                with read_transaction(self._engine) as connection:
+                    columns = self._followed(connection, self._held).columns
+            # Every search of this moment needs it.
+            everything(columns, None)
+        except Erased:
+            return True  # Loaded anew when somebody searches, not before.
+        except (OSError, ClinragError) as exc:
+            # Whoever searches next meets the same, and is told.
+            logger.debug("collection %r was not followed: %s", self._identity.name, exc)
+            return False
+        return True
 
     def plan(self, n_rows: int) -> str:
         """Return how a search among so many rows goes: ``exact`` or ``approximate``."""
@@ -152,25 +175,16 @@ class Replica:
         """Return how many changes lie behind the newest generation on disk, and how many there are."""
         with read_transaction(self._engine) as connection:
             end = truth.last_change(connection).seq
-        newest = next(iter(self._snapshots.paths()), None)
-        return end - (0 if newest is None else int(newest.name)), end
+        return end - self._published_seq(), end
 
     def publish(self) -> bool:
         """Write a generation of the newest state; ``False`` where another process is just doing so."""
-        try:
-            with exclusive(self._publish_lock, f"a snapshot of collection {self._identity.name!r}"):
-                self._publish()
-        except WriterBusyError:
-            return False
-        return True
+        self._errand.wait()
+        return self._publish_unless_busy(lambda: None)
 
-    def publish_if_possible(self) -> None:
-        """Write a generation where nothing stands against it; what was stored does not depend on it."""
-        try:
-            self.publish()
-        except (OSError, ClinragError) as exc:
-            # Searches go on from memory; the next process that opens the collection tries again.
-            logger.warning("derived files of collection %r were not written: %s", self._identity.name, exc)
+    def publish_soon(self) -> None:
+        """Write a generation in the background, where nothing stands against it; `close` waits for it."""
+        self._errand.start(self._settle)
 
     def rebuild(self) -> None:
         """Throw away what is derived, in memory and on disk, and make it again from the truth.
@@ -183,16 +197,7 @@ class Replica:
             with self._lock:
                 self._forget()
                 self._snapshots.clear()
-            self._publish()
-
-    def terms(self) -> PostingsIndex:
-        """Return the lexical index itself, for `purge` after an erasure."""
-        self.lexical()
-        with self._lock, read_transaction(self._engine) as connection:
-            self._follow(connection)
-            if self._lexical is None:
-                self._lexical = self._loaded_terms(connection)
-            return self._lexical
+            self._publish(lambda: None)
 
     def purge(self, terms: PostingsIndex | None) -> None:
         """Make everything anew after an erasure, but for the terms of kept chunks where ``terms`` has them.
@@ -210,196 +215,138 @@ class Replica:
                 self._snapshots.clear()
                 if terms is not None:
                     with read_transaction(self._engine) as connection:
-                        living = log.chunk_rows(connection)
-                    terms.remove(np.setdiff1d(terms.arrays()["ids"], living))
-                    arrays = terms.arrays()
-                    self._lexical = PostingsIndex.from_arrays(arrays)
-                    self._lexical_row = int(arrays["last_id"][0])
-            self._publish()
+                        self._advanced(connection).keep_terms(terms)
+            self._publish(lambda: None)
 
     def close(self) -> None:
-        """Let go of everything."""
+        """Let go of everything; a generation that is being written is finished before."""
+        self._errand.close()
+        self._attendant.close()
         with self._lock:
             self._forget()
             self._watch.close()
 
-    def _mend(self) -> None:
-        """Put good derived files in the place of those that were found damaged, or that are missing altogether."""
+    def _forget(self) -> None:
         with self._lock:
-            owed = self._snapshots.discarded or (self._seq >= WORTH_KEEPING and not self._snapshots.paths())
-            self._snapshots.discarded = 0
-        if owed:
-            self.publish_if_possible()
+            self._held = None
+            self._watch.reset()
 
-    def _publish(self) -> None:
-        with ExitStack() as stack:
-            with self._lock:
-                connection = stack.enter_context(read_transaction(self._engine))
-                self._follow(connection)
-                if self._lexical is None:
-                    self._lexical = self._loaded_terms(connection)
-                assert self._columns is not None
-                columns = compacted(self._columns)
-                terms = self._lexical.arrays()
-                self._snapshots.discarded = 0
-            end = truth.last_change(connection)
-            origin = Origin(self._identity.collection_id, self._identity.fingerprint, end.seq, end.chain.hex())
-            rows: Ids = columns.chunks["row"]
-            files: dict[str, Callable[[IO[bytes]], object]] = {
-                COLUMNS: array_writer(columns.arrays()),
-                TEXTS: json_writer(columns.texts()),
-                TERMS: array_writer(terms),
-                ROWS: array_writer({"row": rows}),
-                MATRIX: lambda stream: self._write_matrix(connection, stream),
-            }
-            # A structure is made over the matrix as it lies on disk: over a sealed one it is made at each opening.
-            if len(rows) > EXACT_CHUNKS and not self._sealed:
-                files[STRUCTURE] = lambda stream: self._write_structure(rows, stream)
-            self._snapshots.publish(origin, files)
+    def _current(self) -> Held:
+        if self._watch.moved() or self._held is None:
+            with read_transaction(self._engine) as connection:
+                return self._advanced(connection)
+        return self._held
 
-    def _write_matrix(self, connection: Connection, stream: IO[bytes]) -> None:
-        for page in log.vector_pages(connection, 0, self.dim):
-            stream.write(page.vectors.tobytes())
+    def _advanced(self, connection: Connection) -> Held:
+        """Return what is held, as new as the connection sees; loaded where nothing is, or where some was erased."""
+        if self._held is not None:
+            try:
+                return self._followed(connection, self._held)
+            except Erased:
+                # Terms and references of what was erased may still be in there, and would be published again.
+                logger.debug("collection %r is loaded anew after an erasure", self._identity.name)
+        self._held = Held.load(connection, self._snapshots, self._identity)
+        return self._held
 
-    def _write_structure(self, rows: Ids, stream: IO[bytes]) -> None:
-        matrix = Path(stream.name).with_name(MATRIX)
-        index = _vector_index(rows, np.memmap(matrix, np.float16, mode="r").reshape(-1, self.dim), b"")
-        structure = getattr(index, "structure", None)
-        stream.write(b"" if structure is None else structure())
-
-    def _follow(self, connection: Connection) -> None:
+    def _followed(self, connection: Connection, held: Held) -> Held:
         try:
-            end = truth.last_change(connection)
-            if self._columns is not None and truth.last_erasure(connection) > self._seq:
-                # Terms and references of what was erased may still be in here, and would be published again.
-                self._forget()
-            if self._columns is None:
-                self._columns, self._seq = self._loaded_columns(connection)
-            if end.seq != self._seq:
-                self._columns = self._caught_up(connection, self._columns)
-                self._seq = end.seq
+            held.follow(connection)
         except BaseException:
             # Half a step was taken: the next reader starts over.
             self._forget()
             raise
+        self._settle_if_due(held)
+        return held
 
-    def _caught_up(self, connection: Connection, columns: Columns) -> Columns:
-        seen = 0
-        for page in log.pages(connection, columns.last_version_id):
-            seen += len(page.versions)
-            targets = {target for version in page.versions for target in version.replaces}
-            known = log.note_numbers(connection, targets)
-            columns, _ = columns.after(page.versions, page.chunks, (), known)
-        tail = log.tail(connection, self._seq)
-        if seen != tail.n_living:
-            # A damaged page hides rows without an error; the log says how many there must be.
-            raise truth.damaged("versions", f"behind {columns.last_version_id}")
-        columns, gone = columns.after((), (), tail.deletions, {})
-        if self._vectors is not None:
-            self._add_vectors(connection, self._vectors, columns)
-            self._vectors.remove(gone)
-        if self._lexical is not None:
-            self._add_terms(connection, self._lexical, columns)
-            self._lexical.remove(gone)
-        return columns
+    def _with_terms(self, connection: Connection) -> PostingsIndex:
+        held = self._advanced(connection)
+        return held.load_terms(connection) if held.lexical is None else held.lexical
 
-    def _loaded_columns(self, connection: Connection) -> tuple[Columns, int]:
-        kept = self._snapshots.load(
-            connection, self._identity[1:3], lambda disk: Columns.of(disk.arrays(COLUMNS), disk.json(TEXTS))
-        )
-        return (Columns.of({}, {}), 0) if kept is None else kept
+    def _mend(self) -> None:
+        """Put good derived files in the place of those that were found damaged, or that are missing altogether."""
+        with self._lock:
+            seq = 0 if self._held is None else self._held.seq
+            owed = self._snapshots.discarded or (seq >= WORTH_KEEPING and not self._snapshots.paths())
+            self._snapshots.discarded = 0
+        if owed:
+            self.publish_soon()
 
-    def _loaded_vectors(self, connection: Connection) -> VectorIndex:
-        assert self._columns is not None
-        dim, living = self.dim, _living_rows(self._columns, 0)
-        kept = self._snapshots.load(connection, self._identity[1:3], lambda disk: _vectors_on_disk(disk, dim))
-        if kept is None:
-            pages = list(log.vector_pages(connection, 0, dim))
-            rows = np.concatenate([page.rows for page in pages] or [np.empty(0, np.int64)])
-            matrix = np.concatenate([page.vectors for page in pages] or [np.empty((0, dim), np.float16)])
-            _check_all_there(living, rows)
-            self._vector_row = _last(rows)
-            served = device_index(rows, matrix)
-            return _vector_index(rows, matrix, b"") if served is None else served
-        (index, rows), _ = kept
-        self._vector_row = _last(rows)
-        index.remove(np.setdiff1d(rows, living))
-        self._add_vectors(connection, index, self._columns)
-        return index
+    def _settle_if_due(self, held: Held) -> None:
+        """Have a generation written where the overlay has grown large. Who only writes leaves that to its end."""
+        large = max(WORTH_KEEPING, held.seq // OVERLAY_PART)
+        if held.vectors is not None and held.seq - max(held.base_seq, self._tried_seq) >= large:
+            self._tried_seq = held.seq
+            self._errand.start(self._settle)
 
-    def _loaded_terms(self, connection: Connection) -> PostingsIndex:
-        kept = self._snapshots.load(connection, self._identity[1:3], _terms_on_disk)
-        assert self._columns is not None
-        index, self._lexical_row = PostingsIndex(), 0
-        if kept is not None:
-            (index, rows), _ = kept
-            self._lexical_row = _last(rows)
-            index.remove(np.setdiff1d(rows, _living_rows(self._columns, 0)))
-        self._add_terms(connection, index, self._columns)
-        return index
+    def _settle(self) -> None:
+        """Write a generation and begin anew from it, while searches go on."""
+        try:
+            self._publish_unless_busy(pause)
+            self._begin_anew()
+        except (OSError, ClinragError) as exc:
+            # Searches go on from memory; the next process that opens the collection tries again.
+            logger.warning("derived files of collection %r were not written: %s", self._identity.name, exc)
 
-    def _add_vectors(self, connection: Connection, index: VectorIndex, columns: Columns) -> None:
-        first = self._vector_row
-        added: list[Ids] = []
-        for page in log.vector_pages(connection, self._vector_row, self.dim):
-            index.add(page.rows, page.vectors)
-            self._vector_row = _last(page.rows)
-            added.append(page.rows)
-        _check_all_there(_living_rows(columns, first), *added)
+    def _begin_anew(self) -> None:
+        """Hold what the newest generation holds, without the overlay that led to it."""
+        with self._lock:
+            old = self._held
+        if old is None or old.vectors is None or old.base_seq >= self._published_seq():
+            return
+        try:
+            with read_transaction(self._engine) as connection:
+                fresh = Held.load(connection, self._snapshots, self._identity)
+                fresh.load_vectors(connection)
+                fresh.load_terms(connection)
+            everything(fresh.columns, None)
+            with self._lock, read_transaction(self._engine) as connection:
+                fresh.follow(connection)
+                if self._held is old:
+                    self._held = fresh
+        except Erased:
+            return
 
-    def _add_terms(self, connection: Connection, index: LexicalIndex, columns: Columns) -> None:
-        first = self._lexical_row
-        added: list[Ids] = []
-        for page in log.text_pages(connection, self._lexical_row):
-            terms = [analyze(text, language) for text, language in zip(page.texts, page.languages, strict=True)]
-            index.add(page.rows, terms)
-            self._lexical_row = _last(page.rows)
-            added.append(page.rows)
-        _check_all_there(_living_rows(columns, first), *added)
+    def _published_seq(self) -> int:
+        newest = next(iter(self._snapshots.paths()), None)
+        return 0 if newest is None else int(newest.name)
 
+    def _publish_unless_busy(self, between: Callable[[], None]) -> bool:
+        try:
+            with exclusive(self._publish_lock, f"a snapshot of collection {self._identity.name!r}"):
+                self._publish(between)
+        except WriterBusyError:
+            return False
+        return True
 
-def _living_rows(columns: Columns, after_row: int) -> Ids:
-    """Return the rows behind a row whose notes were not deleted."""
-    start = int(np.searchsorted(columns.chunks["row"], after_row, side="right"))
-    first = int(np.searchsorted(columns.versions["first_chunk"], start))
-    rows: Ids = columns.chunks["row"][columns.positions_of(first + np.flatnonzero(columns.alive[first:]))]
-    return rows
-
-
-def _check_all_there(living: Ids, *read: Ids) -> None:
-    """Raise `DamagedError` where a living chunk was not read: a damaged page hides rows without an error."""
-    missing = np.setdiff1d(living, np.concatenate(read) if read else np.empty(0, np.int64))
-    if len(missing):
-        raise truth.damaged("chunks", int(missing[0]))
+    def _publish(self, between: Callable[[], None]) -> None:
+        """Write a generation; the lock is held only for as long as it takes to say of what."""
+        with ExitStack() as stack:
+            with self._lock:
+                connection = stack.enter_context(read_transaction(self._engine))
+                self._with_terms(connection)
+                assert self._held is not None
+                frozen = Frozen.of(self._held)
+                self._snapshots.discarded = 0
+            write_generation(
+                connection,
+                self._snapshots,
+                self._identity,
+                frozen,
+                sealed=self._sealed,
+                between=between,
+                release=stack.close,
+            )
 
 
-def _last(rows: Ids) -> int:
-    return int(rows[-1]) if len(rows) else 0
-
-
-def _vectors_on_disk(disk: Generation, dim: int) -> tuple[VectorIndex, Ids]:
-    rows, matrix = disk.arrays(ROWS)["row"], disk.matrix(MATRIX, dim)
-    if len(matrix) != len(rows):
-        raise Unsound(MATRIX)
-    served = device_index(rows, matrix)
-    if served is not None:
-        return served, rows
-    structure = disk.check(STRUCTURE).read_bytes() if STRUCTURE in disk.files else b""
-    return _vector_index(rows, matrix, structure), rows
-
-
-def _terms_on_disk(disk: Generation) -> tuple[PostingsIndex, Ids]:
-    arrays = disk.arrays(TERMS)
-    return PostingsIndex.from_arrays(arrays), arrays["ids"]
-
-
-def _vector_index(rows: Ids, matrix: NDArray[np.float16], structure: bytes) -> VectorIndex:
-    """Return the best index over a matrix that is installed."""
-    try:
-        from indexer.store.faiss_index import FaissVectorIndex, Kind
-    except MissingExtraError:
-        index = ExactVectorIndex(matrix.shape[1])
-        index.add(rows, matrix)
-        return index
-    kind: Kind = "pq" if len(rows) > EXACT_CHUNKS else "flat"
-    return FaissVectorIndex.from_matrix(rows, matrix, kind=kind, structure=structure)
+__all__ = [
+    "COLUMNS",
+    "EXACT_CHUNKS",
+    "MATRIX",
+    "ROWS",
+    "STRUCTURE",
+    "TERMS",
+    "TEXTS",
+    "Identity",
+    "Moment",
+    "Replica",
+]

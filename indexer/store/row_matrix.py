@@ -6,6 +6,7 @@ search that took a state works on it undisturbed while rows come and go.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -162,10 +163,14 @@ def rounded_off(rough: Scores, query: Scores, rounding: float) -> float:
     return rounding * (float(np.abs(rough).max(initial=0)) + float(np.linalg.norm(query)) * 0.1)
 
 
+_ROOM_BYTES = 16 << 20  # Asked for at once: memory that nobody writes to takes no room, and each growth is a copy.
+
+
 def with_room(buffer: NDArray[Entry], used: int, more: int) -> NDArray[Entry]:
     """Return a buffer that has room for ``more`` behind its first ``used`` entries, which it holds."""
     if used + more <= len(buffer):
         return buffer
-    grown = np.empty((max(2 * used, used + more, 256), *buffer.shape[1:]), buffer.dtype)
+    room = used + _ROOM_BYTES // (buffer.itemsize * math.prod(buffer.shape[1:]))
+    grown = np.empty((max(2 * used, used + more, room), *buffer.shape[1:]), buffer.dtype)
     grown[:used] = buffer[:used]
     return grown

@@ -17,7 +17,7 @@ from indexer.store.cipher import chunk_hash, chunk_title, cipher_of, plain_rows
 from indexer.store.columns import Columns
 from indexer.store.file_cipher import FileCipher
 from indexer.store.replica import COLUMNS, MATRIX, ROWS, TERMS, TEXTS
-from indexer.store.snapshots import Generation, Snapshots, Unsound
+from indexer.store.snapshots import Generation, Unsound
 from indexer.store.sqlite import integrity_problems
 from indexer.store.stored import Finding
 
@@ -155,28 +155,40 @@ def _numbers(connection: Connection) -> Iterator[Finding]:
         yield Finding(f"changes row {row[0]}", "its note version is missing", RESTORE)
 
 
-def derived_findings(connection: Connection, folder: Path, spec: EncoderSpec, collection_id: str) -> Iterator[Finding]:
-    """Yield what is wrong with the generations under a folder: their files, and whether they fit the truth."""
+def derived_findings(
+    connection: Connection, paths: Sequence[Path], spec: EncoderSpec, collection_id: str
+) -> Iterator[Finding]:
+    """Yield what is wrong with generations: their files, and whether they fit the truth.
+
+    ``paths`` were listed before the connection looked at the truth; one that was replaced meanwhile is passed over.
+    """
+    for path in paths:
+        findings = list(_generation_findings(connection, path, spec, collection_id))
+        if path.exists():
+            yield from findings
+
+
+def _generation_findings(
+    connection: Connection, path: Path, spec: EncoderSpec, collection_id: str
+) -> Iterator[Finding]:
     cipher = cipher_of(connection)
-    files = None if cipher is None else FileCipher(cipher.keyring)
-    for path in Snapshots(folder).paths():
+    try:
+        generation = Generation(path, None if cipher is None else FileCipher(cipher.keyring))
+    except Unsound as exc:
+        yield Finding(str(path / str(exc)), "does not match its checksum", REBUILD)
+        return
+    damaged = generation.findings()
+    for name in damaged:
+        yield Finding(str(path / name), "does not match its checksum", REBUILD)
+    origin = generation.origin
+    chain = truth.chain_at(connection, origin.seq).hex()
+    if (origin.collection_id, origin.fingerprint, origin.chain) != (collection_id, spec.fingerprint, chain):
+        yield Finding(str(path), "was made from another state of the collection", REBUILD)
+    elif not damaged:
         try:
-            generation = Generation(path, files)
+            yield from _against_truth(connection, generation, spec)
         except Unsound as exc:
-            yield Finding(str(path / str(exc)), "does not match its checksum", REBUILD)
-            continue
-        damaged = generation.findings()
-        for name in damaged:
-            yield Finding(str(path / name), "does not match its checksum", REBUILD)
-        origin = generation.origin
-        chain = truth.chain_at(connection, origin.seq).hex()
-        if (origin.collection_id, origin.fingerprint, origin.chain) != (collection_id, spec.fingerprint, chain):
-            yield Finding(str(path), "was made from another state of the collection", REBUILD)
-        elif not damaged:
-            try:
-                yield from _against_truth(connection, generation, spec)
-            except Unsound as exc:
-                yield Finding(str(path / str(exc)), "does not open with the collection's key", REBUILD)
+            yield Finding(str(path / str(exc)), "does not open with the collection's key", REBUILD)
 
 
 def _against_truth(connection: Connection, generation: Generation, spec: EncoderSpec) -> Iterator[Finding]:

@@ -16,8 +16,11 @@ from indexer.records import Chunk, Note
 from indexer.store import schema as t
 from indexer.store import truth
 from indexer.store.cipher import cipher_of, owner_of, plain_rows
+from indexer.store.columns import Deletion
 from indexer.store.failpoints import failpoint
+from indexer.store.handing import Listener, page_of, stored_vectors
 from indexer.store.keyring import DataKey
+from indexer.store.log import NO_PAGE, Batch
 from indexer.store.sqlite import last_ids, write_transaction
 from indexer.store.stored import Committed, Deleted, Prepared, Refusal
 from indexer.times import now_us, period
@@ -49,9 +52,10 @@ class _Known:
 class Writer:
     """Stores and deletes while its collection's writer lock is held. Each call is one durable transaction."""
 
-    def __init__(self, engine: Engine) -> None:
-        """Write through this engine."""
+    def __init__(self, engine: Engine, listener: Listener | None = None) -> None:
+        """Write through this engine; the listener is handed what was committed."""
         self._engine = engine
+        self._listener = listener
 
     def store(self, batch: Sequence[Prepared], vectors: Vectors) -> Committed:
         """Store the notes that are new or changed, all of them or none, and return what was done.
@@ -73,7 +77,12 @@ class Writer:
                     wanted.append(prepared)
                 elif verdict:
                     refused.append(Refusal(index, "stored_at", verdict))
-            end = _Batch(connection, known, vectors, key_of).write(wanted)
+            written = _Batch(connection, known, vectors, key_of)
+            end = written.write(wanted)
+            listening = wanted and self._listener is not None and self._listener.listens(written.before)
+            handed = written.handed(wanted) if listening else None
+        if handed is not None and self._listener is not None:
+            self._listener.take(written.before, handed)
         return Committed(
             stored=len(wanted),
             skipped=len(batch) - len(wanted) - len(refused),
@@ -88,18 +97,23 @@ class Writer:
         A tombstone keeps the id and the last version number, so that numbers go on where the id comes back.
         """
         wanted = list(dict.fromkeys(note_ids))
+        before = end = 0
         with write_transaction(self._engine) as connection:
             known = {note_id: row for note_id, row in _known(connection, wanted).items() if not row.deleted}
             if known:
                 _drop_versions(connection, [row.note for row in known.values()])
                 failpoint("delete.dropped")
                 log = ChangeLog(connection)
+                before = log.seq
                 for note_id, row in known.items():
                     values = {"id": row.note, "note_id": note_id, "current": row.current, "deleted": 1}
                     sealed = truth.sealed(truth.NOTE_FIELDS, values)
                     connection.execute(update(t.notes).where(t.notes.c.id == row.note).values(sealed))
                     log.add(truth.DELETE, row.note, row.current, None)
-                log.write()
+                end = log.write()
+        if known and self._listener is not None:
+            gone = [Deletion(row.note, row.current) for row in known.values()]
+            self._listener.take(before, lambda: Batch(before, end, NO_PAGE, gone))
         return Deleted(
             deleted=tuple(note_id for note_id in wanted if note_id in known),
             missing=tuple(note_id for note_id in wanted if note_id not in known),
@@ -115,6 +129,11 @@ class ChangeLog:
         self._rows: list[dict[str, Any]] = []
         self._now = now_us()
 
+    @property
+    def seq(self) -> int:
+        """The last number of the log, with what was added."""
+        return self._last.seq
+
     def add(self, kind: str, note: int, version: int, stored_at: str | None) -> None:
         """Add a change; a stored version's system time is the clock's where none is given."""
         seq, at = self._last.seq + 1, max(self._now, self._last.at + 1)
@@ -123,6 +142,11 @@ class ChangeLog:
         chain = truth.chained(self._last.chain, values)
         self._rows.append(truth.sealed(truth.CHANGE_FIELDS, values | {"chain": chain}))
         self._last = truth.LastChange(seq, at, chain)
+
+    @property
+    def moments(self) -> list[int]:
+        """The system times of the stored versions that were added."""
+        return [row["stored_at"] for row in self._rows if row["stored_at"] is not None]
 
     def write(self) -> int:
         """Write the rows and return the last number of the log."""
@@ -142,19 +166,21 @@ class _Batch:
         self._key_of = key_of
         self._cipher = cipher_of(connection)
         self._last = last_ids(connection)
+        self._last_vector = self._last.get("vectors", 0)
+        self._log = ChangeLog(connection)
+        self.before = self._log.seq
+        self._versions: list[dict[str, Any]] = []
+        self._chunks: list[dict[str, Any]] = []
 
     def write(self, wanted: Sequence[Prepared]) -> int:
         """Write all rows of the notes and return the last number of the change log."""
         hashes = [self._hashes(prepared) for prepared in wanted]
         keys = self._vector_keys(hash for each in hashes for hash in each)
         new_notes: list[dict[str, Any]] = []
-        version_rows: list[dict[str, Any]] = []
-        chunk_rows: list[dict[str, Any]] = []
-        log = ChangeLog(self._connection)
         for prepared, own in zip(wanted, hashes, strict=True):
             note, version = self._note(prepared.note.note_id, new_notes)
             version_id = self._next("versions")
-            version_rows.append(self._version(version_id, note, version, prepared))
+            self._versions.append(self._version(version_id, note, version, prepared))
             for chunk, hashed in zip(prepared.chunks, own, strict=True):
                 values = {
                     "row": self._next("chunks"),
@@ -168,15 +194,27 @@ class _Batch:
                     "text_hash": hashed.stored,
                     "vector": keys[hashed.stored],
                 }
-                chunk_rows.append(truth.sealed(truth.CHUNK_FIELDS, values))
-            log.add(truth.STORE, note, version, prepared.note.stored_at)
+                self._chunks.append(truth.sealed(truth.CHUNK_FIELDS, values))
+            self._log.add(truth.STORE, note, version, prepared.note.stored_at)
         _insert(self._connection, t.notes, new_notes)
         failpoint("store.notes")
-        _insert(self._connection, t.versions, version_rows)
+        _insert(self._connection, t.versions, self._versions)
         failpoint("store.versions")
-        _insert(self._connection, t.chunks, chunk_rows)
+        _insert(self._connection, t.chunks, self._chunks)
         failpoint("store.chunks")
-        return log.write()
+        return self._log.write()
+
+    def handed(self, wanted: Sequence[Prepared]) -> Callable[[], Batch]:
+        """Return what gives the written notes as a reader would find them; to be called when they are committed."""
+        keys = {row["vector"] for row in self._chunks if row["vector"] <= self._last_vector}
+        stored = stored_vectors(self._connection, sorted(keys)) if keys else {}
+        seq, moments = self._log.seq, self._log.moments
+
+        def batch() -> Batch:
+            page = page_of(wanted, self._versions, self._chunks, moments, self._vectors, stored)
+            return Batch(self.before, seq, page, [])
+
+        return batch
 
     def _next(self, table: str) -> int:
         number = self._last[table] = self._last.get(table, 0) + 1
