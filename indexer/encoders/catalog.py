@@ -17,7 +17,11 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+\Z")
 
 @dataclass(frozen=True, slots=True)
 class CatalogEntry:
-    """A named encoder: where it comes from, what it is for. ``hub_id`` is ``None`` for what needs no download."""
+    """A named encoder: where it comes from, what it is for. ``hub_id`` is ``None`` for what needs no download.
+
+    ``max_length`` and ``parameters_m`` are for the list; a loaded encoder says its own. ``architectures`` are the
+    model types that its checkpoints are known with, as their configuration names them.
+    """
 
     name: str
     hub_id: str | None
@@ -28,17 +32,30 @@ class CatalogEntry:
     max_length: int
     licence: str
     about: str
+    architectures: tuple[str, ...] = ()
 
 
 def _backbone(
-    name: str, hub_id: str, languages: str, parameters_m: int, licence: str, about: str, max_length: int = 512
+    name: str, hub_id: str, about: str, *, languages: str, parameters_m: int, licence: str, architecture: str = "bert"
 ) -> CatalogEntry:
-    return CatalogEntry(name, hub_id, None, "mean", languages, parameters_m, max_length, licence, about)
+    """Return a masked language model: mean pooling, to be tuned before retrieval."""
+    lengths = {"modernbert": 8192, "longformer": 4096}
+    longest = lengths.get(architecture, 512)
+    return CatalogEntry(name, hub_id, None, "mean", languages, parameters_m, longest, licence, about, (architecture,))
 
 
 _ENTRIES = (
     CatalogEntry(
-        "compact", None, None, None, "en zh es ja ru nl ro fr de pt it", 60, 512, "MIT", "the shipped retriever"
+        "compact",
+        None,
+        None,
+        None,
+        "en zh es ja ru nl ro fr de pt it",
+        60,
+        512,
+        "MIT",
+        "the shipped retriever",
+        ("bert",),
     ),
     CatalogEntry("hashing", None, None, None, "any", None, 512, "MIT", "character n-grams: oracle and cold start"),
     CatalogEntry(
@@ -51,39 +68,147 @@ _ENTRIES = (
         512,
         "MIT",
         "masked language model on clinical notes: tune it before retrieval",
+        ("bert", "modernbert"),  # its card says mBERT, its published size is mmBERT's: both are taken
     ),
-    _backbone("mbert", "google-bert/bert-base-multilingual-cased", "104 languages", 178, "Apache-2.0", "general"),
-    _backbone("bio-clinicalbert", "emilyalsentzer/Bio_ClinicalBERT", "en", 108, "MIT", "MIMIC-III notes"),
     _backbone(
-        "bio-discharge-bert", "emilyalsentzer/Bio_Discharge_Summary_BERT", "en", 108, "MIT", "MIMIC-III discharge notes"
+        "mbert",
+        "google-bert/bert-base-multilingual-cased",
+        "general",
+        languages="104 languages",
+        parameters_m=178,
+        licence="Apache-2.0",
     ),
-    _backbone("biobert", "dmis-lab/biobert-base-cased-v1.2", "en", 108, "see its card", "PubMed"),
+    _backbone(
+        "mmbert",
+        "jhu-clsp/mmBERT-base",
+        "general, long",
+        languages="1,833 languages",
+        parameters_m=307,
+        licence="MIT",
+        architecture="modernbert",
+    ),
+    _backbone(
+        "bio-clinicalbert",
+        "emilyalsentzer/Bio_ClinicalBERT",
+        "MIMIC-III notes",
+        languages="en",
+        parameters_m=108,
+        licence="MIT",
+    ),
+    _backbone(
+        "bio-discharge-bert",
+        "emilyalsentzer/Bio_Discharge_Summary_BERT",
+        "MIMIC-III discharge notes",
+        languages="en",
+        parameters_m=108,
+        licence="MIT",
+    ),
+    _backbone(
+        "biobert",
+        "dmis-lab/biobert-base-cased-v1.2",
+        "PubMed",
+        languages="en",
+        parameters_m=108,
+        licence="see its card",
+    ),
     _backbone(
         "bioclinical-modernbert",
         "thomas-sounack/BioClinical-ModernBERT-base",
-        "en",
-        150,
-        "MIT",
         "biomedical and clinical, long",
-        8192,
+        languages="en",
+        parameters_m=150,
+        licence="MIT",
+        architecture="modernbert",
     ),
     _backbone(
-        "clinical-modernbert", "Simonlee711/Clinical_ModernBERT", "en", 137, "see its card", "PubMed and MIMIC-IV", 8192
+        "clinical-modernbert",
+        "Simonlee711/Clinical_ModernBERT",
+        "PubMed and MIMIC-IV, long",
+        languages="en",
+        parameters_m=137,
+        licence="see its card",
+        architecture="modernbert",
     ),
     _backbone(
         "roberta-es-clinical",
         "PlanTL-GOB-ES/roberta-base-biomedical-clinical-es",
-        "es",
-        126,
-        "Apache-2.0",
-        "Spanish biomedical-clinical",
+        "biomedical and clinical",
+        languages="es",
+        parameters_m=126,
+        licence="Apache-2.0",
+        architecture="roberta",
     ),
-    _backbone("drbert", "Dr-BERT/DrBERT-7GB", "fr", 111, "Apache-2.0", "French biomedical"),
-    _backbone("gbert-clinical", "GerMedBERT/medbert-512", "de", 109, "Apache-2.0", "German medical"),
     _backbone(
-        "clinical-longformer-fr", "abazoge/DrLongformer", "fr", 149, "Apache-2.0", "French clinical Longformer", 4096
+        "cardioberta-es",
+        "DT4H/CardioBERTa.es",
+        "cardiology",
+        languages="es",
+        parameters_m=126,
+        licence="see its card",
+        architecture="roberta",
     ),
-    _backbone("mbert-galen-es", "IIC/mbert-galen", "es", 178, "see its card", "Spanish clinical mBERT"),
+    _backbone(
+        "drbert",
+        "Dr-BERT/DrBERT-7GB",
+        "biomedical",
+        languages="fr",
+        parameters_m=111,
+        licence="Apache-2.0",
+        architecture="camembert",
+    ),
+    _backbone(
+        "clinical-longformer-fr",
+        "abazoge/DrLongformer",
+        "biomedical and clinical, long",
+        languages="fr",
+        parameters_m=149,
+        licence="Apache-2.0",
+        architecture="longformer",
+    ),
+    _backbone(
+        "medbert-de",
+        "GerMedBERT/medbert-512",
+        "medical; asks for consent",
+        languages="de",
+        parameters_m=109,
+        licence="see its card",
+    ),
+    _backbone(
+        "christbert-de",
+        "ChristBERT/ChristBERT_base",
+        "biomedical and clinical; asks for consent",
+        languages="de",
+        parameters_m=126,
+        licence="see its card",
+        architecture="roberta",
+    ),
+    _backbone(
+        "medroberta-nl",
+        "CLTL/MedRoBERTa.nl",
+        "hospital notes",
+        languages="nl",
+        parameters_m=126,
+        licence="MIT",
+        architecture="roberta",
+    ),
+    _backbone(
+        "cardioberta-nl",
+        "UMCU/CardioBERTa.nl_clinical",
+        "cardiology",
+        languages="nl",
+        parameters_m=126,
+        licence="GPL-3.0",
+        architecture="roberta",
+    ),
+    _backbone(
+        "cardioberta-ro",
+        "DT4H/CardioBERTa.ro",
+        "cardiology",
+        languages="ro",
+        parameters_m=278,
+        licence="see its card",
+        architecture="xlm-roberta",
+    ),
 )
 CATALOG: Mapping[str, CatalogEntry] = {entry.name: entry for entry in _ENTRIES}
 

@@ -56,6 +56,20 @@ class PruneSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class TransplantSettings:
+    """The vocabulary of a ``donor`` (as ``start.from``) on the model's body; see `transplant`.
+
+    method: ``similar`` makes a new token's row of its ``neighbours`` among the shared tokens, weighted by a softmax of
+        their cosine in the donor at ``temperature``; ``map`` fits a linear map on the shared tokens.
+    """
+
+    donor: str = "package"
+    method: str = "similar"
+    neighbours: int = 10
+    temperature: float = 0.1
+
+
+@dataclass(frozen=True, slots=True)
 class PairsSettings:
     """Pair building; rows go to the run's ``pairs`` folder. All files are named as they lie in the data folder.
 
@@ -187,6 +201,7 @@ class DevSettings:
 
 STAGES: Mapping[str, type[Any]] = {
     "prune": PruneSettings,
+    "transplant": TransplantSettings,
     "pairs": PairsSettings,
     "mlm": MlmSettings,
     "align": AlignStage,

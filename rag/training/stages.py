@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from indexer.errors import ArgumentError, EncoderUnavailableError
-from rag.training.recipe import AlignStage, ExportSettings, PruneSettings, Recipe
+from rag.training.recipe import AlignStage, ExportSettings, PruneSettings, Recipe, TransplantSettings
 
 if TYPE_CHECKING:
     from rag.training.watch import DevWatch
@@ -127,7 +127,7 @@ def _local(start: str) -> Path:
 def _prune(run: StageRun) -> Path:
     from tokenizers import Tokenizer
 
-    from rag.training.vocabulary import choose_tokens, prune_folder, token_shares
+    from rag.training.vocabulary import choose_tokens, piece_texts, prune_folder, token_shares
 
     settings: PruneSettings = run.settings
     tokenizer = Tokenizer.from_file(str(run.model / "tokenizer.json"))
@@ -142,11 +142,22 @@ def _prune(run: StageRun) -> Path:
             shares.append(token_shares(tokenizer, _word_counts(path)))
             run.tell(0.8, {"language": path.stem, "tokens": len(shares[-1])})
     content = json.loads((run.model / "tokenizer.json").read_text(encoding="utf-8"))
-    if content["model"]["type"] != "Unigram":
-        raise ArgumentError("prune", f"takes unigram vocabularies; this one is {content['model']['type']}")
-    pieces = [piece for piece, _ in content["model"]["vocab"]]
     special = [item["id"] for item in content["added_tokens"]]
-    prune_folder(run.model, run.result, choose_tokens(pieces, shares, settings.size, special))
+    st_config = run.model / "config_sentence_transformers.json"
+    if st_config.is_file():  # what stands before every text is no word of the data
+        prompts = json.loads(st_config.read_text(encoding="utf-8")).get("prompts") or {}
+        special += [number for prompt in prompts.values() for number in tokenizer.encode(prompt).ids]
+    prune_folder(run.model, run.result, choose_tokens(piece_texts(content), shares, settings.size, special))
+    return run.result
+
+
+def _transplant(run: StageRun) -> Path:
+    from rag.training.transplant import transplant
+
+    settings: TransplantSettings = run.settings
+    donor = start_model(replace(run.recipe, start=settings.donor), run.folder / "donor", run.data)
+    run.tell(1.0, dict(transplant(run.model, donor, run.result, settings)))
+    shutil.rmtree(donor)
     return run.result
 
 
@@ -267,6 +278,7 @@ def _correct(run: StageRun) -> Path:
 
 RUN: Mapping[str, Callable[[StageRun], Path | None]] = {
     "prune": _prune,
+    "transplant": _transplant,
     "pairs": _pairs,
     "mlm": _mlm,
     "align": _align,

@@ -121,8 +121,8 @@ def test_pruning_refuses_a_lost_special_token_and_other_tokenizers(model):
     content = json.loads((model / "tokenizer.json").read_text(encoding="utf-8"))
     with pytest.raises(ArgumentError, match="<pad>"):
         prune_tokenizer(content, np.array([0, 2, 3, 4]))
-    with pytest.raises(ArgumentError, match="WordPiece"):
-        prune_tokenizer({"model": {"type": "WordPiece"}}, np.array([0]))
+    with pytest.raises(ArgumentError, match="WordLevel"):
+        prune_tokenizer({"model": {"type": "WordLevel"}}, np.array([0]))
     with pytest.raises(ArgumentError, match="whatever their count"):
         choose_tokens(["熱", "咳"], [], 1, [])
 
