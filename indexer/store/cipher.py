@@ -128,13 +128,13 @@ class RowCipher:
         """Return whether the key of a sealed value is there."""
         return self.keyring.key(bytes(sealed[:_ID_BYTES])) is not None
 
-    def vector_of(self, row: AnyRow) -> bytes:
-        """Return the vector of a row with ``key``, ``text_hash`` and ``vector``."""
-        return self.vector_in(row._mapping)
+    def vector_of(self, row: Any) -> bytes:
+        """Return the vector of what has a ``key``, a ``text_hash`` and a ``vector`` as they are stored."""
+        return self.vector_in(row.key, row.text_hash, row.vector)
 
-    def vector_in(self, row: Mapping[Any, Any]) -> bytes:
-        """Return the vector of a row that is given by its columns."""
-        return self.opened(row["vector"], b"vector\0" + row["text_hash"], "vectors", row["key"])
+    def vector_in(self, key: object, text_hash: bytes, vector: bytes) -> bytes:
+        """Return a vector that is stored under a key and the hash of its text."""
+        return self.opened(vector, b"vector\0" + text_hash, "vectors", key)
 
     def reason_of(self, sealed: bytes, token: str) -> str:
         """Return the reason of a legal hold."""

@@ -38,7 +38,14 @@ from indexer.errors import DamagedError, ErasurePendingError, KeysError
 from indexer.store.failpoints import failpoint
 from indexer.store.lock import exclusive
 from indexer.store.packing import empty_log, pack
-from indexer.store.sqlite import check_header, create_file, open_engine, read_transaction, write_transaction
+from indexer.store.sqlite import (
+    check_header,
+    check_tables,
+    create_file,
+    open_engine,
+    read_transaction,
+    write_transaction,
+)
 from indexer.store.truth import parts
 
 FORMAT = b"1"
@@ -66,6 +73,7 @@ _keys = Table(
     Column("owner", LargeBinary, nullable=False),
 )
 
+_DAMAGED = "{}, the file of the collection's keys, is damaged; bring back a copy of it, nothing was changed"
 _DERIVED = b"\0derived files"
 
 KeyRow = Row[*tuple[Any, ...]]
@@ -118,23 +126,23 @@ class Keyring:
         """Open the file with the master key.
 
         Raises:
-            KeysError: there is none, or the master key is another than the one that it was made with.
-            DamagedError: the file is damaged.
+            KeysError: there is none, it is damaged, or the master key is not the one that it was made with.
         """
         if not path.is_file():
             raise KeysError(
                 f"the keys of this collection are not here: there is no {path.name} in the folder {path.parent}; "
                 "bring the file back from where you keep copies of it"
             )
-        check_header(path)
         self._path = path
         self._bound = collection_id.encode()
         self._lock = threading.Lock()
         self._by_id: dict[bytes, DataKey | None] = {}
         self._by_token: dict[str, bytes] = {}
         self._rows: dict[bytes, KeyRow] | None = None
+        self._checked = False
         self._engine = open_engine(path)
         try:
+            check_header(path)
             with read_transaction(self._engine) as connection:
                 facts = {row.key: bytes(row.value) for row in connection.execute(select(_facts))}
             if facts.get("format") != FORMAT:
@@ -146,9 +154,9 @@ class Keyring:
                 raise KeysError(
                     "the master key does not open the keys of this collection; name the one that it was made with"
                 ) from None
-        except KeyError as exc:
+        except (KeyError, DamagedError) as exc:
             self._engine.dispose()
-            raise DamagedError(f"{path.name} has lost {exc}; bring back a copy of it") from exc
+            raise KeysError(_DAMAGED.format(path.name)) from exc
         except BaseException:
             self._engine.dispose()
             raise
@@ -180,14 +188,14 @@ class Keyring:
         """Return the key that derived files are sealed with now.
 
         Raises:
-            DamagedError: it cannot be unwrapped.
+            KeysError: it cannot be unwrapped.
         """
-        with read_transaction(self._engine) as connection:
+        with self._reading() as connection:
             wrapped = connection.scalar(select(_facts.c.value).where(_facts.c.key == "derived_key"))
         try:
             return decrypted(self._wrapping, wrapped or b"", self._bound + _DERIVED)
         except (InvalidTag, ValueError) as exc:
-            raise DamagedError(f"a key in {self._path.name} is damaged; bring back a copy of the file") from exc
+            raise KeysError(_DAMAGED.format(self._path.name)) from exc
 
     def token(self, owner: Owner) -> str:
         """Return what stands for an owner in the truth: the same for the same owner, in this collection alone."""
@@ -199,6 +207,8 @@ class Keyring:
         with self._lock:
             if key_id not in self._by_id:
                 row = self._rows_read().get(key_id) or self._row(_keys.c.id == key_id)
+                if row is None:
+                    self._check()
                 self._by_id[key_id] = None if row is None else self._opened(row)
             return self._by_id[key_id]
 
@@ -220,9 +230,9 @@ class Keyring:
         """Return the keys of those owners that have one, as the file says now: another process may have destroyed it.
 
         Raises:
-            DamagedError: one cannot be unwrapped.
+            KeysError: one cannot be unwrapped.
         """
-        with read_transaction(self._engine) as connection:
+        with self._reading() as connection:
             return self._stored(connection, {self.token(owner): owner for owner in owners})
 
     @contextmanager
@@ -272,7 +282,7 @@ class Keyring:
         return len(gone)
 
     def _all(self) -> list[DataKey]:
-        with read_transaction(self._engine) as connection:
+        with self._reading() as connection:
             return [self._opened(row) for row in connection.execute(select(_keys))]
 
     def _stored(self, connection: Connection, wanted: dict[str, Owner]) -> dict[Owner, DataKey]:
@@ -292,15 +302,33 @@ class Keyring:
             self._read()
         return self._rows or {}
 
+    @contextmanager
+    def _reading(self) -> Iterator[Connection]:
+        try:
+            with read_transaction(self._engine) as connection:
+                yield connection
+        except DamagedError as exc:
+            raise KeysError(_DAMAGED.format(self._path.name)) from exc
+
+    def _check(self) -> None:
+        """Return if all keys of the file are sound: else one that is not found may be damaged and not destroyed."""
+        if not self._checked:
+            with self._reading() as connection:
+                check_tables(connection, [_keys.name])
+                for row in connection.execute(select(_keys)):
+                    self._opened(row)
+            self._checked = True
+
     def _row(self, which: ColumnElement[bool]) -> KeyRow | None:
         """Return one key that another process may have made since the first look."""
-        with read_transaction(self._engine) as connection:
+        with self._reading() as connection:
             return connection.execute(select(_keys).where(which)).first()
 
     def _read(self) -> None:
         """Read what the file holds now. The lock is held."""
-        with read_transaction(self._engine) as connection:
+        with self._reading() as connection:
             self._rows = {row.id: row for row in connection.execute(select(_keys))}
+        self._checked = False
         self._by_token = {row.token: key_id for key_id, row in self._rows.items()}
         self._by_id = {key_id: key for key_id, key in self._by_id.items() if key is not None and key_id in self._rows}
 
@@ -322,7 +350,7 @@ class Keyring:
             cipher = _cipher(secret)
             kind, _, owner_id = decrypted(cipher, row.owner, b"owner" + bound).decode().partition("\0")
         except (InvalidTag, ValueError) as exc:
-            raise DamagedError(f"a key in {self._path.name} is damaged; bring back a copy of the file") from exc
+            raise KeysError(_DAMAGED.format(self._path.name)) from exc
         return DataKey(row.id, row.token, Owner("patient" if kind == "patient" else "note", owner_id), secret)
 
 

@@ -160,7 +160,11 @@ def _text_problem(values: Row, found: Salvage) -> str | None:
 
 def _vector_problem(values: Row, cipher: RowCipher | None) -> str | None:
     try:
-        vector = values["vector"] if cipher is None else cipher.vector_in(values)
+        vector = (
+            values["vector"]
+            if cipher is None
+            else cipher.vector_in(values["key"], values["text_hash"], values["vector"])
+        )
     except (KeyDestroyedError, DamagedError):
         return "does not open with its key"
     return None if _finite(vector) else "holds a value that is not finite"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import stat
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
@@ -304,6 +305,31 @@ def test_without_the_right_keys_nothing_opens_and_nothing_changes(library, ward,
         with pytest.raises(KeysError):
             strange.create("second", "letters", SPEC, encrypted=True)
         assert strange.names() == ["ward"]
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_damaged_file_of_keys_is_named_and_nothing_is_put_aside_for_it(library, ward, home, master, seed):
+    """Whatever is flipped: notes are read as they are, or the file is named; a repair takes no note away for it."""
+    fill(ward)
+    said = answers_of_all(ward)
+    ward.close()
+    file = library.keyrings.path(ward.collection_id)
+    rng = np.random.default_rng(seed)
+    content = bytearray(file.read_bytes())
+    used = np.flatnonzero(np.frombuffer(bytes(content), np.uint8))
+    ids = [content.find(bytes(key.id)) for key in library.keyrings.open(ward.collection_id)._all()]
+    for at in [*rng.choice(used, 12), *(ids[:1] if seed % 2 else [])]:
+        content[at] ^= 1 << rng.integers(8)
+    file.write_bytes(content)
+    fresh = Library(home, master=master)
+    try:
+        with fresh.open("ward") as opened:
+            assert answers_of_all(opened) == said
+    except KeysError as error:
+        assert not isinstance(error, KeyDestroyedError)
+        assert "damaged; bring back a copy" in str(error) or "master key" in str(error) or "newer" in str(error)
+    with suppress(KeysError):
+        assert repair(fresh, "ward", lambda name: LetterEncoder()).quarantined == ()
 
 
 def test_a_passphrase_opens_it(home):
