@@ -30,8 +30,9 @@ def build_systems(names: Sequence[str], *, max_tokens: int = 256) -> list[System
     """Return one system a name; encoders are loaded once.
 
     ``bm25``; an encoder (catalog name, folder or hub id); an encoder with ``+mean`` or ``+whiten`` (corrected
-    vectors), ``+int8``, ``+binary`` or ``+128`` (rounded vectors, or so many of their dimensions); ``hybrid:`` before an encoder (fused with BM25); ``search:`` before an encoder (a collection's own search,
-    languages balanced; ``+any`` takes scores as they are).
+    vectors), ``+int8``, ``+binary`` or ``+128`` (rounded vectors, or so many of their dimensions); ``hybrid:`` before
+    an encoder (fused with BM25); ``search:`` before an encoder (a collection's own search, languages balanced; ``+any``
+    takes scores as they are).
 
     Raises:
         ArgumentError: a name is given twice, or its correction is unknown.

@@ -12,13 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from api.evaluation import build_systems
 from eval.experiment import compare, read_run, run_suite, write_run
 from eval.judged import JudgedSet, Text
 from eval.metrics import evaluate, language_shares
 from eval.report import load_results, table, write_report
 from eval.seeds import compare_seeds, seeds_table
 from eval.statistics import bootstrap, holm, paired_bootstrap, welch
-from eval.systems import DenseSystem, FusedSystem, LexicalSystem
+from eval.systems import DenseSystem, FusedSystem, LexicalSystem, smaller
 from eval.tasks.declaration import FOLDER, SetDeclaration, Task, load_tasks
 from eval.tasks.readers import check_task, held_out, load_sets
 from indexer.encoders.encoder import HashingEncoder
@@ -122,6 +123,19 @@ def test_corrected_vectors_still_rank(correction: str):
     run = DenseSystem("corrected", HashingEncoder(), correction=correction).rank(judged, 2)
     assert all(len(scores) == 2 for scores in run.values())
     assert all(np.isfinite(list(scores.values())).all() for scores in run.values())
+
+
+def test_smaller_vectors_by_hand_and_a_width_that_an_encoder_has():
+    rows = np.array([[3.0, -1.5, 0.01, 4.0]], dtype=np.float32)
+    assert smaller("2", rows).tolist() == [[3.0, -1.5]]
+    assert smaller("binary", rows).tolist() == [[1.0, -1.0, 1.0, 1.0]]
+    np.testing.assert_allclose(smaller("int8", rows), [[95 * 4 / 127, -48 * 4 / 127, 0.0, 4.0]], rtol=1e-6)
+    judged = judged_by_hand()
+    (small,) = build_systems(["hashing+int8"])
+    assert evaluate(judged.qrels, small.rank(judged, 10), ["RR@10"])["RR@10"].mean == 1.0
+    for name in ("hashing+0", "hashing+100000", "hashing+half"):
+        with pytest.raises(ArgumentError, match="no correction"):
+            build_systems([name])
 
 
 def test_a_run_survives_its_file(tmp_path: Path):
