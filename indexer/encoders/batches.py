@@ -110,6 +110,11 @@ def _moved(features: Features, device: torch.device) -> Features:
     }
 
 
+def linear_weights(module: torch.nn.Module) -> int:
+    """Return how many weights a token is multiplied with: those of the linear layers, the bulk of a model's work."""
+    return sum(part.weight.numel() for part in module.modules() if isinstance(part, torch.nn.Linear))
+
+
 def best_device() -> str:
     """Return ``cuda`` where there is a device, else ``cpu``."""
     return "cuda" if torch.cuda.is_available() else "cpu"

@@ -28,7 +28,17 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional
 
-from indexer.encoders.batches import DEVICE_TOKENS, Batch, Features, best_dtype, by_length, embedded, on_device, padded
+from indexer.encoders.batches import (
+    DEVICE_TOKENS,
+    Batch,
+    Features,
+    best_dtype,
+    by_length,
+    embedded,
+    linear_weights,
+    on_device,
+    padded,
+)
 from indexer.errors import ArgumentError, EncoderUnavailableError
 from indexer.records import EncoderSpec
 
@@ -171,6 +181,11 @@ class PackedEncoder:
     def device(self) -> str:
         """Where the model runs, with its dtype: recorded, no part of the fingerprint."""
         return f"{self._device} {self._body.dtype}"
+
+    @property
+    def linear_weights(self) -> int:
+        """How many weights each token is multiplied with."""
+        return linear_weights(self._body)
 
     def encode_queries(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Return one row a query, ``(n, dim)``."""

@@ -17,7 +17,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from indexer.encoders.batches import DEVICE_TOKENS, Batch, Features, best_dtype, by_length, embedded, on_device
+from indexer.encoders.batches import (
+    DEVICE_TOKENS,
+    Batch,
+    Features,
+    best_dtype,
+    by_length,
+    embedded,
+    linear_weights,
+    on_device,
+)
 from indexer.errors import ArgumentError, EncoderUnavailableError
 from indexer.records import EncoderSpec
 
@@ -91,6 +100,11 @@ class SentenceEncoder:
     def device(self) -> str:
         """Where the model runs, with its dtype: recorded, no part of the fingerprint."""
         return f"{self._model.device} {next(self._model.parameters()).dtype}"
+
+    @property
+    def linear_weights(self) -> int:
+        """How many weights each token is multiplied with."""
+        return linear_weights(self._model)
 
     def encode_queries(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Return one row a query, ``(n, dim)``."""

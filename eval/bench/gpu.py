@@ -1,0 +1,268 @@
+"""`python -m eval.bench.gpu`: what a device gives beside what it could: scans against memory, embedding against matmul.
+
+Runs on a CPU too, and says which device it was. Every figure is of this run; what cannot be measured here is named.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from eval.bench.workload import Workload, build
+from indexer.encoders.catalog import load_encoder
+from indexer.encoders.encoder import Encoder
+from indexer.errors import MissingExtraError
+from indexer.store.torch_scan import TorchScan
+from indexer.store.vectors import best, row_scores
+from indexer.times import iso, now_us
+
+K = 10
+BATCH = 64
+_ROUNDS = 20
+_MATMUL = {"cuda": 8192, "cpu": 1024}
+_COPIED_BYTES = {"cuda": 2**30, "cpu": 2**27}
+
+Rows = NDArray[np.float16]
+Ids = NDArray[np.int64]
+Floats = NDArray[np.float32]
+
+
+class Index(Protocol):
+    """What is measured of a vector index."""
+
+    def search(self, query: Floats, k: int, allowed: Ids | None = None) -> tuple[Ids, Floats]:
+        """Return the k best."""
+        ...
+
+    def remove(self, ids: Ids) -> None:
+        """Remove rows."""
+        ...
+
+
+@dataclass(frozen=True)
+class Scan:
+    """One index. Times are milliseconds a query; ``floor_ms`` is its bytes through the measured bandwidth once."""
+
+    engine: str
+    build_s: float
+    mib: float
+    floor_ms: float
+    p50_ms: float
+    batch_ms: float | None
+    tenth_ms: float
+    deleted_ms: float
+    recall: float
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """Tokens a second, the arithmetic that is, and its share of the matmul that the device was measured at."""
+
+    encoder: str
+    device: str
+    texts: int
+    tokens: int
+    tokens_per_s: float
+    tflops: float
+    share_of_peak: float
+
+
+def seconds(work: Callable[[], object], device: str, rounds: int = _ROUNDS) -> float:
+    """Return the median time of some work, the device's part of it included."""
+    work()
+    times = []
+    for _ in range(rounds):
+        _wait(device)
+        started = time.perf_counter()
+        work()
+        _wait(device)
+        times.append(time.perf_counter() - started)
+    return statistics.median(times)
+
+
+def _wait(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def bandwidth(device: str) -> float:
+    """Return bytes a second through the device's memory, by copying: what is read and what is written count."""
+    size = _COPIED_BYTES[device]
+    one = torch.ones(size, dtype=torch.uint8, device=device)
+    other = torch.empty_like(one)
+    return 2 * size / seconds(lambda: other.copy_(one), device)
+
+
+def matmul_peak(device: str, dtype: torch.dtype) -> float:
+    """Return floating-point operations a second of a large square product: two for each multiplication."""
+    n = _MATMUL[device]
+    one, other = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
+    return 2 * n**3 / seconds(lambda: one @ other, device, rounds=5)
+
+
+def measure(name: str, make: Callable[[], Index], work: Workload, rows: Rows, device: str, bytes_per_s: float) -> Scan:
+    """Return an index's figures: built, asked, asked in a tenth of the rows, asked after a hundredth was deleted."""
+    started = time.perf_counter()
+    index = make()
+    _wait(device)
+    build_s = time.perf_counter() - started
+    ids = np.arange(len(rows), dtype=np.int64)
+    tenth = work.allowed(0.1)
+    found = [index.search(query, K)[0] for query in work.queries]
+    wanted = [best(ids, row_scores(rows, query), K)[0] for query in work.queries]
+    recall = float(np.mean([len(set(a.tolist()) & set(b.tolist())) / K for a, b in zip(found, wanted, strict=True)]))
+    queries = itertools.cycle(work.queries)
+    p50 = seconds(lambda: index.search(next(queries), K), device)
+    within = seconds(lambda: index.search(next(queries), K, tenth), device)
+    many = getattr(index, "search_many", None)
+    batch = np.resize(work.queries, (BATCH, rows.shape[1]))
+    batch_s = None if many is None else seconds(lambda: many(batch, K), device, rounds=5) / BATCH
+    index.remove(ids[::100])
+    after = seconds(lambda: index.search(next(queries), K), device)
+    return Scan(
+        engine=name,
+        build_s=build_s,
+        mib=rows.nbytes / 2**20,
+        floor_ms=rows.nbytes / bytes_per_s * 1e3,
+        p50_ms=p50 * 1e3,
+        batch_ms=None if batch_s is None else batch_s * 1e3,
+        tenth_ms=within * 1e3,
+        deleted_ms=after * 1e3,
+        recall=recall,
+    )
+
+
+def engines(rows: Rows, device: str) -> dict[str, Callable[[], Index]]:
+    """Return what makes each index over the rows, by name."""
+    ids = np.arange(len(rows), dtype=np.int64)
+
+    def on_gpus(kind: Any) -> Index:
+        from indexer.store.faiss_gpu import FaissGpuIndex
+
+        return FaissGpuIndex.from_base(ids, rows, kind=kind)
+
+    def on_the_host() -> Index:
+        from indexer.store.faiss_index import FaissVectorIndex
+
+        return FaissVectorIndex.from_matrix(ids, rows)
+
+    return {
+        f"torch float16 on {device}": lambda: TorchScan.from_matrix(ids, rows, device, "float16"),
+        f"torch bfloat16 on {device}": lambda: TorchScan.from_matrix(ids, rows, device, "bfloat16"),
+        "FAISS flat on GPUs": lambda: on_gpus("flat"),
+        "FAISS IVF+PQ on GPUs": lambda: on_gpus("ivf"),
+        "FAISS flat on the CPU": on_the_host,
+    }
+
+
+def embedding(encoder: Encoder, texts: list[str], peak: float) -> Embedding:
+    """Return how fast texts become vectors, end to end: tokenised, moved, multiplied, fetched.
+
+    Counted are the linear layers, two operations a weight and token; attention comes on top of that.
+    """
+    tokens = sum(map(len, encoder.token_spans(texts)))
+    encoder.encode_passages(texts[:BATCH])
+    started = time.perf_counter()
+    encoder.encode_passages(texts)
+    rate = tokens / (time.perf_counter() - started)
+    operations = 2.0 * getattr(encoder, "linear_weights", 0) * rate
+    device = str(getattr(encoder, "device", "cpu"))
+    return Embedding(
+        encoder.spec.model_id, device, len(texts), tokens, rate, operations / 1e12, operations / peak if peak else 0.0
+    )
+
+
+def table(scans: list[Scan]) -> str:
+    """Return one line an index; ``floor`` is its bytes through the measured bandwidth."""
+    lines = [
+        f"{'index':24} {'build s':>8} {'MiB':>8} {'floor ms':>9} {'p50 ms':>9} {'batch ms':>9} {'10 % ms':>9} "
+        f"{'deleted':>9} {'recall@10':>10}"
+    ]
+    lines += [
+        f"{row.engine:24} {row.build_s:8.2f} {row.mib:8.0f} {row.floor_ms:9.3f} {row.p50_ms:9.3f} "
+        f"{'-' if row.batch_ms is None else f'{row.batch_ms:.3f}':>9} {row.tenth_ms:9.3f} {row.deleted_ms:9.3f} "
+        f"{row.recall:10.4f}"
+        for row in scans
+    ]
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run what the command line asks for."""
+    parser = argparse.ArgumentParser(prog="python -m eval.bench.gpu", description=__doc__)
+    parser.add_argument("--rows", type=int, default=100_000)
+    parser.add_argument("--queries", type=int, default=20)
+    parser.add_argument("--texts", type=int, default=4096, help="how many texts are embedded; 0 leaves that out")
+    parser.add_argument("--data", type=Path, help="the folder of the public sets; the bundled notes otherwise")
+    parser.add_argument("--vectors", default="hashing", help="the encoder that the rows are made with")
+    parser.add_argument("--encoder", default="compact", help="the encoder whose speed is measured")
+    parser.add_argument("--out", type=Path, default=Path("runs/gpu"))
+    given = parser.parse_args(argv)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    named = torch.cuda.get_device_name() if device == "cuda" else f"{platform.machine()}, {os.cpu_count()} cores"
+    bytes_per_s = bandwidth(device)
+    print(f"device: {device} ({named}), {torch.get_num_threads()} threads")  # noqa: T201
+    print(f"memory: {bytes_per_s / 1e9:,.1f} GB/s by copying")  # noqa: T201
+    work = build(load_encoder(given.vectors), given.rows, given.queries, given.data)
+    rows = work.vectors.astype(np.float16)
+    print(f"{len(rows):,} rows of {rows.shape[1]}: {work.source}\n")  # noqa: T201
+    scans, absent = _scans(work, rows, device, bytes_per_s)
+    print(table(scans))  # noqa: T201
+    for name, reason in absent.items():
+        print(f"not measured: {name}: {reason}")  # noqa: T201
+    record: dict[str, Any] = {
+        "made_at": iso(now_us()),
+        "device": f"{device} ({named})",
+        "bytes_per_s": bytes_per_s,
+        "source": work.source,
+        "scans": [asdict(row) for row in scans],
+        "absent": absent,
+    }
+    if given.texts:
+        record["embedding"] = asdict(_embedding(load_encoder(given.encoder), work.texts, given.texts, device))
+    given.out.mkdir(parents=True, exist_ok=True)
+    (given.out / "gpu.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    print(f"files: {given.out}")  # noqa: T201
+
+
+def _scans(work: Workload, rows: Rows, device: str, bytes_per_s: float) -> tuple[list[Scan], dict[str, str]]:
+    """Return every index's figures, and why others have none."""
+    scans: list[Scan] = []
+    absent: dict[str, str] = {}
+    for name, make in engines(rows, device).items():
+        try:
+            scans.append(measure(name, make, work, rows, device, bytes_per_s))
+        except (MissingExtraError, RuntimeError) as error:
+            absent[name] = (str(error).splitlines() or [type(error).__name__])[-1]
+    return scans, absent
+
+
+def _embedding(encoder: Encoder, texts: list[str], n: int, device: str) -> Embedding:
+    dtype = next(
+        (kind for kind in (torch.bfloat16, torch.float16) if str(kind) in str(getattr(encoder, "device", ""))),
+        torch.float32,
+    )
+    peak = matmul_peak(device, dtype)
+    made = embedding(encoder, [texts[at % len(texts)] for at in range(n)], peak)
+    print(  # noqa: T201
+        f"\n{made.encoder} on {made.device}: {made.texts:,} texts, {made.tokens:,} tokens, {made.tokens_per_s:,.0f} "
+        f"tokens/s, {made.tflops:.3f} of {peak / 1e12:.3f} TFLOP/s by matmul ({made.share_of_peak:.0%})"
+    )
+    return made
+
+
+if __name__ == "__main__":
+    main()
