@@ -255,7 +255,7 @@ class MilvusLite:
 
 ENGINES: dict[str, Callable[[], Engine]] = {
     "clinrag-flat": lambda: Clinrag("flat"),
-    "clinrag-pq": lambda: Clinrag("pq"),
+    "clinrag-codes": lambda: Clinrag("codes"),
     "faiss-hnsw": FaissHnsw,
     "hnswlib": Hnswlib,
     "usearch": Usearch,

@@ -13,6 +13,7 @@ from indexer.store.lexical import K1, B, Ids, Scores
 from indexer.store.row_matrix import Positions
 
 _WIDE = 64  # Scores of which one maximum is taken when the k-th best is bounded from below.
+_GROUP = 16  # The same where the totals of one language are looked at.
 _COSTLY = 4_000  # Postings that are worth a look at whether they can still matter.
 _LOOKED_UP = 24  # Looking one chunk up in a term's postings costs as much as reading so many of them.
 _SINGLE_PRECISION = 0.9999  # How far single precision may be off.
@@ -161,6 +162,19 @@ def _add(totals: Scores, state: State, term: Term, mean_length: float, impacts: 
     chunks, tfs = term.chunks[n_kept:], term.tfs[n_kept:]
     if len(chunks):
         totals[chunks] += direct(state.lengths, chunks, tfs, term.worth, mean_length)
+
+
+def reaching(totals: Scores, k: int, slack: float) -> Positions:
+    """Return which totals can be among the k best of these, where any may be off by the factor both ways."""
+    kth = 0.0
+    if len(totals) > k:
+        # The k-th best maximum of groups is at most the k-th best of all, and far quicker to find.
+        n_groups = len(totals) // _GROUP
+        maxima = totals
+        if n_groups > 4 * k:
+            maxima = totals[: n_groups * _GROUP].reshape(_GROUP, n_groups).max(axis=0)
+        kth = float(np.partition(maxima, len(maxima) - k)[len(maxima) - k])
+    return np.flatnonzero(totals >= max(kth * slack * slack, 1e-30))
 
 
 def kth_at_least(totals: Scores, k: int, outside: NDArray[np.bool_] | None, dead: Positions) -> float:

@@ -3,8 +3,8 @@
 Kinds, measured at 384 dimensions (see ``FaissVectorIndex``):
 
 - ``flat``: every search scans float16 rows where they lie; nothing is built, copied or trained;
-- ``pq``: an exhaustive 4-bit product-quantised scan proposes candidates, which are rescored exactly;
-- ``ivf``: the same within the nearest cells only, for millions of rows.
+- ``codes``: 4-bit codes of all rows say which can be among the best (`faiss_codes`), and those are scored exactly;
+- ``ivf``: 4-bit codes of the nearest cells only propose candidates, which are scored exactly: for millions of rows.
 
 FAISS's own thread pool makes a single query two to three times slower, so each searching thread sets it to one.
 """
@@ -19,8 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexer.errors import DamagedError, MissingExtraError
+from indexer.store.coded_rows import SCREENED, CodedRows, Pool, scan_only
+from indexer.store.faiss_codes import RowCodes
 from indexer.store.row_matrix import Positions, RowMatrix, RowState, exact_best
-from indexer.store.vectors import Ids, Rows, Scores, best, checked_query, row_scores
+from indexer.store.vectors import Ids, Rows, Scores, best, checked_query, row_scores, same_arrays
 
 if TYPE_CHECKING:
     import faiss
@@ -32,7 +34,7 @@ else:
 
 _untyped: Any = faiss  # Its Python layer widens signatures at import, which its stubs do not know.
 
-Kind = Literal["flat", "pq", "ivf"]
+Kind = Literal["flat", "codes", "ivf"]
 Plan = Literal["exact", "approximate"]
 
 EXACT_SCOPE = 200_000
@@ -43,7 +45,7 @@ _LONG = 256  # Neighbours, on average, from which on scanning each run in place 
 _SPARE = 24  # Candidates asked for beyond k, so that rounding cannot cost a place.
 _ROUNDING = 4e-6  # FAISS sums in another order than the exact scores.
 _NOTHING = np.float32(np.finfo(np.float32).min)  # What FAISS writes where it has no more rows.
-_TRAINING_ROWS = 16 * 256
+_SCORED = 4096  # Rows that are scored as they are; more are narrowed down by FAISS before.
 _ENCODED_AT_ONCE = 16_384
 
 
@@ -113,6 +115,8 @@ class FaissVectorIndex:
         self._kind: Kind = kind
         self._exact_below = exact_below
         self._structure: faiss.Index | None = None
+        self._coded: CodedRows | None = None
+        self._last_pools: tuple[RowState, tuple[Ids, ...], list[Pool]] | None = None
         self._matrix = RowMatrix(np.empty(0, np.int64), np.empty((0, dim), np.float16))
         self._scanner = _Scanner(dim)
 
@@ -130,12 +134,17 @@ class FaissVectorIndex:
         """
         index = cls(rows.shape[1], kind, exact_below=exact_below)
         index._matrix = RowMatrix(np.ascontiguousarray(ids, np.int64), np.ascontiguousarray(rows))
-        if structure:
+        if kind == "codes":
+            if structure:
+                index._coded = CodedRows(RowCodes.frombytes(structure, len(rows), rows.shape[1]))
+            elif len(rows) >= exact_below:
+                index._coded = CodedRows(RowCodes.of(rows))
+        elif structure:
             index._structure = faiss.deserialize_index(np.frombuffer(structure, np.uint8))
             if index._structure.ntotal != len(rows) or index._structure.d != rows.shape[1]:
                 raise DamagedError("the FAISS structure belongs to another matrix: rebuild the collection")
         elif kind != "flat" and len(rows) >= exact_below:
-            index._structure = _built(rows, kind)
+            index._structure = _cells(rows)
         return index
 
     def rebuilt(self) -> FaissVectorIndex:
@@ -147,6 +156,8 @@ class FaissVectorIndex:
 
     def structure(self) -> bytes:
         """Return what was built over the base matrix, to be kept beside it; empty where there is nothing to keep."""
+        if self._coded is not None:
+            return self._coded.codes.tobytes()
         return b"" if self._structure is None else faiss.serialize_index(self._structure).tobytes()
 
     @property
@@ -168,20 +179,33 @@ class FaissVectorIndex:
 
     def plan(self, n_allowed: int | None) -> Plan:
         """Return how a search among so many allowed rows (``None``: no scope) is answered."""
-        if self._structure is None or (n_allowed is not None and n_allowed <= EXACT_SCOPE):
+        if self._structure is None and (self._coded is None or len(self) <= EXACT_SCOPE):
             return "exact"
-        return "approximate"
+        return "exact" if n_allowed is not None and n_allowed <= EXACT_SCOPE else "approximate"
 
     def search(self, query: Scores, k: int, allowed: Ids | None = None) -> tuple[Ids, Scores]:
         """Return the k best ids and scores."""
         vector = checked_query(query, k, self.dim)
         state = self._matrix.state
+        if self._coded is not None and (allowed is None or len(allowed) >= SCREENED):
+            return self._found(state, vector, k, self._coded.pool(state.wanted(allowed)))
         at = None if allowed is None and not state.n_dead else state.wanted(allowed)
-        if self.plan(None if allowed is None else len(allowed)) == "approximate":
+        if self._structure is not None and self.plan(None if allowed is None else len(allowed)) == "approximate":
             places = self._proposed(state, vector, k, at)
             if places is not None:
                 return best(state.ids[places], row_scores(state.rows_at(places), vector), k)
         return self._scanned(state, vector, k, at)
+
+    def search_pools(self, query: Scores, k: int, pools: Sequence[Ids]) -> list[tuple[Ids, Scores]]:
+        """Return for each pool (sorted ids) what `search` finds in it. What was passed must not be changed."""
+        vector = checked_query(query, k, self.dim)
+        state = self._matrix.state
+        known = self._last_pools
+        if known is None or known[0] is not state or not same_arrays(known[1], pools):
+            wanted = [state.wanted(pool) for pool in pools]
+            resolved = list(map(scan_only, wanted)) if self._coded is None else self._coded.pools(wanted)
+            known = self._last_pools = state, tuple(pools), resolved
+        return [self._found(state, vector, k, pool) for pool in known[2]]
 
     def scores(self, query: Scores, ids: Ids) -> Scores:
         """Return the exact score of each id. Raises ``KeyError`` for an id that is not there."""
@@ -193,6 +217,13 @@ class FaissVectorIndex:
         """Return the vectors of those of the sorted ids that are there."""
         state = self._matrix.state
         return state.rows_at(state.wanted(ids))
+
+    def _found(self, state: RowState, query: Scores, k: int, pool: Pool) -> tuple[Ids, Scores]:
+        """Return the k best of a pool."""
+        at = None if self._coded is None else self._coded.candidates(state, query, k, pool)
+        if at is not None and len(at) <= _SCORED:
+            return best(state.ids[at], row_scores(state.rows_at(at), query), k)
+        return self._scanned(state, query, k, pool.at if at is None else at)
 
     def _scanned(self, state: RowState, query: Scores, k: int, at: Positions | None) -> tuple[Ids, Scores]:
         """Return the k best, exactly: FAISS narrows the rows down, exact scores rank them."""
@@ -285,18 +316,15 @@ class FaissVectorIndex:
         return np.searchsorted(state.ids, ids)
 
 
-def _built(rows: Rows, kind: Kind) -> faiss.Index:
-    """Return a trained and filled structure over float16 rows."""
+def _cells(rows: Rows) -> faiss.Index:
+    """Return trained and filled cells over float16 rows."""
     n, dim = rows.shape
     quantizer = f"PQ{dim // 2 if dim % 2 == 0 else dim}x4fs"
     n_cells = max(1, min(int(4 * n**0.5), n // 40))
-    structure: Any = faiss.index_factory(
-        dim, quantizer if kind == "pq" else f"IVF{n_cells},{quantizer}", faiss.METRIC_INNER_PRODUCT
-    )
-    if kind == "ivf":
-        structure.cp.niter = 10  # More rounds of clustering move few rows and take as long each.
-        structure.nprobe = max(16, n_cells // 6)
-    n_training = min(n, _TRAINING_ROWS if kind == "pq" else 40 * n_cells)
+    structure: Any = faiss.index_factory(dim, f"IVF{n_cells},{quantizer}", faiss.METRIC_INNER_PRODUCT)
+    structure.cp.niter = 10  # More rounds of clustering move few rows and take as long each.
+    structure.nprobe = max(16, n_cells // 6)
+    n_training = min(n, 40 * n_cells)
     structure.train(rows[np.linspace(0, n - 1, n_training).astype(np.intp)].astype(np.float32))
     for start in range(0, n, _ENCODED_AT_ONCE):
         structure.add(rows[start : start + _ENCODED_AT_ONCE].astype(np.float32))

@@ -27,11 +27,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexer.errors import DamagedError
-from indexer.store.bm25 import FEW, State, Term, added_up, exact_scores, found_in, promising
+from indexer.store.bm25 import FEW, State, Term, added_up, exact_scores, found_in, promising, reaching
 from indexer.store.impacts import Impacts
 from indexer.store.lexical import K1, Ids, Scores, checked_ids, checked_terms, idf
-from indexer.store.row_matrix import with_room
-from indexer.store.vectors import best, positions
+from indexer.store.row_matrix import Positions, with_room
+from indexer.store.vectors import best, positions, same_arrays
 
 _MOST_TF = 2**16 - 1
 _SLAB = 1_000_000  # Postings that are put in order at once.
@@ -72,6 +72,7 @@ class PostingsIndex:
         self._impacts = Impacts(np.empty(0, np.int32))
         self._n_base = 0
         self._last_counted: tuple[State, Ids | None, tuple[NDArray[np.bool_] | None, int, float]] | None = None
+        self._last_placed: tuple[State, tuple[Ids, ...], list[Positions]] | None = None
         self._last_asked: tuple[State, Ids | None, Mapping[str, float], _Asked] | None = None
         self._id_buffer: Ids = np.empty(0, np.int64)
         self._length_buffer: NDArray[np.int32] = np.empty(0, np.int32)
@@ -153,11 +154,11 @@ class PostingsIndex:
         """Return for each pool the k best ids, their scores, and the scores of its sample: all terms are added once."""
         checked_terms(terms, k)
         state, query, mean_length = self._asked(terms, population)
-        at = [state.living(positions(state.ids, pool)) for pool in pools]
+        at = self._placed(state, pools)
         sampled = [state.living(positions(state.ids, sample)) for sample in samples]
         if sum(map(len, at)) > FEW:
             totals, slack = added_up(state, query, mean_length, self._impacts)
-            at = [places[_reaching(totals[places], k, slack)] for places in at]
+            at = [places[reaching(totals[places], k, slack)] for places in at]
             sampled = [places[totals[places] > 0] for places in sampled]
         asked = np.zeros(len(state.ids), np.bool_)
         for places in (*at, *sampled):
@@ -172,6 +173,15 @@ class PostingsIndex:
             background[: len(known)] = scores[np.searchsorted(every, known)]
             found.append((*best(state.ids[every[own]], scores[own], k), background))
         return found
+
+    def _placed(self, state: State, pools: Sequence[Ids]) -> list[Positions]:
+        """Return where the living chunks of each pool lie, kept for the next search: it mostly asks for the same."""
+        known = self._last_placed
+        if known is not None and known[0] is state and same_arrays(known[1], pools):
+            return known[2]
+        at = [state.living(positions(state.ids, pool)) for pool in pools]
+        self._last_placed = state, tuple(pools), at
+        return at
 
     def _asked(self, terms: Mapping[str, float], population: Ids | None) -> _Asked:
         """Return the state of now, the terms that some chunk holds with their worth, and the mean length."""
@@ -391,12 +401,6 @@ def _counted(state: State, population: Ids | None) -> tuple[NDArray[np.bool_] | 
     seen = np.zeros(len(state.ids), np.bool_)
     seen[at] = True
     return seen, len(at), int(state.lengths[at].sum(dtype=np.int64)) / len(at) if len(at) else 0.0
-
-
-def _reaching(totals: Scores, k: int, slack: float) -> NDArray[np.bool_]:
-    """Return which totals can be among the k best of these, where any may be off by the factor both ways."""
-    kth = float(np.partition(totals, len(totals) - k)[len(totals) - k]) if len(totals) > k else 0.0
-    return totals >= max(kth * slack * slack, 1e-30)
 
 
 def _offsets(lengths: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -7,8 +7,10 @@ wherever they lie and a tie falls to the lower id.
 
 from __future__ import annotations
 
+import operator
 import threading
-from typing import Protocol
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,6 +62,25 @@ class VectorIndex(Protocol):
     def rows(self, ids: Ids) -> Rows:
         """Return the vectors of those of the sorted ids that are there, in their order; not to be changed."""
         ...
+
+
+@runtime_checkable
+class PooledVectorIndex(VectorIndex, Protocol):
+    """A vector index that searches several pools faster together than one after the other."""
+
+    def search_pools(self, query: Scores, k: int, pools: Sequence[Ids]) -> list[tuple[Ids, Scores]]:
+        """Return for each pool (sorted ids) what `search` finds in it.
+
+        How a pool is searched may be kept for the next search with the same one: what was passed must not be changed.
+        """
+        ...
+
+
+def search_pools(index: VectorIndex, query: Scores, k: int, pools: Sequence[Ids]) -> list[tuple[Ids, Scores]]:
+    """Return for each pool (sorted ids) what the index finds in it."""
+    if isinstance(index, PooledVectorIndex):
+        return index.search_pools(query, k, pools)
+    return [index.search(query, k, pool) for pool in pools]
 
 
 def widened(rows: Rows) -> Scores:
@@ -136,6 +157,11 @@ def checked_rows(ids: Ids, vectors: Rows, dim: int, last_id: int) -> tuple[Ids, 
     if len(new_ids) and (new_ids[0] <= last_id or np.any(np.diff(new_ids) <= 0)):
         raise ArgumentError("ids", f"must ascend and lie above {last_id}")
     return new_ids, rows
+
+
+def same_arrays(one: Sequence[Ids], other: Sequence[Ids]) -> bool:
+    """Return whether these are the very same arrays."""
+    return len(one) == len(other) and all(map(operator.is_, one, other))
 
 
 def positions(ids: Ids, wanted: Ids) -> NDArray[np.intp]:

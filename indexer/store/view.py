@@ -22,7 +22,7 @@ from indexer.store.replica import Replica
 from indexer.store.selection import Selection, Traits
 from indexer.store.sqlite import read_transaction
 from indexer.store.stored import Passage
-from indexer.store.vectors import best, positions, widened
+from indexer.store.vectors import best, positions, search_pools, widened
 from indexer.text.analysis import analyze_query
 from indexer.times import iso
 
@@ -106,10 +106,8 @@ class View:
         if len(self.rows) <= _FEW:
             return self._small_vector_pools(query, k, limit)
         sampled = self._sampled(limit)
-        return {
-            language: Pool(*self._replica.vectors().search(query, k, rows), sampled[language] @ query)
-            for language, rows in pools.items()
-        }
+        found = search_pools(self._replica.vectors(), query, k, list(pools.values()))
+        return {language: Pool(*one, sampled[language] @ query) for language, one in zip(pools, found, strict=True)}
 
     def _small_vector_pools(self, query: Scores, k: int, limit: int) -> dict[str | None, Pool]:
         scores = self.vector_scores(query, self.rows)

@@ -222,7 +222,7 @@ def test_files_are_synced_before_the_manifest_and_the_manifest_before_the_rename
 
 def test_beyond_the_exact_size_a_structure_is_kept_and_answers_stay(home, monkeypatch):
     before = answers(home)
-    monkeypatch.setattr("indexer.store.held.EXACT_CHUNKS", 5)
+    monkeypatch.setattr("indexer.store.held.CODED_CHUNKS", 5)
     with Library(home).open("ward") as ward:
         ward.rebuild()
         assert (generation(home) / "vectors.faiss").exists()

@@ -6,9 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from indexer.errors import DamagedError
-from indexer.store import faiss_index
+from indexer.store import coded_rows, faiss_index
+from indexer.store.coded_rows import CodedRows
+from indexer.store.faiss_codes import RowCodes
 from indexer.store.faiss_index import FaissVectorIndex
-from indexer.store.vectors import ExactVectorIndex, best, positions, row_scores, widened
+from indexer.store.vectors import ExactVectorIndex, best, positions, row_scores, search_pools, widened
 from tests.contracts.vector_index import DIM, VectorIndexContract, assert_same, halves
 
 
@@ -41,6 +43,71 @@ class _BaseFirst(FaissVectorIndex):
             self._matrix = FaissVectorIndex.from_matrix(np.array(ids), np.array(vectors))._matrix
         else:
             super().add(ids, vectors)
+
+
+class TestFaissCodes(VectorIndexContract):
+    """The same with codes of every base of 40 rows or more, and every scope that they cover looked up in them."""
+
+    @pytest.fixture
+    def empty(self, monkeypatch):
+        monkeypatch.setattr(faiss_index, "SCREENED", 8)
+        monkeypatch.setattr(coded_rows, "SCREENED", 8)
+        monkeypatch.setattr(coded_rows, "COVERED", 10**6)
+        return _CodedBaseFirst
+
+
+class _CodedBaseFirst(_BaseFirst):
+    def add(self, ids, vectors):
+        first = not len(self._matrix.state.ids)
+        super().add(ids, vectors)
+        if first and len(ids) >= 40 and len(self):
+            self._coded = CodedRows(RowCodes.of(self._matrix.state.base))
+
+
+@pytest.fixture(scope="module")
+def coded():
+    """Return an index with codes over rows of several loose groups, four of them its pools, and its oracle."""
+    rng = np.random.default_rng(11)
+    centres = rng.standard_normal((4, 64)) + 2.0
+    group = rng.integers(0, 4, 9000)
+    rows = centres[group] + 1.5 * rng.standard_normal((9000, 64)) * rng.gamma(2.0, 0.5, (9000, 1))
+    rows = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float16)
+    ids = np.arange(9000) * 3
+    index = FaissVectorIndex.from_matrix(ids, rows, kind="codes", exact_below=1000)
+    oracle = ExactVectorIndex(64)
+    oracle.add(ids, rows)
+    return index, oracle, [ids[group == number] for number in range(4)]
+
+
+def test_codes_find_in_each_pool_what_a_scan_finds(coded, monkeypatch):
+    monkeypatch.setattr(coded_rows, "SCREENED", 500)
+    index, oracle, pools = coded
+    rng = np.random.default_rng(12)
+    fresh, gone = np.arange(40_000, 40_050), np.sort(rng.choice(np.arange(9000) * 3, 300, replace=False))
+    rows = halves(rng, 50, 64)
+    for one in (index, oracle):
+        one.add(fresh, rows)
+        one.remove(gone)
+    pools = [*pools[:3], np.append(pools[3], fresh)]
+    for number in range(60):
+        query = (rng.standard_normal(64) + number % 3).astype(np.float32)
+        for (ids, scores), pool in zip(index.search_pools(query, 20, pools), pools, strict=True):
+            want_ids, want = oracle.search(query, 20, pool)
+            assert ids.tolist() == want_ids.tolist()
+            np.testing.assert_allclose(scores, want, atol=1e-5)
+        assert index.search(query, 20)[0].tolist() == oracle.search(query, 20)[0].tolist()
+    assert len(index._coded.pools([index._matrix.state.wanted(pool) for pool in pools])[0].parts) == 1
+
+
+def test_pools_without_codes_are_scanned(coded):
+    _, oracle, pools = coded
+    index = FaissVectorIndex(64)
+    query = np.ones(64, np.float32)
+    assert [len(ids) for ids, _ in index.search_pools(query, 5, pools)] == [0, 0, 0, 0]
+    ids, rows = oracle._state
+    index.add(ids, rows)
+    for (found, _), pool in zip(search_pools(index, query, 5, pools), pools, strict=True):
+        assert found.tolist() == oracle.search(query, 5, pool)[0].tolist()
 
 
 def test_widened_is_exact_for_every_finite_half():
@@ -82,7 +149,7 @@ def _matrix(n: int = 3000) -> tuple[np.ndarray, np.ndarray]:
     return np.arange(n) * 2, (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float16)
 
 
-@pytest.fixture(scope="module", params=["pq", "ivf"])
+@pytest.fixture(scope="module", params=["codes", "ivf"])
 def approximate(request):
     ids, rows = _matrix()
     return FaissVectorIndex.from_matrix(ids, rows, kind=request.param, exact_below=1000), ids, rows
@@ -114,7 +181,8 @@ def test_structure_finds_nearly_all_and_scores_exactly(approximate):
 
 def test_scope_under_a_structure_is_exact_up_to_the_limit(approximate):
     index, ids, rows = approximate
-    assert (index.plan(None), index.plan(2000)) == ("approximate", "exact")
+    assert index.plan(2000) == "exact"
+    assert index.plan(None) == ("approximate" if index._kind == "ivf" else "exact")
     assert_same(index, _oracle(ids, rows), rows[5].astype(np.float32), 10, ids[::2])
 
 
@@ -131,7 +199,7 @@ def test_scope_over_the_limit_holds_and_is_never_short(approximate, small_exact_
 
 def test_fresh_and_removed_rows_beside_a_structure(small_exact_scope):
     ids, rows = _matrix()
-    index = FaissVectorIndex.from_matrix(ids, rows, kind="pq", exact_below=1000)
+    index = FaissVectorIndex.from_matrix(ids, rows, kind="codes", exact_below=1000)
     oracle = _oracle(ids, rows)
     query = rows[5].astype(np.float32)
     nearest = oracle.search(query, 300)[0]
@@ -165,7 +233,7 @@ def test_structure_is_kept_and_read_back(approximate, tmp_path):
 def test_structure_of_another_matrix_is_refused(approximate):
     index, ids, rows = approximate
     with pytest.raises(DamagedError, match="another matrix"):
-        FaissVectorIndex.from_matrix(ids[:-1], rows[:-1], kind="pq", structure=index.structure())
+        FaissVectorIndex.from_matrix(ids[:-1], rows[:-1], kind="codes", structure=index.structure())
 
 
 def test_small_collections_need_no_structure():
@@ -177,5 +245,5 @@ def test_small_collections_need_no_structure():
 
 def test_two_builds_give_equal_bytes():
     ids, rows = _matrix()
-    one, two = (FaissVectorIndex.from_matrix(ids, rows, kind="pq", exact_below=1000) for _ in range(2))
+    one, two = (FaissVectorIndex.from_matrix(ids, rows, kind="codes", exact_below=1000) for _ in range(2))
     assert one.structure() == two.structure()
