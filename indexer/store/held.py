@@ -32,6 +32,9 @@ TERMS = "terms.npz"
 EXACT_CHUNKS = 200_000
 """Scopes up to this many chunks are scanned exactly; a larger collection has an approximate structure besides."""
 
+CODED_CHUNKS = 20_000
+"""From so many chunks on, codes that narrow an exact scan down are kept beside the matrix."""
+
 
 class Erased(Exception):
     """Something was erased: nothing that was loaded before may be used, or written, any more."""
@@ -207,7 +210,7 @@ def _terms_on_disk(disk: Generation) -> tuple[PostingsIndex, Ids]:
     return PostingsIndex.from_arrays(arrays), arrays["ids"]
 
 
-def vector_index(rows: Ids, matrix: NDArray[np.float16], structure: bytes) -> VectorIndex:
+def vector_index(rows: Ids, matrix: NDArray[np.float16], structure: bytes, *, coded: bool = False) -> VectorIndex:
     """Return the best index over a matrix that is installed."""
     try:
         from indexer.store.faiss_index import FaissVectorIndex, Kind
@@ -215,5 +218,5 @@ def vector_index(rows: Ids, matrix: NDArray[np.float16], structure: bytes) -> Ve
         index = ExactVectorIndex(matrix.shape[1])
         index.add(rows, matrix)
         return index
-    kind: Kind = "pq" if len(rows) > EXACT_CHUNKS else "flat"
+    kind: Kind = "codes" if coded or structure or len(rows) > EXACT_CHUNKS else "flat"
     return FaissVectorIndex.from_matrix(rows, matrix, kind=kind, structure=structure)

@@ -74,7 +74,7 @@ def write_generation(
         held.ROWS: array_writer({"row": rows}),
     }
     # A structure is made over the matrix as it lies on disk: over a sealed one it is made at each opening.
-    if len(rows) > held.EXACT_CHUNKS and not sealed:
+    if len(rows) >= held.CODED_CHUNKS and not sealed:
         files[held.STRUCTURE] = lambda stream: _write_structure(rows, identity.dim, stream)
     snapshots.publish(Origin(identity.collection_id, identity.fingerprint, frozen.seq, chain), files)
 
@@ -125,6 +125,6 @@ def _write_matrix(
 def _write_structure(rows: Ids, dim: int, stream: IO[bytes]) -> None:
     matrix = Path(stream.name).with_name(held.MATRIX)
     mapped = np.memmap(matrix, np.float16, mode="r").reshape(-1, dim)
-    index = held.vector_index(rows, mapped, b"")
+    index = held.vector_index(rows, mapped, b"", coded=True)
     structure = getattr(index, "structure", None)
     stream.write(b"" if structure is None else structure())
