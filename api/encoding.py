@@ -19,7 +19,7 @@ Vectors = NDArray[np.float32]
 
 _QUERY, _PASSAGE, _STOP = 0, 1, 2
 _SLICE_S = 0.15
-_MAX_SLICE = 256
+_MAX_SLICE = 4096  # What a GPU does in that time; on a processor time sets the slice long before.
 _MAX_WAITING = 256
 
 
