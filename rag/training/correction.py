@@ -1,8 +1,8 @@
 """Language mean correction: what a language adds to every passage vector is taken off again (SHIFT).
 
-Of parallel pairs, the mean of ``other - English`` is the language's offset. It is written beside the model as
-``offsets.safetensors`` (one ``(D,)`` row a language); `shift` applies it to passage vectors. Whether it helps is
-measured; the shipped retriever goes without unless it wins.
+Of parallel pairs, the mean of ``other - English`` is the language's offset; `shift` takes it off passage vectors. It is
+kept (``offsets.safetensors``, one ``(D,)`` row a language) only where it wins on pairs that it was not measured on: in
+one pool of all languages, the share of a sentence's translations that are found first.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,35 +19,97 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
+from indexer.errors import ArgumentError
+from rag.training.devscore import Encode
 from rag.training.recipe import CorrectSettings
 from rag.training.student import Student
+from rag.training.watch import student_encode
 
 _FILE = "offsets.safetensors"
 Floats = NDArray[np.float32]
+Texts = Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Correction:
+    """Offsets by language, and the share of translations found first without and with them."""
+
+    offsets: Mapping[str, Floats]
+    off: float
+    on: float
 
 
 def correct(
     model: Path, pairs: Path, out: Path, settings: CorrectSettings, tell: Callable[[float, Mapping[str, Any]], None]
 ) -> Path:
-    """Write the model with its languages' offsets, measured on the first pairs of each language."""
-    student = Student(model).eval()
-    texts: dict[str, list[tuple[str, str]]] = {}
+    """Write the model, with its languages' offsets where they win; the figures go to ``log.jsonl`` beside it.
+
+    Raises:
+        ArgumentError: there is too little parallel text to measure on.
+    """
     with (pairs / "bitext.jsonl").open(encoding="utf-8") as lines:
-        for line in lines:
-            row = json.loads(line)["texts"]
-            for language, text in row.items():
-                if language != "en" and len(texts.setdefault(language, [])) < settings.pairs:
-                    texts[language].append((text, row["en"]))
-    found = {}
-    for number, (language, rows) in enumerate(sorted(texts.items()), 1):
-        with torch.inference_mode():
-            other = student.encode([text for text, _ in rows], "passage: ")
-            english = student.encode([text for _, text in rows], "passage: ")
-        found[language] = (other - english).mean(0).contiguous()
-        tell(number / len(texts), {"language": language, "length": round(float(found[language].norm()), 4)})
+        rows = [json.loads(line)["texts"] for line in lines]
+    found = measure(student_encode(Student(model)), rows, settings.pairs)
+    row = {"step": 1, "kind": "correct", "score": {"mixed pool off": found.off, "mixed pool on": found.on}}
+    with (out.parent / "log.jsonl").open("w", encoding="utf-8") as log:
+        log.write(json.dumps(row) + "\n")
+    tell(1.0, {"off": found.off, "on": found.on, "kept": found.on > found.off})
     shutil.copytree(model, out, dirs_exist_ok=True)
-    save_file(found, out / _FILE)
+    (out / _FILE).unlink(missing_ok=True)
+    if found.on > found.off:
+        save_file({name: torch.from_numpy(value) for name, value in found.offsets.items()}, out / _FILE)
     return out
+
+
+def measure(encode: Encode, rows: Sequence[Texts], pairs: int) -> Correction:
+    """Return offsets of the first ``pairs`` rows of each language, and what they do on the rows behind.
+
+    Args:
+        encode: ``(texts, side)`` to ``(n, D)`` unit rows.
+        rows: one meaning by language, English among them.
+        pairs: rows a language to measure on, and again as many at most to judge by.
+
+    Raises:
+        ArgumentError: no language has rows for both.
+    """
+    fit: dict[str, list[tuple[str, str]]] = {}
+    judged: dict[str, list[tuple[str, str]]] = {}
+    for row in rows:
+        for language, text in row.items():
+            if language != "en":
+                one = fit.setdefault(language, [])
+                side = one if len(one) < pairs else judged.setdefault(language, [])
+                if len(side) < pairs:
+                    side.append((text, row["en"]))
+    if not judged:
+        raise ArgumentError("correct.pairs", f"is {pairs}, of which no language has twice as many")
+    offsets = {}
+    for language, found in sorted(fit.items()):
+        other, english = (encode(list(texts), "passage") for texts in zip(*found, strict=True))
+        offsets[language] = np.ascontiguousarray((other - english).mean(0), dtype=np.float32)
+    off, on = _mixed_pool(encode, judged, offsets)
+    return Correction(offsets, round(off, 4), round(on, 4))
+
+
+def _mixed_pool(
+    encode: Encode, judged: Mapping[str, Sequence[tuple[str, str]]], offsets: Mapping[str, Floats]
+) -> tuple[float, float]:
+    """Return how often a sentence's nearest other text is its translation, without and with the offsets taken off.
+
+    The pool holds both sides of all pairs: what sits with its own language finds its neighbours first.
+    """
+    sides = [(language, other, english) for language, found in sorted(judged.items()) for other, english in found]
+    languages = [language for language, _, _ in sides] + ["en"] * len(sides)
+    texts = [other for _, other, _ in sides] + [english for _, _, english in sides]
+    queries, passages = encode(texts, "query"), encode(texts, "passage")
+    known: dict[str, int] = {}
+    meaning = np.array([known.setdefault(english, len(known)) for _, _, english in sides] * 2)
+    shares = []
+    for pool in (passages, shift(passages, languages, offsets)):
+        scores = queries @ pool.T
+        np.fill_diagonal(scores, -np.inf)
+        shares.append(float((meaning[scores.argmax(1)] == meaning).mean()))
+    return shares[0], shares[1]
 
 
 def read_offsets(model: Path) -> dict[str, Floats]:

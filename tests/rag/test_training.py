@@ -17,6 +17,7 @@ from indexer.errors import ArgumentError, ClinragError, SourceError
 from rag.training import losses
 from rag.training.align import AlignSettings, align, save_average
 from rag.training.batches import Sampler, Sizes
+from rag.training.correction import measure, shift
 from rag.training.package_weights import PackageFile, unpack_groups
 from rag.training.pairs import build
 from rag.training.pipeline import run_recipe
@@ -363,7 +364,7 @@ def test_a_recipe_runs_from_start_to_packed_model_with_scores_card_and_picture(m
 
     from indexer.encoders.catalog import load_encoder
     from indexer.encoders.packed import PackedEncoder
-    from rag.training.correction import read_offsets, shift
+    from rag.training.correction import read_offsets
 
     seen: list[str] = []
     asked: list[Path] = []
@@ -386,11 +387,33 @@ def test_a_recipe_runs_from_start_to_packed_model_with_scores_card_and_picture(m
     for piece in ("CC0 1.0", "## Scores", "sha256", 'kind = "align"', "language: [en, zh]"):
         assert piece in card
     assert (tmp_path / "run" / "curve.png").read_bytes()[:4] == b"\x89PNG"
-    offsets = read_offsets(report.model)
-    moved = shift(np.eye(2, 32, dtype=np.float32), ["zh", "xx"], offsets)
+    log = json.loads((tmp_path / "run" / "05-correct" / "log.jsonl").read_text())
+    kept = log["score"]["mixed pool on"] > log["score"]["mixed pool off"]
+    assert bool(read_offsets(report.model)) == kept
+
+
+def test_a_languages_offset_is_found_taken_off_and_kept_only_where_it_helps():
+    chance = np.random.default_rng(0)
+    meanings = chance.normal(size=(60, 8)).astype(np.float32)
+    marks = {"en": np.zeros(8), "zh": chance.normal(size=8) * 4}
+
+    def encode(texts, side):
+        rows = np.stack([meanings[int(text.split()[1])] + marks[text.split()[0]] * strength for text in texts])
+        return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+    rows = [{"en": f"en {n}", "zh": f"zh {n}"} for n in range(60)]
+    strength = 1.0  # the language before the meaning
+    found = measure(encode, rows, 30)
+    assert found.on > found.off
+    moved = shift(encode(["zh 1", "zh 1"], "passage"), ["zh", "xx"], found.offsets)
     np.testing.assert_allclose(np.linalg.norm(moved, axis=1), 1.0, atol=1e-5)
-    assert not np.allclose(moved[0], np.eye(2, 32)[0])
-    np.testing.assert_array_equal(moved[1], np.eye(2, 32, dtype=np.float32)[1])
+    np.testing.assert_array_equal(moved[1:], encode(["zh 1"], "passage"))
+    assert not np.allclose(moved[0], moved[1], atol=0.1)
+    strength = 0.0
+    alike = measure(encode, rows, 30)
+    assert alike.off == alike.on == 1.0
+    with pytest.raises(ArgumentError, match=r"correct\.pairs"):
+        measure(encode, rows, 60)
 
 
 def test_finished_stages_are_not_run_again_and_a_changed_one_is_with_all_behind_it(model, data, tmp_path):
