@@ -21,17 +21,22 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from eval.bench.workload import Workload, build
+from eval import bundled
 from indexer.encoders.catalog import load_encoder
 from indexer.encoders.encoder import Encoder
 from indexer.errors import MissingExtraError
 from indexer.store.torch_scan import TorchScan
 from indexer.store.vectors import best, row_scores
+from indexer.text.chunks import split_chunks
 from indexer.times import iso, now_us
 
 K = 10
 BATCH = 64
+NOISE = 0.3
+"""Length of what is added to a row that is repeated: it then lies at a cosine of .96 to the first."""
+
 _ROUNDS = 20
+_MADE_AT_ONCE = 20_000
 _MATMUL = {"cuda": 8192, "cpu": 1024}
 _COPIED_BYTES = {"cuda": 2**30, "cpu": 2**27}
 
@@ -113,25 +118,49 @@ def matmul_peak(device: str, dtype: torch.dtype) -> float:
     return 2 * n**3 / seconds(lambda: one @ other, device, rounds=5)
 
 
-def measure(name: str, make: Callable[[], Index], work: Workload, rows: Rows, device: str, bytes_per_s: float) -> Scan:
+def texts_of_notes(encoder: Encoder) -> list[str]:
+    """Return the passages of the bundled notes."""
+    texts = []
+    for line in bundled.notes_path().read_text(encoding="utf-8").splitlines():
+        note = json.loads(line)
+        spans = split_chunks(
+            note["text"], language=note.get("language"), token_spans=encoder.token_spans, max_tokens=256
+        )
+        texts += [note["text"][chunk.start : chunk.end] for chunk in spans]
+    return texts
+
+
+def rows_like(vectors: Floats, n: int, generator: np.random.Generator) -> Rows:
+    """Return ``(n, dim)`` unit rows: the vectors, then noisy copies of them."""
+    rows = np.empty((n, vectors.shape[1]), np.float16)
+    rows[: len(vectors)] = vectors[:n]
+    for start in range(len(vectors), n, _MADE_AT_ONCE):
+        picked = vectors[generator.integers(0, len(vectors), min(_MADE_AT_ONCE, n - start))]
+        noise = generator.standard_normal(picked.shape, dtype=np.float32)
+        made = picked + noise * (NOISE / np.linalg.norm(noise, axis=1, keepdims=True))
+        rows[start : start + len(made)] = made / np.linalg.norm(made, axis=1, keepdims=True)
+    return rows
+
+
+def measure(name: str, make: Callable[[], Index], queries: Floats, rows: Rows, device: str, bytes_per_s: float) -> Scan:
     """Return an index's figures: built, asked, asked in a tenth of the rows, asked after a hundredth was deleted."""
     started = time.perf_counter()
     index = make()
     _wait(device)
     build_s = time.perf_counter() - started
     ids = np.arange(len(rows), dtype=np.int64)
-    tenth = work.allowed(0.1)
-    found = [index.search(query, K)[0] for query in work.queries]
-    wanted = [best(ids, row_scores(rows, query), K)[0] for query in work.queries]
+    tenth = ids[ids // 50 % 10 == 0]  # In runs of 50, as the notes of patients arrive.
+    found = [index.search(query, K)[0] for query in queries]
+    wanted = [best(ids, row_scores(rows, query), K)[0] for query in queries]
     recall = float(np.mean([len(set(a.tolist()) & set(b.tolist())) / K for a, b in zip(found, wanted, strict=True)]))
-    queries = itertools.cycle(work.queries)
-    p50 = seconds(lambda: index.search(next(queries), K), device)
-    within = seconds(lambda: index.search(next(queries), K, tenth), device)
+    asked = itertools.cycle(queries)
+    p50 = seconds(lambda: index.search(next(asked), K), device)
+    within = seconds(lambda: index.search(next(asked), K, tenth), device)
     many = getattr(index, "search_many", None)
-    batch = np.resize(work.queries, (BATCH, rows.shape[1]))
+    batch = np.resize(queries, (BATCH, rows.shape[1]))
     batch_s = None if many is None else seconds(lambda: many(batch, K), device, rounds=5) / BATCH
     index.remove(ids[::100])
-    after = seconds(lambda: index.search(next(queries), K), device)
+    after = seconds(lambda: index.search(next(asked), K), device)
     return Scan(
         engine=name,
         build_s=build_s,
@@ -206,7 +235,6 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--queries", type=int, default=20)
     parser.add_argument("--texts", type=int, default=4096, help="how many texts are embedded; 0 leaves that out")
-    parser.add_argument("--data", type=Path, help="the folder of the public sets; the bundled notes otherwise")
     parser.add_argument("--vectors", default="hashing", help="the encoder that the rows are made with")
     parser.add_argument("--encoder", default="compact", help="the encoder whose speed is measured")
     parser.add_argument("--out", type=Path, default=Path("runs/gpu"))
@@ -216,10 +244,14 @@ def main(argv: list[str] | None = None) -> None:
     bytes_per_s = bandwidth(device)
     print(f"device: {device} ({named}), {torch.get_num_threads()} threads")  # noqa: T201
     print(f"memory: {bytes_per_s / 1e9:,.1f} GB/s by copying")  # noqa: T201
-    work = build(load_encoder(given.vectors), given.rows, given.queries, given.data)
-    rows = work.vectors.astype(np.float16)
-    print(f"{len(rows):,} rows of {rows.shape[1]}: {work.source}\n")  # noqa: T201
-    scans, absent = _scans(work, rows, device, bytes_per_s)
+    maker = load_encoder(given.vectors)
+    texts = texts_of_notes(maker)
+    vectors = maker.encode_passages(texts)
+    queries, kept = vectors[: given.queries], vectors[given.queries :]
+    rows = rows_like(kept, given.rows, np.random.default_rng(0))
+    source = f"{min(len(kept), len(rows)):,} passages of the bundled notes by {given.vectors}, the others noisy copies"
+    print(f"{len(rows):,} rows of {rows.shape[1]}: {source}\n")  # noqa: T201
+    scans, absent = _scans(queries, rows, device, bytes_per_s)
     print(table(scans))  # noqa: T201
     for name, reason in absent.items():
         print(f"not measured: {name}: {reason}")  # noqa: T201
@@ -227,24 +259,24 @@ def main(argv: list[str] | None = None) -> None:
         "made_at": iso(now_us()),
         "device": f"{device} ({named})",
         "bytes_per_s": bytes_per_s,
-        "source": work.source,
+        "source": source,
         "scans": [asdict(row) for row in scans],
         "absent": absent,
     }
     if given.texts:
-        record["embedding"] = asdict(_embedding(load_encoder(given.encoder), work.texts, given.texts, device))
+        record["embedding"] = asdict(_embedding(load_encoder(given.encoder), texts, given.texts, device))
     given.out.mkdir(parents=True, exist_ok=True)
     (given.out / "gpu.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     print(f"files: {given.out}")  # noqa: T201
 
 
-def _scans(work: Workload, rows: Rows, device: str, bytes_per_s: float) -> tuple[list[Scan], dict[str, str]]:
+def _scans(queries: Floats, rows: Rows, device: str, bytes_per_s: float) -> tuple[list[Scan], dict[str, str]]:
     """Return every index's figures, and why others have none."""
     scans: list[Scan] = []
     absent: dict[str, str] = {}
     for name, make in engines(rows, device).items():
         try:
-            scans.append(measure(name, make, work, rows, device, bytes_per_s))
+            scans.append(measure(name, make, queries, rows, device, bytes_per_s))
         except (MissingExtraError, RuntimeError) as error:
             absent[name] = (str(error).splitlines() or [type(error).__name__])[-1]
     return scans, absent
