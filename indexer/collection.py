@@ -190,9 +190,13 @@ class Collection:
         with exclusive(self._folder / LOCK, f"collection {self.name!r}", timeout_s):
             # Again under the lock, which a deletion takes too: what is written from here on is in the living file.
             self._check_present()
-            yield Writer(self._engine, self._replica)
-            with read_transaction(self._engine) as connection:
-                self._witness.write(connection)
+            writer = Writer(self._engine, self._replica)
+            yield writer
+            last = writer.last
+            if last is None:
+                with read_transaction(self._engine) as connection:
+                    last = truth.last_change(connection)
+            self._witness.write(last)
 
     def delete_notes(self, note_ids: Sequence[str]) -> Deleted:
         """Delete notes with all their versions. From here on they answer nowhere, in no process.
@@ -316,6 +320,11 @@ class Collection:
         """Return the newest versions of the notes behind the id ``after``, by id."""
         with read_transaction(self._engine) as connection:
             return reading.listed_notes(connection, after, limit)
+
+    def size(self) -> tuple[int, int]:
+        """Return the number of the last change and how many notes there are, from the truth and nothing derived."""
+        with read_transaction(self._engine) as connection:
+            return truth.last_change(connection).seq, reading.living_notes(connection)
 
     def info(self) -> CollectionInfo:
         """Return what the collection holds."""

@@ -136,7 +136,7 @@ class Follower:
             mirror.finish(source, target)
         failpoint("reencode.finished")
         with read_transaction(self._target) as target:
-            Witness(self._folder).write(target)
+            Witness(self._folder).write(truth.last_change(target))
 
     def _missing(self) -> list[int]:
         with read_transaction(self._source) as source, read_transaction(self._target) as target:

@@ -107,6 +107,10 @@ def parts(values: Iterable[T]) -> Iterator[list[T]]:
         yield everything[start : start + MAX_VARIABLES]
 
 
+# Asked several times for every batch: to put it together anew takes as long as to ask it.
+_LAST_CHANGE = select(t.changes).order_by(t.changes.c.seq.desc()).limit(1)
+
+
 class LastChange(NamedTuple):
     """The end of the change log; ``chain`` is empty where the log is."""
 
@@ -117,7 +121,7 @@ class LastChange(NamedTuple):
 
 def last_change(connection: Connection) -> LastChange:
     """Return the end of the change log."""
-    row = connection.execute(select(t.changes).order_by(t.changes.c.seq.desc()).limit(1)).first()
+    row = connection.execute(_LAST_CHANGE).first()
     if row is None:
         return LastChange(0, 0, b"")
     check_row("changes", CHANGE_FIELDS, row)

@@ -48,12 +48,11 @@ class Witness:
         logger.warning("%s is damaged: it is made again with the next change", self.path)
         return None
 
-    def write(self, connection: Connection) -> None:
-        """Note the last change. Called while the writer's lock is held.
+    def write(self, last: truth.LastChange) -> None:
+        """Note the last change that was committed. Called while the writer's lock is held.
 
         What was committed is not undone because this fails: the file then says too little, and a warning says so.
         """
-        last = truth.last_change(connection)
         content = f"{last.seq:020d} {last.chain.hex()} {truth.checksum(last.seq, last.chain).hex()}\n".encode()
         try:
             descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)

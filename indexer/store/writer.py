@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import Connection, Engine, Table, and_, delete, exists, select, update
+from sqlalchemy import BindParameter, Connection, Engine, Select, Table, and_, bindparam, delete, exists, select, update
 
 from indexer.errors import ClinragError
 from indexer.records import Chunk, Note
@@ -24,6 +25,10 @@ from indexer.store.log import NO_PAGE, Batch
 from indexer.store.sqlite import last_ids, write_transaction
 from indexer.store.stored import Committed, Deleted, Prepared, Refusal
 from indexer.times import now_us, period
+
+# Asked for every batch: to put them together anew takes longer than to ask them.
+_WANTED: BindParameter[Any] = bindparam("wanted", expanding=True)
+_VECTOR_KEYS = select(t.vectors.c.text_hash, t.vectors.c.key).where(t.vectors.c.text_hash.in_(_WANTED))
 
 Vectors = Mapping[bytes, NDArray[np.float16]]
 KeyOf = Callable[[str, str | None], DataKey]
@@ -56,6 +61,8 @@ class Writer:
         """Write through this engine; the listener is handed what was committed."""
         self._engine = engine
         self._listener = listener
+        self.last: truth.LastChange | None = None
+        """The end of the change log, where it was this writer that wrote there."""
 
     def store(self, batch: Sequence[Prepared], vectors: Vectors) -> Committed:
         """Store the notes that are new or changed, all of them or none, and return what was done.
@@ -81,6 +88,7 @@ class Writer:
             end = written.write(wanted)
             listening = wanted and self._listener is not None and self._listener.listens(written.before)
             handed = written.handed(wanted) if listening else None
+        self.last = written.log.last
         if handed is not None and self._listener is not None:
             self._listener.take(written.before, handed)
         return Committed(
@@ -104,13 +112,15 @@ class Writer:
                 _drop_versions(connection, [row.note for row in known.values()])
                 failpoint("delete.dropped")
                 log = ChangeLog(connection)
-                before = log.seq
+                before = log.last.seq
                 for note_id, row in known.items():
                     values = {"id": row.note, "note_id": note_id, "current": row.current, "deleted": 1}
                     sealed = truth.sealed(truth.NOTE_FIELDS, values)
                     connection.execute(update(t.notes).where(t.notes.c.id == row.note).values(sealed))
                     log.add(truth.DELETE, row.note, row.current, None)
                 end = log.write()
+        if known:
+            self.last = log.last
         if known and self._listener is not None:
             gone = [Deletion(row.note, row.current) for row in known.values()]
             self._listener.take(before, lambda: Batch(before, end, NO_PAGE, gone))
@@ -125,23 +135,19 @@ class ChangeLog:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self._last = truth.last_change(connection)
+        self.last = truth.last_change(connection)
+        """The end of the log, with what was added."""
         self._rows: list[dict[str, Any]] = []
         self._now = now_us()
 
-    @property
-    def seq(self) -> int:
-        """The last number of the log, with what was added."""
-        return self._last.seq
-
     def add(self, kind: str, note: int, version: int, stored_at: str | None) -> None:
         """Add a change; a stored version's system time is the clock's where none is given."""
-        seq, at = self._last.seq + 1, max(self._now, self._last.at + 1)
+        seq, at = self.last.seq + 1, max(self._now, self.last.at + 1)
         moment = None if kind != truth.STORE else at if stored_at is None else period(stored_at)[0]
         values = {"seq": seq, "kind": kind, "note": note, "version": version, "at": at, "stored_at": moment}
-        chain = truth.chained(self._last.chain, values)
+        chain = truth.chained(self.last.chain, values)
         self._rows.append(truth.sealed(truth.CHANGE_FIELDS, values | {"chain": chain}))
-        self._last = truth.LastChange(seq, at, chain)
+        self.last = truth.LastChange(seq, at, chain)
 
     @property
     def moments(self) -> list[int]:
@@ -151,7 +157,7 @@ class ChangeLog:
     def write(self) -> int:
         """Write the rows and return the last number of the log."""
         _insert(self._connection, t.changes, self._rows)
-        return self._last.seq
+        return self.last.seq
 
 
 class _Batch:
@@ -167,8 +173,8 @@ class _Batch:
         self._cipher = cipher_of(connection)
         self._last = last_ids(connection)
         self._last_vector = self._last.get("vectors", 0)
-        self._log = ChangeLog(connection)
-        self.before = self._log.seq
+        self.log = ChangeLog(connection)
+        self.before = self.log.last.seq
         self._versions: list[dict[str, Any]] = []
         self._chunks: list[dict[str, Any]] = []
 
@@ -195,20 +201,20 @@ class _Batch:
                     "vector": keys[hashed.stored],
                 }
                 self._chunks.append(truth.sealed(truth.CHUNK_FIELDS, values))
-            self._log.add(truth.STORE, note, version, prepared.note.stored_at)
+            self.log.add(truth.STORE, note, version, prepared.note.stored_at)
         _insert(self._connection, t.notes, new_notes)
         failpoint("store.notes")
         _insert(self._connection, t.versions, self._versions)
         failpoint("store.versions")
         _insert(self._connection, t.chunks, self._chunks)
         failpoint("store.chunks")
-        return self._log.write()
+        return self.log.write()
 
     def handed(self, wanted: Sequence[Prepared]) -> Callable[[], Batch]:
         """Return what gives the written notes as a reader would find them; to be called when they are committed."""
         keys = {row["vector"] for row in self._chunks if row["vector"] <= self._last_vector}
         stored = stored_vectors(self._connection, sorted(keys)) if keys else {}
-        seq, moments = self._log.seq, self._log.moments
+        seq, moments = self.log.last.seq, self.log.moments
 
         def batch() -> Batch:
             page = page_of(wanted, self._versions, self._chunks, moments, self._vectors, stored)
@@ -315,8 +321,7 @@ def stored_vector_keys(connection: Connection, hashes: Iterable[bytes]) -> dict[
     """Return the keys of those texts that have a vector."""
     keys: dict[bytes, int] = {}
     for part in truth.parts(hashes):
-        query = select(t.vectors.c.text_hash, t.vectors.c.key).where(t.vectors.c.text_hash.in_(part))
-        keys.update((row.text_hash, row.key) for row in connection.execute(query))
+        keys.update((row.text_hash, row.key) for row in connection.execute(_VECTOR_KEYS, {"wanted": part}))
     return keys
 
 
@@ -326,18 +331,23 @@ def stored_contents(connection: Connection, note_ids: Iterable[str]) -> dict[str
     return {note_id: row.content_hash for note_id, row in known.items() if not row.deleted and row.content_hash}
 
 
-def _known(connection: Connection, note_ids: Iterable[str]) -> dict[str, _Known]:
+@cache
+def _known_query(sealed: bool) -> Select[Any]:
     n, v, c = t.notes.c, t.versions.c, t.changes.c
     joined = t.notes.outerjoin(t.versions, and_(v.note == n.id, v.version == n.current)).outerjoin(
         t.changes, and_(c.note == n.id, c.version == n.current, c.kind == truth.STORE)
     )
-    cipher = cipher_of(connection)
     columns = [n.id, n.note_id, n.current, n.deleted, n.checksum, v.content_hash, c.stored_at]
-    columns += [] if cipher is None else [v.version, v.patient_id, v.metadata]
+    columns += [v.version, v.patient_id, v.metadata] if sealed else []
+    return select(*columns).select_from(joined).where(n.note_id.in_(_WANTED))
+
+
+def _known(connection: Connection, note_ids: Iterable[str]) -> dict[str, _Known]:
+    cipher = cipher_of(connection)
+    query = _known_query(cipher is not None)
     found: dict[str, _Known] = {}
     for part in truth.parts(note_ids):
-        query = select(*columns).select_from(joined)
-        for row in connection.execute(query.where(n.note_id.in_(part))):
+        for row in connection.execute(query, {"wanted": part}):
             truth.check_row("notes", truth.NOTE_FIELDS, row)
             if not row.deleted and (row.content_hash is None or row.stored_at is None):
                 raise truth.damaged("versions", f"{row.current} of note {row.id}")
