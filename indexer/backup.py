@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -68,14 +69,14 @@ def backup(collection: Collection, file: Path, since: Path | None = None) -> Bac
                     f"collection {collection.name!r} is damaged ({len(findings)} findings), no backup was made; "
                     "'clinrag collections verify' names them"
                 )
-            info = copy.info()
+            seq, notes = copy.size()
         said: dict[str, object] = {
             "collection": collection.name,
             "collection_id": collection.collection_id,
             "encoder_name": collection.encoder_name,
             "fingerprint": collection.spec.fingerprint,
-            "seq": info.seq,
-            "notes": info.notes,
+            "seq": seq,
+            "notes": notes,
             "created_at": created_at,
         }
         if since is not None and base is not None:
@@ -180,9 +181,7 @@ def _opened_copy(partial: Path, of: Collection) -> Iterator[Collection]:
             yield copy
     finally:
         target.rename(partial)
-        for leftover in folder.iterdir():
-            leftover.unlink()
-        folder.rmdir()
+        shutil.rmtree(folder)
 
 
 @contextmanager

@@ -326,6 +326,11 @@ class Collection:
         with read_transaction(self._engine) as connection:
             return truth.last_change(connection).seq, reading.living_notes(connection)
 
+    def size(self) -> tuple[int, int]:
+        """Return the number of the last change and how many notes there are, from the truth and nothing derived."""
+        with read_transaction(self._engine) as connection:
+            return truth.last_change(connection).seq, reading.living_notes(connection)
+
     def info(self) -> CollectionInfo:
         """Return what the collection holds."""
         totals = reading.totals(*self._replica.moment())

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, func, select
 
 from indexer.records import Scalar
 from indexer.store import schema as t
@@ -98,6 +98,12 @@ def stored_note(connection: Connection, note_id: str, version: int | None) -> St
         check_absent(connection, note_id, version)
         return None
     return truth.stored_note(*plain_rows(connection, [row]))
+
+
+def living_notes(connection: Connection) -> int:
+    """Return how many notes were not deleted."""
+    query = select(func.count()).select_from(t.notes).where(t.notes.c.deleted == 0)
+    return connection.scalar(query) or 0
 
 
 def check_absent(connection: Connection, note_id: str, version: int | None) -> None:

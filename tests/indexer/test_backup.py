@@ -10,6 +10,7 @@ import pytest
 from indexer.backup import backup, restore
 from indexer.errors import ArgumentError, CollectionExistsError, DamagedError, SourceError
 from indexer.library import Library
+from indexer.store import replica
 from tests.indexer.made_collections import new, note, shown, store
 
 TEXT = "The zygomatic fracture was plated by Dr Quillfeather. Seen again in May."
@@ -195,3 +196,13 @@ def test_a_flipped_bit_in_a_base_or_an_increment_is_refused(library, ward, tmp_p
     with pytest.raises(DamagedError, match=which):
         restore(library, tmp_path / "next.backup", "copy")
     assert library.names() == ["ward"]
+
+
+def test_a_collection_that_is_worth_derived_files_is_backed_up(library, ward, tmp_path, monkeypatch):
+    """Checking the copy makes nothing derived beside it, and leaves nothing behind."""
+    monkeypatch.setattr(replica, "WORTH_KEEPING", 1)
+    store(ward, note("a", TEXT), note("b", "Two."))
+    ward.delete_notes(["b"])
+    facts = backup(ward, tmp_path / "ward.backup")
+    assert (facts.notes, facts.seq) == (1, 3)
+    assert [path.name for path in tmp_path.iterdir() if path.name != "home"] == ["ward.backup"]
