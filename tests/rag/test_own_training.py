@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,18 @@ def _recipe(tmp_path: Path, start: Path, steps: int = 2) -> Path:
     path = tmp_path / "own.toml"
     path.write_text(RECIPE.format(start=start.as_posix(), steps=steps))
     return path
+
+
+def test_the_recipe_that_the_documentation_shows_can_be_read(tmp_path):
+    page = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
+    (shown,) = re.findall(r"^```toml\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    path = tmp_path / "own.toml"
+    path.write_text(shown, encoding="utf-8")
+    recipe = read_recipe(path)
+    assert [stage.kind for stage in recipe.stages] == ["pairs", "contrast"]
+    assert recipe.stages[0].settings.pairs == ("asked.jsonl",)
+    assert recipe.dev is not None
+    assert recipe.dev.take_best
 
 
 def test_own_notes_make_a_model_with_scores_on_own_patients_that_never_trained(start, hospital, tmp_path):
