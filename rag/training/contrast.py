@@ -73,7 +73,7 @@ def tune(
 
     class Tellers(TrainerCallback):  # type: ignore[misc,unused-ignore]
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-            if logs and "loss" in logs:
+            if logs and "loss" in logs and state.is_world_process_zero:
                 row = {"step": state.global_step, "kind": "contrast", "loss": {"contrast": float(logs["loss"])}}
                 with (folder / "log.jsonl").open("a", encoding="utf-8") as log:
                     log.write(json.dumps(row) + "\n")
@@ -93,7 +93,8 @@ def tune(
     )
     trainer.train(resume_from_checkpoint=bool(list((folder / "checkpoints").glob("checkpoint-*"))))
     tuned.max_seq_length = longest  # the model reads as long a text as before; only its training was cut
-    _save(tuned, out)
+    if trainer.is_world_process_zero():
+        _save(tuned, out)
     return out
 
 

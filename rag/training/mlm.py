@@ -72,7 +72,7 @@ def pretrain(
 
     class Tellers(TrainerCallback):  # type: ignore[misc,unused-ignore]
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-            if logs and "loss" in logs:
+            if logs and "loss" in logs and state.is_world_process_zero:
                 row = {"step": state.global_step, "kind": "mlm", "loss": {"mlm": float(logs["loss"])}}
                 with (folder / "log.jsonl").open("a", encoding="utf-8") as log:
                     log.write(json.dumps(row) + "\n")
@@ -143,6 +143,8 @@ def pretrain(
         callbacks=[Tellers()],
     )
     trainer.train(resume_from_checkpoint=bool(list((folder / "checkpoints").glob("checkpoint-*"))))
+    if not trainer.is_world_process_zero():
+        return out
     net.save_pretrained(out.parent / "masked")  # with its head, for a pretraining stage that follows
     tokenizer.save_pretrained(out.parent / "masked")
     shutil.copytree(model, out, dirs_exist_ok=True)

@@ -21,6 +21,7 @@ from typing import Any
 from indexer.errors import ArgumentError
 from rag.training.card import write_card, write_curve
 from rag.training.devscore import dev_scores, mean_score
+from rag.training.processes import SHARED, Team
 from rag.training.recipe import Recipe, Stage, read_recipe
 from rag.training.stages import RUN, StageRun, check_stages, start_model
 from rag.training.watch import DevWatch, folder_score
@@ -57,6 +58,8 @@ def run_recipe(
 ) -> TrainReport:
     """Run a recipe's stages and return what they made; a run that was cut off goes on where it stood.
 
+    In several processes (``accelerate launch``) the first runs the recipe, and the others join its trainers.
+
     Args:
         recipe_path: the TOML file.
         out_dir: the run's folder; a run of the same recipe in it is continued, a changed stage is run again with all
@@ -73,6 +76,9 @@ def run_recipe(
     recipe = read_recipe(recipe_path)
     if not data_dir.is_dir():
         raise ArgumentError("data", f"is no folder: {data_dir.name}")
+    team = Team()
+    if not team.is_first:
+        return _join(recipe, out_dir, data_dir, team)
     out_dir.mkdir(parents=True, exist_ok=True)
     (out_dir / "recipe.toml").write_text(recipe.text, encoding="utf-8")
     done = _read(out_dir / "progress.json")
@@ -81,8 +87,9 @@ def run_recipe(
     if score is None and watched is not None:
         score = folder_score(watched)
     packed: Path | None = None
-    key = f"{recipe.start}/{recipe.seed}" + (f"/{recipe.scratch}" if recipe.start == "scratch" else "")
+    key = _start_key(recipe)
     model = start = _start(recipe, out_dir, data_dir, key, done)
+    team.wait()
     for number, stage in enumerate(recipe.stages, 1):
         folder = out_dir / f"{number:02d}-{stage.kind}"
         key = stage.key(key)
@@ -91,7 +98,9 @@ def run_recipe(
             if stage.kind in _TRAINED:
                 _score(score, start, "start", scores, out_dir)
             run = _stage_run(recipe, stage, folder, out_dir, data_dir, model, number, on_progress, watched)
+            team.wait()
             result = RUN[stage.kind](run)
+            team.wait()
             if stage.kind == "export":
                 packed = result
             elif result is not None:
@@ -103,6 +112,8 @@ def run_recipe(
             done[folder.name] = key
             done[folder.name + ".model"] = str(model.relative_to(out_dir))
             _write(out_dir / "progress.json", done)
+            if number < len(recipe.stages):
+                team.wait()
         else:
             model = out_dir / done[folder.name + ".model"]
             packed = folder / "model" if stage.kind == "export" else packed
@@ -111,7 +122,36 @@ def run_recipe(
         packed = _publish(packed, out_dir / "packed")
     write_curve(out_dir, scores)
     card = write_card(recipe, out_dir, scores, final)
+    team.wait()
     return TrainReport(final, packed, card, scores)
+
+
+def _join(recipe: Recipe, out_dir: Path, data_dir: Path, team: Team) -> TrainReport:
+    """Take part in the stages that the first process runs with all; meet it before and after each of the others."""
+    team.wait()
+    key, model = _start_key(recipe), out_dir / "start"
+    done = _read(out_dir / "progress.json")
+    for number, stage in enumerate(recipe.stages, 1):
+        name = f"{number:02d}-{stage.kind}"
+        key = stage.key(key)
+        if done.get(name) != key:
+            done = {}  # what follows a stage that is run is run as well
+            team.wait()
+            if stage.kind in SHARED:
+                run = _stage_run(recipe, stage, out_dir / name, out_dir, data_dir, model, number, None, None)
+                RUN[stage.kind](run)
+            team.wait()
+            # the first writes which weights are handed on before it comes to the next stage
+            if number < len(recipe.stages):
+                team.wait()
+        model = out_dir / _read(out_dir / "progress.json").get(name + ".model", "start")
+    team.wait()
+    packed = out_dir / "packed"
+    return TrainReport(out_dir / "model", packed if packed.is_dir() else None, out_dir / "README.md", {})
+
+
+def _start_key(recipe: Recipe) -> str:
+    return f"{recipe.start}/{recipe.seed}" + (f"/{recipe.scratch}" if recipe.start == "scratch" else "")
 
 
 def _start(recipe: Recipe, out_dir: Path, data_dir: Path, key: str, done: dict[str, Any]) -> Path:
