@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+from collections.abc import Sequence
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -172,6 +173,12 @@ class FaissGpuIndex(FaissVectorIndex):
             if found is not None:
                 return found
         return super().search(vector, k, allowed)
+
+    def search_pools(self, query: Scores, k: int, pools: Sequence[Ids]) -> list[tuple[Ids, Scores]]:
+        """Return for each pool (sorted ids) what `search` finds in it. What was passed must not be changed."""
+        if any(len(pool) > EXACT_SCOPE for pool in pools):
+            return [self.search(query, k, pool) for pool in pools]
+        return super().search_pools(query, k, pools)
 
     def _from_devices(self, state: RowState, query: Scores, k: int, allowed: Ids | None) -> tuple[Ids, Scores] | None:
         """Return the k best of the devices' candidates and the newer rows, ``None`` where others may be better."""

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from indexer.store.row_matrix import Positions, RowMatrix, RowState, exact_best
-from indexer.store.vectors import Ids, Rows, Scores, checked_query, row_scores
+from indexer.store.vectors import Ids, Rows, Scores, checked_query, row_scores, same_arrays
 
 DType = Literal["float16", "bfloat16", "float32"]
 
@@ -27,6 +27,31 @@ _ROUNDING: dict[DType, tuple[float, int]] = {"float16": (2e-3, 128), "bfloat16":
 _UPLOADED_AT_ONCE = 65_536
 
 
+class _Within:
+    """Where a search looks: at some positions (``None``: everywhere), sent to the device when it first asks."""
+
+    def __init__(self, at: Positions | None, rows: torch.Tensor) -> None:
+        """Keep the positions; ``rows`` are those on the device, ``(n, dim)``."""
+        self.at = at
+        self._rows = rows
+
+    @cached_property
+    def chosen(self) -> torch.Tensor | None:
+        """The positions ``(m,)`` where they are few: then these rows are gathered."""
+        if self.at is None or 8 * len(self.at) >= len(self._rows):
+            return None
+        return torch.from_numpy(self.at).to(self._rows.device)
+
+    @cached_property
+    def mask(self) -> torch.Tensor | None:
+        """True at the positions, ``(n,)``, where they are many: then the rest is masked."""
+        if self.at is None or self.chosen is not None:
+            return None
+        mask = np.zeros(len(self._rows), np.bool_)
+        mask[self.at] = True
+        return torch.from_numpy(mask).to(self._rows.device)
+
+
 class _Resident:
     """One moment: the rows that the host knows, ``(n, dim)`` on the device, and which of them may be found."""
 
@@ -34,20 +59,24 @@ class _Resident:
         """Keep both; what follows from them is worked out when it is first asked for."""
         self.state = state
         self.rows = rows
+        self._pools: tuple[Sequence[Ids], list[_Within]] = ((), [])
 
     @cached_property
-    def living(self) -> tuple[Positions | None, torch.Tensor | None]:
-        """The positions that were not removed and their mask ``(n,)`` on the device; ``None``: nothing was removed."""
-        if not self.state.n_dead:
-            return None, None
-        at = self.state.wanted(None)
-        return at, self.mask(at)
+    def living(self) -> _Within:
+        """All that was not removed."""
+        return _Within(self.state.wanted(None) if self.state.n_dead else None, self.rows)
 
-    def mask(self, at: Positions) -> torch.Tensor:
-        """Return ``(n,)`` booleans on the device, true at the positions."""
-        mask = np.zeros(len(self.rows), np.bool_)
-        mask[at] = True
-        return torch.from_numpy(mask).to(self.rows.device)
+    def within(self, allowed: Ids | None) -> _Within:
+        """Return where a search among the sorted ids looks."""
+        return self.living if allowed is None else _Within(self.state.wanted(allowed), self.rows)
+
+    def pools(self, pools: Sequence[Ids]) -> list[_Within]:
+        """Return each pool as a search uses it; what was sent to the device for the last pools stays there."""
+        known, resolved = self._pools
+        if not same_arrays(known, pools):
+            resolved = [self.within(pool) for pool in pools]
+            self._pools = tuple(pools), resolved
+        return resolved
 
 
 class TorchScan:
@@ -116,12 +145,18 @@ class TorchScan:
 
     def search(self, query: Scores, k: int, allowed: Ids | None = None) -> tuple[Ids, Scores]:
         """Return the k best ids and scores."""
-        return self._searched([checked_query(query, k, self.dim)], k, allowed)[0]
+        now = self._now
+        return self._searched(now, [checked_query(query, k, self.dim)], k, now.within(allowed))[0]
+
+    def search_pools(self, query: Scores, k: int, pools: Sequence[Ids]) -> list[tuple[Ids, Scores]]:
+        """Return for each pool (sorted ids) what `search` finds in it. What was passed must not be changed."""
+        now, checked = self._now, [checked_query(query, k, self.dim)]
+        return [self._searched(now, checked, k, within)[0] for within in now.pools(pools)]
 
     def search_many(self, queries: Scores, k: int, allowed: Ids | None = None) -> list[tuple[Ids, Scores]]:
         """Return the k best ids and scores of each of ``(q, dim)`` queries, in one pass over the rows."""
-        checked = [checked_query(query, k, self.dim) for query in queries]
-        return self._searched(checked, k, allowed) if checked else []
+        now, checked = self._now, [checked_query(query, k, self.dim) for query in queries]
+        return self._searched(now, checked, k, now.within(allowed)) if checked else []
 
     def scores(self, query: Scores, ids: Ids) -> Scores:
         """Return the exact score of each id. Raises ``KeyError`` for an id that is not there."""
@@ -138,9 +173,7 @@ class TorchScan:
     def _torch_dtype(self) -> torch.dtype:
         return {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}[self._dtype]
 
-    def _searched(self, queries: Sequence[Scores], k: int, allowed: Ids | None) -> list[tuple[Ids, Scores]]:
-        now = self._now
-        at, mask = now.living if allowed is None else (now.state.wanted(allowed), None)
+    def _searched(self, now: _Resident, queries: Sequence[Scores], k: int, within: _Within) -> list[tuple[Ids, Scores]]:
         lengths = np.array([np.linalg.norm(query) or 1.0 for query in queries], np.float32)
         # A unit query cannot overflow a half; the rough scores are scaled back.
         on_device = torch.from_numpy(np.stack(queries) / lengths[:, None]).to(now.rows.device, self._torch_dtype)
@@ -149,16 +182,15 @@ class TorchScan:
 
         def narrow(number: int, fetch: int) -> tuple[Positions, Scores, float]:
             if fetch > k + spare:  # One of many has a tie to settle.
-                places, rough, bound = _narrowed(now, on_device[number : number + 1], fetch, at, mask, self._tile_rows)[
-                    0
-                ]
+                alone = on_device[number : number + 1]
+                places, rough, bound = _narrowed(now.rows, alone, fetch, within, self._tile_rows)[0]
             else:
-                first[:] = first or _narrowed(now, on_device, fetch, at, mask, self._tile_rows)
+                first[:] = first or _narrowed(now.rows, on_device, fetch, within, self._tile_rows)
                 places, rough, bound = first[number]
             return places, rough * lengths[number], bound * float(lengths[number])
 
         return [
-            exact_best(now.state, query, k, at, partial(narrow, number), rounding=rounding, spare=spare)
+            exact_best(now.state, query, k, within.at, partial(narrow, number), rounding=rounding, spare=spare)
             for number, query in enumerate(queries)
         ]
 
@@ -196,29 +228,21 @@ class TorchScan:
 
 @torch.inference_mode()
 def _narrowed(
-    now: _Resident,
-    queries: torch.Tensor,
-    fetch: int,
-    at: Positions | None,
-    mask: torch.Tensor | None,
-    tile_rows: int,
+    rows: torch.Tensor, queries: torch.Tensor, fetch: int, within: _Within, tile_rows: int
 ) -> list[tuple[Positions, Scores, float]]:
     """Return for each of ``(q, dim)`` queries its best positions, their rough scores, and a bound on all others.
 
-    Few positions are gathered, of many the rest is masked; a tile holds about ``tile_rows`` scores.
+    A tile holds about ``tile_rows`` scores.
     """
-    rows, n = now.rows, len(now.rows)
-    chosen = torch.from_numpy(at).to(rows.device) if at is not None and 8 * len(at) < n else None  # (m,)
-    if at is not None and chosen is None and mask is None:
-        mask = now.mask(at)
-    n_candidates = n if chosen is None else len(chosen)
+    chosen, mask = within.chosen, within.mask
+    n_candidates = len(rows) if chosen is None else len(chosen)
     step = max(fetch, tile_rows // len(queries))
     places, values, bounds = [], [], []
     for start in range(0, n_candidates, step):
         stop = min(start + step, n_candidates)
         tile = rows[start:stop] if chosen is None else rows[chosen[start:stop]]  # (t, dim)
         rough = (queries @ tile.T).float()  # (q, t)
-        if chosen is None and mask is not None:
+        if mask is not None:
             rough.masked_fill_(~mask[start:stop], -torch.inf)
         top, where = rough.topk(min(fetch, stop - start))  # (q, f)
         if stop - start > fetch:

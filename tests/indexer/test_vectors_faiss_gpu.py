@@ -170,6 +170,9 @@ def test_flat_is_exact_with_deletes_newer_rows_and_scopes(flat_matrix, small_exa
         for allowed in (None, ids[::2], np.append(ids[1:4000], np.arange(10**5, 10**5 + 200)), ids[:30]):
             assert_same(index, oracle, rows[at].astype(np.float32), 10, allowed)
     assert_same(index, oracle, query, 5500)
+    for pools in ([ids[:2000], ids[3000:]], [ids[:40], ids[40:80]]):
+        for found, pool in zip(index.search_pools(query, 10, pools), pools, strict=True):
+            assert found[0].tolist() == oracle.search(query, 10, pool)[0].tolist()
 
 
 def test_the_device_is_asked_where_it_pays_and_only_there(flat_matrix, small_exact_scope):

@@ -71,6 +71,22 @@ def test_many_queries_at_once_answer_as_each_alone(tile_rows):
         index.search_many(queries[:, :5], 3)
 
 
+def test_pools_answer_as_searches_within_them_and_after_deletes():
+    rows = halves(np.random.default_rng(3), 3000)
+    index = TorchScan.from_matrix(np.arange(3000), rows, "cpu")
+    pools = [np.arange(0, 2000), np.arange(2000, 2040), np.empty(0, np.int64), np.arange(1, 3000, 2)]
+    query = rows[5].astype(np.float32)
+    for gone in ([], [5, 2001], [2002]):
+        index.remove(np.array(gone, np.int64))
+        for _ in range(2):  # What lies on the device from the last time must be of this moment.
+            for (ids, scores), pool in zip(index.search_pools(query, 6, pools), pools, strict=True):
+                want_ids, want = index.search(query, 6, pool)
+                assert ids.tolist() == want_ids.tolist()
+                assert scores.tolist() == want.tolist()
+                assert not set(ids.tolist()) & set(gone)
+    assert index.search_pools(query, 6, []) == []
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
 def test_missing_device_falls_back_to_the_cpu_with_one_warning():
     with pytest.warns(RuntimeWarning, match="there is no cuda") as caught:
