@@ -215,7 +215,7 @@ def _max_length(model: SentenceTransformer) -> int:
     # RoBERTa counts positions from padding_idx + 1, so two of them cannot be used
     if (
         config is not None
-        and getattr(config, "model_type", "") in {"roberta", "xlm-roberta", "camembert"}
+        and getattr(config, "model_type", "") in {"roberta", "xlm-roberta", "camembert", "longformer"}
         and positions
     ):
         known.append(int(positions) - 2)
