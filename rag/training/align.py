@@ -23,8 +23,6 @@ from rag.training.memory import within_memory
 from rag.training.student import Student, Teacher
 from rag.training.watch import DevWatch, student_encode
 
-_QUERY, _PASSAGE = "query: ", "passage: "
-
 
 @dataclass(frozen=True, slots=True)
 class AlignSettings:
@@ -140,19 +138,19 @@ def step_loss(
     if isinstance(batch, Pairs):
         return _pairs_loss(student, teacher, kind, batch, settings)
     if isinstance(batch, Questions):
-        queries, n_queries = _encode(student, batch.questions, _QUERY, length)
-        passages, n_passages = _encode(student, batch.passages, _PASSAGE, length)
+        queries, n_queries = _encode(student, batch.questions, student.prompts[0], length)
+        passages, n_passages = _encode(student, batch.passages, student.prompts[1], length)
         parts = {"retrieval": settings.contrast * losses.retrieval(queries, passages, batch.same, settings.scale)}
         if batch.english:
             parts["distil"] = 2.0 * (
-                losses.distance(queries, teacher.encode(batch.english, _QUERY, length))
-                + losses.distance(passages, teacher.encode(batch.passages, _PASSAGE, length))
+                losses.distance(queries, teacher.encode(batch.english, student.prompts[0], length))
+                + losses.distance(passages, teacher.encode(batch.passages, student.prompts[1], length))
             )
         return parts, n_queries + n_passages
-    queries, n_queries = _encode(student, batch.queries, _QUERY, length)
-    passages, n_passages = _encode(student, batch.passages, _PASSAGE, length)
-    old_queries = teacher.encode(batch.taught_queries, _QUERY, length)
-    old_passages = teacher.encode(batch.taught_passages, _PASSAGE, length)
+    queries, n_queries = _encode(student, batch.queries, student.prompts[0], length)
+    passages, n_passages = _encode(student, batch.passages, student.prompts[1], length)
+    old_queries = teacher.encode(batch.taught_queries, student.prompts[0], length)
+    old_passages = teacher.encode(batch.taught_passages, student.prompts[1], length)
     parts = {"keep": losses.kept_structure(queries, passages, old_queries, old_passages, settings.keep_scale)}
     if batch.language == "en" or kind == "crossing":
         parts["pin"] = settings.distil_bitext * (

@@ -18,6 +18,7 @@ from indexer.errors import ArgumentError
 from rag.training.contrast_rows import contrast_dataset, contrast_rows
 from rag.training.memory import within_memory
 from rag.training.recipe import ContrastSettings
+from rag.training.student import both_prompts
 from rag.training.watch import DevWatch, model_encode
 
 if TYPE_CHECKING:
@@ -160,7 +161,7 @@ def _arguments(tuned: Any, folder: Path, settings: ContrastSettings, seed: int, 
     from sentence_transformers import SentenceTransformerTrainingArguments
     from sentence_transformers.base.sampler import BatchSamplers
 
-    prompts = tuned.prompts or {}
+    query, passage = both_prompts(tuned.prompts or {})
     return SentenceTransformerTrainingArguments(
         output_dir=str(folder / "checkpoints"),
         num_train_epochs=settings.epochs,
@@ -179,7 +180,7 @@ def _arguments(tuned: Any, folder: Path, settings: ContrastSettings, seed: int, 
         report_to=[],
         disable_tqdm=True,
         dataloader_pin_memory=torch.cuda.is_available(),
-        prompts={name: prompts.get("query" if name == "anchor" else "passage") or "" for name in columns},
+        prompts={name: query if name == "anchor" else passage for name in columns},
     )
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from indexer.encoders.packed import FORMAT, GROUP
 from indexer.errors import ArgumentError
+from rag.training.student import read_prompts
 
 _ST_TYPE = "indexer.encoders.packed_module.PackedTransformer"
 
@@ -64,8 +65,7 @@ def export_packed(
     save_file({name: value.contiguous() for name, value in packed.items()}, out / "model.safetensors")
     (out / "model.safetensors").chmod(0o644)
     (out / "tokenizer.json").write_bytes((source / "tokenizer.json").read_bytes())
-    st_config = json.loads((source / "config_sentence_transformers.json").read_text(encoding="utf-8"))
-    prompts = st_config["prompts"]
+    query, passage = read_prompts(source)
     _write(
         out / "config.json",
         {
@@ -78,14 +78,18 @@ def export_packed(
             "epsilon": float(config["layer_norm_eps"]),
             "vocabulary": len(halves),
             "max_length": min(max_length, int(config["max_position_embeddings"])),
-            "query_prompt": prompts["query"],
-            "passage_prompt": prompts["passage"],
+            "query_prompt": query,
+            "passage_prompt": passage,
         },
     )
     _write(out / "modules.json", [{"idx": 0, "name": "0", "path": "", "type": _ST_TYPE}])
     _write(
         out / "config_sentence_transformers.json",
-        {"prompts": prompts, "default_prompt_name": None, "similarity_fn_name": "cosine"},
+        {
+            "prompts": {"query": query, "passage": passage, "document": passage},
+            "default_prompt_name": None,
+            "similarity_fn_name": "cosine",
+        },
     )
     return sum(path.stat().st_size for path in out.iterdir() if path.is_file())
 

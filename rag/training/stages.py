@@ -213,7 +213,7 @@ def _align(run: StageRun) -> Path:
     settings = AlignSettings(**{name: getattr(stage, name) for name in names}, seed=run.recipe.seed)
     student = Student(run.model, stage.max_length, bfloat16=stage.bfloat16)
     teacher = Teacher(Student(run.model, stage.max_length, bfloat16=stage.bfloat16))
-    sampler = Sampler(run.pairs, Sizes(siblings=stage.siblings), seed=run.recipe.seed)
+    sampler = Sampler(run.pairs, Sizes(siblings=stage.siblings, prompts=student.prompts), seed=run.recipe.seed)
     without = [kind for kind in dict.fromkeys(stage.cycle) if not sampler.has(kind)]
     if without:
         raise ArgumentError("align.cycle", f"names {', '.join(without)}, of which the pairs stage wrote no row")

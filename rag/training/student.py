@@ -5,8 +5,9 @@ Shapes: B texts, T tokens, D dim.
 
 from __future__ import annotations
 
+import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ class Student(torch.nn.Module):
         self.max_length = min(max_length, _positions(self.body.config))
         self.in_bfloat16 = bfloat16
         self.source = folder
+        self.prompts = read_prompts(folder)
         self._chunk_tokens = _CHUNK_TOKENS
         self._recomputes = False
         if freeze_embeddings:
@@ -141,6 +143,18 @@ class Teacher:
         return torch.nn.functional.normalize(found, dim=-1)
 
 
+def read_prompts(folder: Path) -> tuple[str, str]:
+    """Return what a sentence-transformers directory puts before a query and a passage; nothing where it is silent."""
+    path = folder / "config_sentence_transformers.json"
+    content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return both_prompts(content.get("prompts") or {})
+
+
+def both_prompts(known: Mapping[str, str | None]) -> tuple[str, str]:
+    """Return the prompts of a query and of a passage, which some models call a document."""
+    return known.get("query") or "", known.get("passage") or known.get("document") or ""
+
+
 def _positions(config: Any) -> int:
     """Return the longest input that the model has positions for."""
     known = int(getattr(config, "max_position_embeddings", 0) or 1 << 20)
@@ -149,7 +163,5 @@ def _positions(config: Any) -> int:
 
 
 def _has_pooler(folder: Path) -> bool:
-    import json
-
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     return config.get("model_type") in {"bert", *_FROM_PADDING}

@@ -114,7 +114,7 @@ def align_synonyms(
 
             def backward(texts: list[str] = texts, keys: list[str] = keys, relations: Relations = relations) -> Tensor:
                 optimizer.zero_grad(set_to_none=True)
-                rows = student.encode(texts, "query: ")
+                rows = student.encode(texts, student.prompts[0])
                 loss = multi_similarity(rows, keys)
                 if settings.graded:
                     loss = loss + graded(rows, relations)

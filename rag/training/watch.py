@@ -17,11 +17,10 @@ import numpy as np
 import torch
 
 from rag.training.devscore import Encode, mean_score
+from rag.training.student import Student, both_prompts
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
-
-    from rag.training.student import Student
 
 Score = Callable[[Encode], Mapping[str, float]]
 Tell = Callable[[float, Mapping[str, Any]], None]
@@ -63,13 +62,13 @@ class DevWatch:
         self._last = self._clock()  # a look's own time is not counted
 
 
-def student_encode(student: Student, prompts: tuple[str, str] = ("query: ", "passage: ")) -> Encode:
+def student_encode(student: Student) -> Encode:
     """Return the model in training as an encoder of texts; it is left in the mode it was in."""
 
     def encode(texts: Any, side: str) -> Any:
         training = student.training
         student.eval()
-        prompt = prompts[side == "passage"]
+        prompt = student.prompts[side == "passage"]
         with torch.inference_mode():
             parts = [student.encode(texts[at : at + _TEXTS], prompt) for at in range(0, len(texts), _TEXTS)]
         student.train(training)
@@ -80,13 +79,13 @@ def student_encode(student: Student, prompts: tuple[str, str] = ("query: ", "pas
 
 def model_encode(model: SentenceTransformer) -> Encode:
     """Return a sentence-transformers model as an encoder of texts; it is left in the mode it was in."""
-    known = model.prompts or {}
+    prompts = both_prompts(model.prompts or {})
 
     def encode(texts: Any, side: str) -> Any:
         training = model.training
         rows = model.encode(
             list(texts),
-            prompt=known.get(side) or "",
+            prompt=prompts[side == "passage"],
             batch_size=_TEXTS,
             normalize_embeddings=True,
             show_progress_bar=False,

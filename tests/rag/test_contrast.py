@@ -105,7 +105,7 @@ def test_a_guide_lets_a_passage_that_answers_as_well_be_no_negative(model, folde
 
 def test_matryoshka_dimensions_are_trained_along(model):
     def reps(dim: int) -> list[list[torch.Tensor]]:
-        rows = [torch.from_numpy(model_encode(model)(texts, "none"))[:, :dim] for texts in (ANCHORS, POSITIVES)]
+        rows = [torch.from_numpy(model.encode(texts, prompt=""))[:, :dim] for texts in (ANCHORS, POSITIVES)]
         return [[one] for one in rows]
 
     core, _ = build_loss(model, ContrastSettings())
@@ -117,8 +117,7 @@ def test_matryoshka_dimensions_are_trained_along(model):
 
 @pytest.mark.parametrize("kind", ["int8", "binary"])
 def test_rounded_vectors_are_trained_along(model, kind):
-    encode = model_encode(model)
-    kept = [[rounded(torch.from_numpy(encode(texts, "none")), kind)] for texts in (ANCHORS, POSITIVES)]
+    kept = [[rounded(torch.from_numpy(model.encode(texts, prompt="")), kind)] for texts in (ANCHORS, POSITIVES)]
     core, _ = build_loss(model, ContrastSettings())
     plain, gradient = loss_and_gradient(model, ContrastSettings(), ANCHORS, POSITIVES)
     found, other = loss_and_gradient(model, ContrastSettings(rounded=kind), ANCHORS, POSITIVES)

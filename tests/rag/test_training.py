@@ -277,6 +277,24 @@ def test_alignment_is_watched_on_its_averaged_weights(model, pairs, tmp_path):
     assert not np.allclose(best, last, atol=1e-4)
 
 
+def test_a_model_is_tuned_and_scored_with_its_own_prompts(model, tmp_path):
+    import shutil
+
+    vectors = []
+    for number, prompts in enumerate(({"query": "ask ", "document": "text "}, {})):
+        folder = tmp_path / str(number)
+        shutil.copytree(model, folder)
+        path = folder / "config_sentence_transformers.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "prompts": prompts}))
+        student = Student(folder)
+        assert student.prompts == (prompts.get("query", ""), prompts.get("document", ""))
+        vectors.append(student_encode(student)(["fever"], "passage"))
+    bare = Student(model).eval()
+    with torch.inference_mode():
+        for found, text in zip(vectors, ("text fever", "fever"), strict=True):
+            np.testing.assert_allclose(found, bare.encode([text], ""), atol=1e-5)
+
+
 def test_a_checkpoint_of_another_architecture_is_refused(model, pairs, tmp_path):
     other = unigram_model(tmp_path / "other", hidden=16)
     settings = AlignSettings(cycle=("bitext",), steps=1)
