@@ -27,7 +27,7 @@ from indexer.store.backup import (
     write_difference,
 )
 from indexer.store.erasing import By
-from indexer.store.snapshots import sync_folder
+from indexer.store.folders import sync_folder
 from indexer.times import iso, now_us
 
 

@@ -20,8 +20,8 @@ from indexer.records import EncoderSpec
 from indexer.spaces import LOCK, TRUTH, Spaces
 from indexer.store.erasing import By
 from indexer.store.failpoints import failpoint
+from indexer.store.folders import private_folder, sync_folder
 from indexer.store.lock import exclusive
-from indexer.store.snapshots import sync_folder
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
 _NEW = ".new-"
@@ -148,6 +148,7 @@ class Library:
         with exclusive(_lock_of(target), f"collection {name!r}", DELETE_TIMEOUT_S):
             gone = self._folder / f"{_GONE}{uuid.uuid4().hex}"
             target.rename(gone)
+            sync_folder(self._folder)
             failpoint("drop.renamed")
         if keys_of is not None:
             self.keyrings.destroy(keys_of)
@@ -185,8 +186,3 @@ def _lock_of(root: Path) -> Path:
         return Spaces(root).live() / LOCK
     except DamagedError:
         return root / LOCK
-
-
-def private_folder(path: Path) -> None:
-    """Make a folder that only its owner can open; one that is there already is left as it is."""
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)

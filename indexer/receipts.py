@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from indexer.errors import ArgumentError, DamagedError, SourceError
 from indexer.store.erasing import By, Pending, salted
+from indexer.store.folders import private_folder, sync_folder
 
 FORMAT = 1
 _KEY_BYTES = 32
@@ -100,7 +101,7 @@ class Receipts:
             public_key=key.public_key().public_bytes_raw().hex(),
         )
         signed = asdict(receipt) | {"signature": key.sign(_signed_bytes(receipt)).hex()}
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        private_folder(self._folder)
         _publish(self._path(receipt.receipt_id), json.dumps(signed, indent=1).encode() + b"\n")
         return self.get(receipt.receipt_id)
 
@@ -157,7 +158,7 @@ class Receipts:
 
     def _private_key(self) -> Ed25519PrivateKey:
         if not self._key.exists():
-            self._home.mkdir(mode=0o700, parents=True, exist_ok=True)
+            private_folder(self._home)
             _publish(self._key, Ed25519PrivateKey.generate().private_bytes_raw().hex().encode() + b"\n", replace=False)
         try:
             raw = bytes.fromhex(self._key.read_text().strip())
@@ -223,8 +224,4 @@ def _publish(path: Path, content: bytes, *, replace: bool = True) -> None:
                 path.hardlink_to(name)
     finally:
         Path(name).unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    sync_folder(path.parent)

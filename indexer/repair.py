@@ -24,10 +24,11 @@ from indexer.records import Note, Status
 from indexer.spaces import LOCK, TRUTH, Spaces
 from indexer.store import salvage, truth
 from indexer.store import schema as t
+from indexer.store.folders import sync_folder
 from indexer.store.lock import exclusive
 from indexer.store.packing import empty_log
 from indexer.store.salvage import Quarantined, Rebuilder, Row
-from indexer.store.snapshots import DERIVED, sync_folder
+from indexer.store.snapshots import DERIVED
 from indexer.store.sqlite import create_file, open_engine, write_transaction
 from indexer.store.stored import Prepared
 from indexer.store.witness import FILE as WITNESS

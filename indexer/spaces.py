@@ -17,7 +17,8 @@ from pathlib import Path
 
 from indexer.errors import DamagedError
 from indexer.store.failpoints import failpoint
-from indexer.store.snapshots import DERIVED, sync_folder
+from indexer.store.folders import sync_folder
+from indexer.store.snapshots import DERIVED
 from indexer.store.witness import FILE as WITNESS
 
 TRUTH = "truth.sqlite"

@@ -111,6 +111,7 @@ class CodedRows:
                 places, rough = places[kept], rough[kept]
             least = -np.inf
             if len(places) > k:
+                state.touch(places[: 2 * k])
                 head = row_scores(state.base.take(places[: 2 * k], axis=0), query)
                 least = self.codes.least(asked, float(np.partition(head, len(head) - k)[len(head) - k]))
             if not cut_off or below < least:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from indexer.errors import DamagedError, MissingExtraError
 from indexer.store.coded_rows import SCREENED, CodedRows, Pool, scan_only
 from indexer.store.faiss_codes import RowCodes
-from indexer.store.row_matrix import Positions, RowMatrix, RowState, exact_best
+from indexer.store.row_matrix import Positions, RowMatrix, RowState, Touch, exact_best
 from indexer.store.vectors import Ids, Rows, Scores, best, checked_query, row_scores, same_arrays
 
 if TYPE_CHECKING:
@@ -122,28 +122,37 @@ class FaissVectorIndex:
 
     @classmethod
     def from_matrix(
-        cls, ids: Ids, rows: Rows, *, kind: Kind = "flat", structure: bytes = b"", exact_below: int = 20_000
+        cls,
+        ids: Ids,
+        rows: Rows,
+        *,
+        kind: Kind = "flat",
+        structure: bytes = b"",
+        exact_below: int = 20_000,
+        touch: Touch = lambda _: None,
     ) -> FaissVectorIndex:
         """Return an index over a whole C-contiguous float16 matrix (which may be memory-mapped; it is not copied).
 
         ``structure`` is what ``structure()`` of an index of this kind over the same matrix gave; without it, it is
-        built. The matrix must not change afterwards.
+        built. The matrix must not change afterwards. ``touch`` is called before any of its rows is read.
 
         Raises:
             DamagedError: ``structure`` belongs to another matrix.
         """
         index = cls(rows.shape[1], kind, exact_below=exact_below)
-        index._matrix = RowMatrix(np.ascontiguousarray(ids, np.int64), np.ascontiguousarray(rows))
+        index._matrix = RowMatrix(np.ascontiguousarray(ids, np.int64), np.ascontiguousarray(rows), touch)
         if kind == "codes":
             if structure:
                 index._coded = CodedRows(RowCodes.frombytes(structure, len(rows), rows.shape[1]))
             elif len(rows) >= exact_below:
+                touch(None)
                 index._coded = CodedRows(RowCodes.of(rows))
         elif structure:
             index._structure = faiss.deserialize_index(np.frombuffer(structure, np.uint8))
             if index._structure.ntotal != len(rows) or index._structure.d != rows.shape[1]:
                 raise DamagedError("the FAISS structure belongs to another matrix: rebuild the collection")
         elif kind != "flat" and len(rows) >= exact_below:
+            touch(None)
             index._structure = _cells(rows)
         return index
 
@@ -237,6 +246,7 @@ class FaissVectorIndex:
         self, state: RowState, query: Scores, fetch: int, at: Positions | None
     ) -> tuple[Positions, Scores, float]:
         """Return candidates, FAISS's scores of them, and a bound that no other row's score exceeds."""
+        state.touch(at)
         n_base = len(state.base)
         places, values = [], []
         bound = -np.inf

@@ -7,6 +7,7 @@ newest sound generation on disk and, behind that, from the truth.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -15,9 +16,11 @@ from sqlalchemy import Connection
 
 from indexer.errors import MissingExtraError
 from indexer.store import log, truth
+from indexer.store.blocks import Unsound
 from indexer.store.columns import Columns, Deletion, Ids
 from indexer.store.postings import PostingsIndex
-from indexer.store.snapshots import Generation, Snapshots, Unsound
+from indexer.store.row_matrix import Touch
+from indexer.store.snapshots import Generation, Snapshots
 from indexer.store.vector_engine import device_index
 from indexer.store.vectors import ExactVectorIndex, VectorIndex
 from indexer.text.analysis import analyze
@@ -62,6 +65,7 @@ class Held:
         self.seq = seq
         self.base_seq = seq
         self.vectors: VectorIndex | None = None
+        self._vectors_from: Path | None = None
         self.lexical: PostingsIndex | None = None
         self._snapshots = snapshots
         self._identity = identity
@@ -134,7 +138,9 @@ class Held:
     def load_vectors(self, connection: Connection) -> VectorIndex:
         """Load the vectors of all rows; ``connection`` must see the change number of now."""
         dim, living = self._identity.dim, self.rows
-        kept = self._snapshots.load(connection, self._identity[1:3], lambda disk: _vectors_on_disk(disk, dim))
+        kept = self._snapshots.load(
+            connection, self._identity[1:3], lambda disk: (*_vectors_on_disk(disk, dim), disk.folder)
+        )
         if kept is None:
             pages = list(log.vector_pages(connection, 0, dim))
             rows = np.concatenate([page.rows for page in pages] or [np.empty(0, np.int64)])
@@ -142,7 +148,7 @@ class Held:
             served = device_index(rows, matrix)
             index = vector_index(rows, matrix, b"") if served is None else served
         else:
-            (index, rows), _ = kept
+            (index, rows, self._vectors_from), _ = kept
             gone = np.setdiff1d(rows, living)
             if len(gone):
                 index.remove(gone)
@@ -152,6 +158,12 @@ class Held:
         _check_all_there(living, rows)
         self.vectors = index
         return index
+
+    def lose_vectors(self, file: str) -> None:
+        """Let go of the vectors, and of the generation that they lie in: a file of it is damaged."""
+        if self._vectors_from is not None:
+            self._snapshots.discard(self._vectors_from, file)
+        self.vectors, self._vectors_from = None, None
 
     def load_terms(self, connection: Connection) -> PostingsIndex:
         """Load the terms of all rows; ``connection`` must see the change number of now."""
@@ -196,13 +208,14 @@ def _last(rows: Ids) -> int:
 
 def _vectors_on_disk(disk: Generation, dim: int) -> tuple[VectorIndex, Ids]:
     rows, matrix = disk.arrays(ROWS)["row"], disk.matrix(MATRIX, dim)
-    if len(matrix) != len(rows):
+    if len(matrix.rows) != len(rows):
         raise Unsound(MATRIX)
-    served = device_index(rows, matrix)
+    served = device_index(rows, matrix.rows)
     if served is not None:
+        matrix.touch(None)  # a device has read all of it
         return served, rows
-    structure = disk.check(STRUCTURE).read_bytes() if STRUCTURE in disk.files else b""
-    return vector_index(rows, matrix, structure), rows
+    structure = disk.content(STRUCTURE) if STRUCTURE in disk.files else b""
+    return vector_index(rows, matrix.rows, structure, touch=matrix.touch), rows
 
 
 def _terms_on_disk(disk: Generation) -> tuple[PostingsIndex, Ids]:
@@ -210,13 +223,21 @@ def _terms_on_disk(disk: Generation) -> tuple[PostingsIndex, Ids]:
     return PostingsIndex.from_arrays(arrays), arrays["ids"]
 
 
-def vector_index(rows: Ids, matrix: NDArray[np.float16], structure: bytes, *, coded: bool = False) -> VectorIndex:
-    """Return the best index over a matrix that is installed."""
+def vector_index(
+    rows: Ids,
+    matrix: NDArray[np.float16],
+    structure: bytes,
+    *,
+    coded: bool = False,
+    touch: Touch = lambda _: None,
+) -> VectorIndex:
+    """Return the best index over a matrix that is installed; ``touch`` verifies rows before they are read."""
     try:
         from indexer.store.faiss_index import FaissVectorIndex, Kind
     except MissingExtraError:
+        touch(None)
         index = ExactVectorIndex(matrix.shape[1])
         index.add(rows, matrix)
         return index
     kind: Kind = "codes" if coded or structure or len(rows) > EXACT_CHUNKS else "flat"
-    return FaissVectorIndex.from_matrix(rows, matrix, kind=kind, structure=structure)
+    return FaissVectorIndex.from_matrix(rows, matrix, kind=kind, structure=structure, touch=touch)

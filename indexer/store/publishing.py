@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from sqlalchemy import Connection
 
 from indexer.store import held, log, truth
+from indexer.store.blocks import Unsound
 from indexer.store.columns import Columns, Ids
 from indexer.store.compaction import compacted
 from indexer.store.snapshots import Origin, Snapshots, array_writer, json_writer
@@ -97,7 +98,7 @@ def _write_matrix(
     kept = snapshots.load(
         connection,
         identity[1:3],
-        lambda disk: (disk.arrays(held.ROWS)["row"], disk.matrix(held.MATRIX, identity.dim)),
+        lambda disk: (disk.arrays(held.ROWS)["row"], disk.matrix(held.MATRIX, identity.dim).verified()),
     )
     if kept is not None and len(kept[0][0]) == len(kept[0][1]):
         (old, matrix), _ = kept
@@ -109,7 +110,7 @@ def _write_matrix(
         written.append(old[living])
         last = int(old[-1]) if len(old) else 0
     fresh = rows[np.searchsorted(rows, last, side="right") :]
-    held_rows = None if vectors is None else vectors.rows(fresh)
+    held_rows = _held_rows(vectors, fresh)
     if held_rows is not None and len(held_rows) == len(fresh):
         stream.write(held_rows.tobytes())
         written.append(fresh)
@@ -120,6 +121,14 @@ def _write_matrix(
             between()
     if not np.array_equal(np.concatenate(written), rows):
         raise truth.damaged("chunks", "of a living note")
+
+
+def _held_rows(vectors: VectorIndex | None, rows: Ids) -> NDArray[np.float16] | None:
+    """Return rows from memory, ``None`` where they are not there or turn out damaged: then the truth has them."""
+    try:
+        return None if vectors is None else vectors.rows(rows)
+    except Unsound:
+        return None
 
 
 def _write_structure(rows: Ids, dim: int, stream: IO[bytes]) -> None:

@@ -26,6 +26,7 @@ from indexer.store.file_cipher import FileCipher
 from indexer.store.held import COLUMNS, EXACT_CHUNKS, MATRIX, ROWS, STRUCTURE, TERMS, TEXTS, Erased, Held, Identity
 from indexer.store.lexical import LexicalIndex
 from indexer.store.lock import exclusive
+from indexer.store.mending import MendedVectors
 from indexer.store.postings import PostingsIndex
 from indexer.store.publishing import Frozen, write_generation
 from indexer.store.selection import everything
@@ -71,6 +72,7 @@ class Replica:
         self._watch = Watch(path, identity.name)
         self._held: Held | None = None
         self._tried_seq = 0
+        self._mended = MendedVectors(self._index, self._lose_vectors)
         self._attendant = Attendant(self, f"follows {identity.name}")
         self._errand = Errand(f"keeps {identity.name}")
 
@@ -92,6 +94,10 @@ class Replica:
 
     def vectors(self) -> VectorIndex:
         """Return the vector index; it holds at least the rows of every moment given out before."""
+        self._index()
+        return self._mended
+
+    def _index(self) -> VectorIndex:
         with self._lock:
             if self._held is not None and self._held.vectors is not None:
                 return self._held.vectors
@@ -99,6 +105,12 @@ class Replica:
                 loaded = self._advanced(connection).load_vectors(connection)
         self._mend()
         return loaded
+
+    def _lose_vectors(self, index: VectorIndex, file: str) -> None:
+        """Let go of an index that met a damaged file, and of that generation: the next one comes from the truth."""
+        with self._lock:
+            if self._held is not None and self._held.vectors is index:
+                self._held.lose_vectors(file)
 
     def lexical(self) -> LexicalIndex:
         """Return the lexical index; it holds at least the rows of every moment given out before."""
@@ -168,7 +180,7 @@ class Replica:
         """Return how a search among so many rows goes: ``exact`` or ``approximate``."""
         if n_rows <= EXACT_CHUNKS:
             return "exact"
-        plan = getattr(self.vectors(), "plan", None)
+        plan = getattr(self._index(), "plan", None)
         return "exact" if plan is None else str(plan(n_rows))
 
     def behind(self) -> tuple[int, int]:

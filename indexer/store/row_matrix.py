@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from indexer.store.vectors import Ids, Rows, Scores, best, checked_rows, positions, row_scores
 
 Positions = NDArray[np.intp]
+Touch = Callable[[Positions | None], None]
+"""Called with the positions that are about to be read (``None``: all); raises where they are not what they were."""
 Entry = TypeVar("Entry", bound=np.generic)
 
 
@@ -33,6 +35,7 @@ class RowState:
     fresh: Rows
     alive: NDArray[np.bool_]
     n_dead: int
+    touch: Touch
 
     @property
     def n_alive(self) -> int:
@@ -66,6 +69,7 @@ class RowState:
 
     def rows_at(self, at: Positions) -> Rows:
         """Return the rows at positions; a run of neighbours is a slice, everything else a copy."""
+        self.touch(at)
         n_base = len(self.base)
         if is_run(at):
             if at[-1] < n_base:
@@ -89,13 +93,13 @@ def is_run(at: Positions) -> bool:
 class RowMatrix:
     """The writer's side: takes rows in and out and publishes one state after the other."""
 
-    def __init__(self, ids: Ids, rows: Rows) -> None:
-        """Start from a whole matrix, which is kept and not copied."""
+    def __init__(self, ids: Ids, rows: Rows, touch: Touch = lambda _: None) -> None:
+        """Start from a whole matrix, which is kept and not copied; ``touch`` is called before its rows are read."""
         self._write = threading.Lock()
         self._last_id = int(ids[-1]) if len(ids) else -1
         self._id_buffer = ids
         self._row_buffer = np.empty((0, rows.shape[1]), np.float16)
-        self.state = RowState(ids, rows, self._row_buffer, np.empty(0, np.bool_), 0)
+        self.state = RowState(ids, rows, self._row_buffer, np.empty(0, np.bool_), 0, touch)
 
     def add(self, ids: Ids, vectors: Rows) -> None:
         """Add rows under new ids."""

@@ -1,9 +1,11 @@
 """Derived generations: what can be made again from the truth, kept so that opening a collection is quick.
 
 A generation is a folder ``derived/<seq>``, named by the change number that it covers. Its manifest is written last and
-holds the size and sha256 of every file, the collection, the encoder's fingerprint and the change log's chain at that
-number: a generation of another collection, or of a log that parted from this one, is never read. It is made aside,
-synced, and renamed into place; readers that mapped an older one keep it until they let go.
+holds the size of every file and a checksum of each of its blocks, the collection, the encoder's fingerprint and the
+change log's chain at that number: a generation of another collection, or of a log that parted from this one, is never
+read. It is made aside, synced, and renamed into place; readers that mapped an older one keep it until they let go.
+
+What is read into memory is verified on the way; of the matrix, which is mapped, each block where it is touched first.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import hashlib
 import io
 import json
 import logging
+import mmap
 import os
 import re
 import shutil
@@ -28,18 +31,27 @@ from sqlalchemy import Connection
 
 from indexer.errors import DamagedError
 from indexer.store import truth
+from indexer.store.blocks import (
+    CheckedRows,
+    Sums,
+    Unsound,
+    sums_as_text,
+    sums_from_text,
+    sums_of_bytes,
+    sums_of_stream,
+)
 from indexer.store.failpoints import failpoint
 from indexer.store.file_cipher import FileCipher
+from indexer.store.folders import sync_folder
 
 T = TypeVar("T")
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "MANIFEST.json"
 DERIVED = "derived"
 
 _NAME = re.compile(r"\d{12}\Z")
 _ASIDE = ".new-"
-_BLOCK = 1 << 20
 
 log = logging.getLogger(__name__)
 
@@ -54,12 +66,8 @@ class Origin:
     chain: str
 
 
-class Unsound(Exception):
-    """A derived file is not what its manifest says. Mended by making it again."""
-
-
 class Generation:
-    """One generation on disk. Files are checked against the manifest when they are read first."""
+    """One generation on disk. What is read of its files is checked against the manifest."""
 
     def __init__(self, folder: Path, cipher: FileCipher | None = None) -> None:
         """Read the manifest; ``cipher`` opens the files where they are sealed.
@@ -81,29 +89,19 @@ class Generation:
         except (OSError, ValueError, KeyError, TypeError) as exc:
             raise Unsound(MANIFEST) from exc
 
-    def check(self, name: str) -> Path:
-        """Return the path of a file that is what the manifest says.
-
-        Raises:
-            Unsound: it is missing or changed; carries its name.
-        """
-        path = self.folder / name
-        try:
-            expected = self.files[name]
-            sound = path.stat().st_size == expected["bytes"] and _sha256(path) == expected["sha256"]
-        except (OSError, KeyError) as exc:
-            raise Unsound(name) from exc
-        if not sound:
-            raise Unsound(name)
-        return path
-
     def content(self, name: str) -> bytes:
         """Return what was written into a file.
 
         Raises:
             Unsound: it is missing or changed, or sealed with a key that was replaced; carries its name.
         """
-        stored = self.check(name).read_bytes()
+        sums, size = self._expected(name)
+        try:
+            stored = (self.folder / name).read_bytes()
+        except OSError as exc:
+            raise Unsound(name) from exc
+        if len(stored) != size or not np.array_equal(sums_of_bytes(stored), sums):
+            raise Unsound(name)
         if self._cipher is None:
             return stored
         try:
@@ -120,24 +118,48 @@ class Generation:
         """Return the content of a JSON file."""
         return json.loads(self.content(name))
 
-    def matrix(self, name: str, dim: int) -> NDArray[np.float16]:
-        """Return the rows of a float16 matrix, mapped and not read; a sealed one lies in memory."""
+    def matrix(self, name: str, dim: int) -> CheckedRows:
+        """Return the rows of a float16 matrix, mapped and not read: they are verified where they are touched.
+
+        A sealed one is read into memory, and verified as that.
+
+        Raises:
+            Unsound: it is missing, or of another size.
+        """
         if self._cipher is not None:
-            return np.frombuffer(self.content(name), np.float16).reshape(-1, dim)
-        path = self.check(name)
-        if not path.stat().st_size:
-            return np.empty((0, dim), np.float16)
-        return np.memmap(path, np.float16, mode="r").reshape(-1, dim)
+            return CheckedRows(name, np.frombuffer(self.content(name), np.float16).reshape(-1, dim), None)
+        sums, size = self._expected(name)
+        path = self.folder / name
+        try:
+            if path.stat().st_size != size or size % (2 * dim):
+                raise Unsound(name)
+            if not size:
+                return CheckedRows(name, np.empty((0, dim), np.float16), sums)
+            with path.open("rb") as stream:
+                mapped = mmap.mmap(stream.fileno(), size, prot=mmap.PROT_READ)
+        except (OSError, ValueError) as exc:
+            raise Unsound(name) from exc
+        return CheckedRows(name, np.frombuffer(mapped, np.float16).reshape(-1, dim), sums, mapped)
 
     def findings(self) -> list[str]:
-        """Return the names of the files that are not what the manifest says."""
+        """Return the names of the files that are not what the manifest says. Reads all of them, in small pieces."""
         wrong: list[str] = []
         for name in self.files:
+            sums, size = self._expected(name)
             try:
-                self.check(name)
-            except Unsound:
+                with (self.folder / name).open("rb") as stream:
+                    if not np.array_equal(sums_of_stream(stream), sums) or stream.tell() != size:
+                        wrong.append(name)
+            except OSError:
                 wrong.append(name)
         return wrong
+
+    def _expected(self, name: str) -> tuple[Sums, int]:
+        try:
+            entry = self.files[name]
+            return sums_from_text(entry["crc32"]), int(entry["bytes"])
+        except (KeyError, ValueError, TypeError) as exc:
+            raise Unsound(name) from exc
 
 
 class Snapshots:
@@ -292,22 +314,10 @@ def _write(path: Path, write: Callable[[IO[bytes]], Any]) -> dict[str, Any]:
         failpoint("publish.writing")
         stream.flush()
         os.fsync(stream.fileno())
-    return {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+        stream.seek(0)
+        sums = sums_of_stream(stream)
+        return {"bytes": stream.tell(), "crc32": sums_as_text(sums)}
 
 
 def _private(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb", buffering=0) as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def sync_folder(path: Path) -> None:
-    """Make what was created or renamed in a folder durable."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -13,11 +13,12 @@ from indexer.errors import DamagedError, KeyDestroyedError
 from indexer.records import EncoderSpec
 from indexer.store import schema as t
 from indexer.store import truth
+from indexer.store.blocks import Unsound
 from indexer.store.cipher import chunk_hash, chunk_title, cipher_of, plain_rows
 from indexer.store.columns import Columns
 from indexer.store.file_cipher import FileCipher
 from indexer.store.replica import COLUMNS, MATRIX, ROWS, TERMS, TEXTS
-from indexer.store.snapshots import Generation, Unsound
+from indexer.store.snapshots import Generation
 from indexer.store.sqlite import integrity_problems
 from indexer.store.stored import Finding
 
@@ -216,7 +217,7 @@ def _against_truth(connection: Connection, generation: Generation, spec: Encoder
 
 
 def _matrix(connection: Connection, generation: Generation, rows: list[int], dim: int) -> Iterator[Finding]:
-    matrix = generation.matrix(MATRIX, dim)
+    matrix = generation.matrix(MATRIX, dim).rows
     cipher, v = cipher_of(connection), t.vectors.c
     query = select(t.chunks.c.row, v.key, v.text_hash, v.vector).join(t.vectors, v.key == t.chunks.c.vector)
     place = {row: at for at, row in enumerate(rows)}

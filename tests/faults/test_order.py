@@ -33,8 +33,9 @@ def test_a_generation_is_synced_before_it_is_renamed_into_place(tmp_path, monkey
     before, after = calls[: renames[0]], calls[renames[0] + 1 :]
     aside = calls[renames[0]][1]
     synced = [path for call, path in before if call == "sync"]
-    names = ["columns.npz", "texts.json", "terms.npz", "rows.npz", "matrix.f16", "MANIFEST.json"]
-    assert [path.name for path in synced if path.name in names] == names, "each file, the manifest last"
+    names = {"columns.npz", "texts.json", "terms.npz", "rows.npz", "matrix.f16", "MANIFEST.json"}
+    files = [path.name for path in synced if path.name in names]
+    assert (sorted(files), files[-1]) == (sorted(names), "MANIFEST.json"), "each file once, the manifest last"
     assert synced[-1] == aside, "then the folder that holds them"
     assert ("sync", tmp_path / "collections" / "main" / "derived") in after, "then the folder that holds that one"
 
@@ -46,6 +47,27 @@ def test_a_new_collection_is_synced_with_its_folder(tmp_path, monkeypatch):
     at = next(n for n, (call, path) in enumerate(calls) if call == "rename")
     assert ("sync", calls[at][1]) in calls[:at]
     assert ("sync", tmp_path / "collections") in calls[at:]
+
+
+def test_the_folders_above_a_first_collection_are_synced_where_each_is_made(tmp_path, monkeypatch):
+    home = tmp_path / "deep" / "home"
+    calls = _recorded(monkeypatch)
+    Library(home).create("first", "hashing", HashingEncoder().spec).close()
+    renamed = next(n for n, (call, _) in enumerate(calls) if call == "rename")
+    above = [path for call, path in calls[:renamed] if call == "sync"]
+    assert above[:4] == [tmp_path, tmp_path / "deep", home, home / "collections"], "from the top: each holds the next"
+    calls.clear()
+    Library(home).create("second", "hashing", HashingEncoder().spec).close()
+    assert {path for call, path in calls if call == "sync"}.isdisjoint({tmp_path, tmp_path / "deep", home})
+
+
+def test_a_deletion_of_a_collection_is_synced_before_it_is_told(tmp_path, monkeypatch):
+    library = Library(tmp_path)
+    library.create("main", "hashing", HashingEncoder().spec).close()
+    calls = _recorded(monkeypatch)
+    library.delete("main")
+    renamed = calls.index(("rename", tmp_path / "collections" / "main"))
+    assert ("sync", tmp_path / "collections") in calls[renamed:]
 
 
 def _recorded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Path]]:
