@@ -23,6 +23,7 @@ from indexer.store import holds, reading, truth
 from indexer.store import schema as t
 from indexer.store.cipher import RowCipher, cipher_of, use_cipher
 from indexer.store.columns import Ids
+from indexer.store.dropping import check_droppable
 from indexer.store.erasing import drop_unreadable
 from indexer.store.holds import Hold
 from indexer.store.kept import forgotten_ids, kept_strings, known_subjects
@@ -46,10 +47,10 @@ from indexer.store.witness import Witness
 from indexer.store.writer import Writer, stored_contents, stored_vector_keys, unembedded
 from indexer.times import iso, now_us
 
-CHECKED_AT_OPEN = ("notes", "versions", "changes")
+CHECKED_AT_OPEN = ("meta", "notes", "versions", "changes", "holds", "erasures", "quarantine")
+"""Tables that agree with their indexes from the start; passages do before anything is deleted."""
 ENCRYPTION = "encryption"
 """The fact that a collection is encrypted; its value says how."""
-
 DELETE_TIMEOUT_S = 5.0
 PUBLISH_BEHIND = 500
 
@@ -103,6 +104,7 @@ class Collection:
             self.keyrings = keyrings
             use_cipher(self._engine, cipher_for(facts, keyrings))
             self._checked_version = 0
+            self._droppable = False
             self._created_at = facts["created_at"]
             identity = Identity(name, self.collection_id, self.spec.fingerprint, self.spec.dim)
             self._replica = Replica(self._engine, self._path, identity)
@@ -202,8 +204,13 @@ class Collection:
         """Delete notes with all their versions. From here on they answer nowhere, in no process.
 
         Raises:
+            HeldError: a patient is under legal hold; nothing was deleted.
             WriterBusyError: another writer did not end within seconds.
         """
+        if not self._droppable:
+            with read_transaction(self._engine) as connection:
+                check_droppable(connection)
+            self._droppable = True
         with self.writer(DELETE_TIMEOUT_S) as writer:
             return writer.delete(note_ids)
 
@@ -320,11 +327,6 @@ class Collection:
         """Return the newest versions of the notes behind the id ``after``, by id."""
         with read_transaction(self._engine) as connection:
             return reading.listed_notes(connection, after, limit)
-
-    def size(self) -> tuple[int, int]:
-        """Return the number of the last change and how many notes there are, from the truth and nothing derived."""
-        with read_transaction(self._engine) as connection:
-            return truth.last_change(connection).seq, reading.living_notes(connection)
 
     def size(self) -> tuple[int, int]:
         """Return the number of the last change and how many notes there are, from the truth and nothing derived."""

@@ -30,6 +30,7 @@ from indexer.errors import ErasurePendingError, StorageFullError, WriterBusyErro
 from indexer.receipts import Receipt, Receipts
 from indexer.store import erasing
 from indexer.store.cipher import cipher_of
+from indexer.store.dropping import check_droppable
 from indexer.store.erasing import By, Details, Pending
 from indexer.store.failpoints import failpoint
 from indexer.store.packing import empty_log, pack
@@ -99,10 +100,12 @@ class Eraser:
 
         Raises:
             HeldError: a patient is under legal hold; nothing was erased.
+            DamagedError: passages do not agree with their indexes; nothing was asked for.
             NoteNotFoundError: nothing of them is stored or waits to be; nothing was erased.
             ErasurePendingError: readers or a writer did not end within ``wait_s``; the erasure goes on later.
         """
         deadline = time.monotonic() + wait_s
+        self._check_droppable()
         wanted = list(dict.fromkeys(subjects))
         pending, missing = self._ask(by, wanted, deadline)
         self._reached("asked")
@@ -117,6 +120,7 @@ class Eraser:
         """Finish what an earlier process began, where nobody else does or is in the way. Says so in the log."""
         if not self.pending():
             return
+        self._check_droppable()
         try:
             with self.writer(0.0):
                 self._finish(time.monotonic())
@@ -124,6 +128,10 @@ class Eraser:
             logger.warning("an erasure from collection %r is not complete yet: %s", self.name, _AGAIN)
         else:
             logger.warning("an erasure from collection %r that was interrupted is complete now", self.name)
+
+    def _check_droppable(self) -> None:
+        with read_transaction(self.engine) as connection:
+            check_droppable(connection)
 
     def pending(self) -> list[Pending]:
         """Return the erasures that are not complete."""

@@ -1,12 +1,14 @@
 """The byte scanner: does any file of a collection hold something of a text, or an id, that no kept note holds.
 
 A trace is a window of 24 bytes (UTF-8) of the text, or a whole id. It looks at raw bytes, whatever the file's format,
-so it needs to trust nothing that it scans. Windows are compared by a 64-bit hash over three words, many at once, and
-then byte by byte.
+so it needs to trust nothing that it scans. An id of fewer than 8 bytes stands by chance in any large file: it is looked
+for as a whole value instead, in the lists of derived files here and in the tables by `indexer.store.kept`. Windows are
+compared by a 64-bit hash over three words, many at once, and then byte by byte.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +18,10 @@ from numpy.typing import NDArray
 
 WINDOW = 24
 SHORTEST_ID = 8
-"""Shorter ids occur by chance in any file; they are only looked up in the tables."""
+"""The bytes from which on an id is looked for in every byte; a shorter one as a whole value, where values are kept."""
+
+LISTS = "texts.json"
+"""The derived file that lists values as they are: ids, patients, kinds."""
 
 _WORD = 8
 _BLOCK = 1 << 23
@@ -37,8 +42,8 @@ class Trace:
 
 def traces(folder: Path, texts: Sequence[bytes], ids: Sequence[str], kept: Iterable[str]) -> list[Trace]:
     """Return which files under a folder hold windows of the texts, or ids, that no kept string holds."""
-    windows, words = _Windows(texts), _Words(ids)
-    for raw in _joined(kept):
+    windows, words, values = _Windows(texts), _Words(ids), _Values(ids)
+    for raw in _joined(values.leaving_out(kept)):
         windows.leave_out(raw)
         words.leave_out(raw)
     windows.settle()
@@ -48,6 +53,8 @@ def traces(folder: Path, texts: Sequence[bytes], ids: Sequence[str], kept: Itera
             places = needles.places(path)
             if places:
                 found.append(Trace(str(path), kind, len(places), min(places)))
+        if path.name == LISTS and (count := values.count(path)):
+            found.append(Trace(str(path), "id", count, 0))
     return found
 
 
@@ -110,6 +117,39 @@ class _Words:
                 if raw.startswith(one, n):
                     yield n, one
                     break
+
+
+class _Values:
+    """Ids that are too short for raw bytes, found where they are a whole value of a list."""
+
+    def __init__(self, ids: Sequence[str]) -> None:
+        self.left = {one for one in ids if len(one.encode()) < SHORTEST_ID}
+
+    def leaving_out(self, kept: Iterable[str]) -> Iterator[str]:
+        """Yield the kept strings, and forget the ids that are one of them."""
+        for string in kept:
+            self.left.discard(string)
+            yield string
+
+    def count(self, path: Path) -> int:
+        """Return how many values of a JSON file are an id that is left; a sealed file holds none in clear."""
+        try:
+            content = json.loads(path.read_bytes())
+        except (FileNotFoundError, ValueError):
+            return 0
+        return sum(value in self.left for value in _strings(content))
+
+
+def _strings(value: object) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for key, each in value.items():
+            yield key
+            yield from _strings(each)
+    elif isinstance(value, list):
+        for each in value:
+            yield from _strings(each)
 
 
 def _joined(strings: Iterable[str]) -> Iterator[bytes]:

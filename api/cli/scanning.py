@@ -24,6 +24,7 @@ _MAX_BYTES = 64 * 1024 * 1024
 def scan(context: CliContext, name: str, texts: tuple[Path, ...], id_file: Path | None, as_json: bool) -> None:
     """Look through every byte of a collection's files for traces that no kept note explains; exit 1 when found."""
     from indexer.errors import TooLargeError
+    from indexer.scan import SHORTEST_ID
 
     if not texts and id_file is None:
         raise click.UsageError("say what to look for: --for FILE, --ids FILE or both")
@@ -31,13 +32,18 @@ def scan(context: CliContext, name: str, texts: tuple[Path, ...], id_file: Path 
         raise TooLargeError(f"the texts to look for are over {_MAX_BYTES >> 20} MiB together; scan for them in parts")
     ids = [] if id_file is None else [line for line in id_file.read_text(encoding="utf-8").splitlines() if line]
     found = context.service.collection(name).scan([path.read_bytes() for path in texts], ids)
+    short = sum(len(one.encode()) < SHORTEST_ID for one in ids)
     if as_json:
         rows = [{"where": row.where, "kind": row.kind, "places": row.places, "first": row.first_byte} for row in found]
-        click.echo(json.dumps({"collection": name, "traces": rows}, ensure_ascii=False))
+        click.echo(json.dumps({"collection": name, "traces": rows, "short_ids": short}, ensure_ascii=False))
     else:
         for row in found:
             click.echo(
                 f"{row.where}: {row.kind} in {counted(row.places, 'place')}, the first at byte {row.first_byte:,}"
+            )
+        if short:
+            click.echo(
+                f"{counted(short, 'id')} under {SHORTEST_ID} bytes: looked for as whole values, not in every byte"
             )
         click.echo(f"{name}: {'traces in ' + counted(len(found), 'file') if found else 'no trace'}")
     if found:

@@ -13,12 +13,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-from sqlalchemy import Connection, delete, exists, func, or_, select, update
+from sqlalchemy import Connection, delete, func, or_, select, update
 
 from indexer.errors import NoteNotFoundError
 from indexer.store import holds, truth
 from indexer.store import schema as t
 from indexer.store.cipher import cipher_of, plain_rows
+from indexer.store.dropping import drop_versions
 from indexer.store.keyring import Owner
 from indexer.store.writer import ChangeLog
 from indexer.times import iso, now_us
@@ -270,21 +271,6 @@ def _versions(connection: Connection, version_ids: Sequence[int]) -> list[Any]:
 
 def _tombstones(connection: Connection) -> int:
     return connection.scalar(select(func.count()).select_from(t.notes).where(t.notes.c.deleted == 1)) or 0
-
-
-def drop_versions(connection: Connection, version_ids: Sequence[int]) -> tuple[int, int]:
-    """Delete versions with their chunks and the vectors that no other chunk uses; return how many of the two."""
-    chunks = vectors = 0
-    c = t.chunks.c
-    keys: set[int] = set()
-    for part in truth.parts(version_ids):
-        keys.update(connection.execute(select(c.vector).where(c.version_id.in_(part))).scalars())
-        chunks += connection.execute(delete(t.chunks).where(c.version_id.in_(part))).rowcount
-        connection.execute(delete(t.versions).where(t.versions.c.id.in_(part)))
-    used = exists().where(c.vector == t.vectors.c.key)
-    for part in truth.parts(sorted(keys)):
-        vectors += connection.execute(delete(t.vectors).where(t.vectors.c.key.in_(part), ~used)).rowcount
-    return chunks, vectors
 
 
 def _drop_references(connection: Connection, note_ids: set[str]) -> int:

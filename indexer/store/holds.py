@@ -1,4 +1,4 @@
-"""Legal holds in the truth: patients whose notes may not be erased, and why."""
+"""Legal holds in the truth: patients whose notes may be neither erased nor deleted, and why."""
 
 from __future__ import annotations
 
@@ -67,8 +67,8 @@ def holds(connection: Connection) -> list[Hold]:
     return sorted(found, key=lambda hold: hold.patient_id)
 
 
-def check(connection: Connection, patients: Iterable[str | None]) -> None:
-    """Return where none of the patients is held.
+def check(connection: Connection, patients: Iterable[str | None], done: str = "erased") -> None:
+    """Return where none of the patients is held; ``done`` is what would be done to their notes otherwise.
 
     Raises:
         HeldError: one is; names the patient, the reason and the mend.
@@ -78,5 +78,5 @@ def check(connection: Connection, patients: Iterable[str | None]) -> None:
         if hold.patient_id in wanted:
             raise HeldError(
                 f"patient {hold.patient_id!r} is under legal hold since {hold.since}: {hold.reason}; nothing was "
-                "erased; 'clinrag notes release --patient ID' ends the hold"
+                f"{done}; 'clinrag notes release --patient ID' ends the hold"
             )

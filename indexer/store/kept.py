@@ -36,11 +36,12 @@ def kept_strings(connection: Connection) -> Iterator[str]:
 
 
 def forgotten_ids(connection: Connection, note_ids: Iterable[str]) -> set[str]:
-    """Return those of the ids that the truth still knows though no kept note has them: tombstones."""
-    n = t.notes.c
+    """Return those of the ids that the truth still knows though no kept note has them: tombstones, rows put aside."""
+    n, q = t.notes.c, t.quarantine.c
     found: set[str] = set()
     for part in truth.parts(note_ids):
         found.update(connection.execute(select(n.note_id).where(n.note_id.in_(part), n.deleted == 1)).scalars())
+        found.update(connection.execute(select(q.note_id).where(q.note_id.in_(part)).distinct()).scalars())
     return found
 
 

@@ -244,12 +244,15 @@ def vector_pages(connection: Connection, after_row: int, dim: int) -> Iterator[V
     joined = t.chunks.join(t.vectors, v.key == c.vector)
     cipher = cipher_of(connection)
     while True:
-        query = select(c.row, v.key, v.text_hash, v.vector, v.checksum).select_from(joined)
+        own = c.text_hash.label("chunk_hash")
+        query = select(c.row, own, v.key, v.text_hash, v.vector, v.checksum).select_from(joined)
         found = connection.execute(query.where(c.row > after_row).order_by(c.row).limit(PAGE_CHUNKS)).all()
         if not found:
             return
         for row in found:
             truth.check_row("vectors", truth.VECTOR_FIELDS, row)
+            if row.chunk_hash != row.text_hash:
+                raise truth.damaged("chunks", row.row)
         stored = [row.vector if cipher is None else cipher.vector_of(row) for row in found]
         for row, vector in zip(found, stored, strict=True):
             if len(vector) != 2 * dim:

@@ -20,7 +20,7 @@ from indexer.records import Chunk
 from indexer.store import schema as t
 from indexer.store import truth
 from indexer.store.cipher import DecryptedRow, cipher_of, plain_rows
-from indexer.store.erasing import drop_versions
+from indexer.store.dropping import drop_versions
 from indexer.store.keyring import DataKey
 from indexer.store.sqlite import last_ids, raise_last_ids
 from indexer.store.writer import hashed, stored_vector_keys, write_vectors

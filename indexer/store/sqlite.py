@@ -203,6 +203,20 @@ def last_ids(connection: Connection) -> dict[str, int]:
     return {str(name): int(last) for name, last in connection.exec_driver_sql("SELECT name, seq FROM sqlite_sequence")}
 
 
+def checked_last_ids(connection: Connection, keys: Iterable[Column[int]]) -> dict[str, int]:
+    """Return what `last_ids` does, for these tables by their keys.
+
+    Raises:
+        DamagedError: a table holds a row behind its last number, which would be given a second time.
+    """
+    known = last_ids(connection)
+    for key in keys:
+        newest = connection.scalar(select(func.max(key))) or 0
+        if newest > known.get(key.table.name, 0):
+            raise DamagedError(_DAMAGE)
+    return known
+
+
 def raise_last_ids(connection: Connection, numbers: Mapping[str, int]) -> None:
     """Have the tables number on behind these, where they do not already: no number is given twice."""
     known = last_ids(connection)

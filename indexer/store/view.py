@@ -179,9 +179,12 @@ class View:
         with read_transaction(self._engine) as connection:
             cipher = cipher_of(connection)
             for part in truth.parts(dict.fromkeys(wanted)):
-                query = select(c.row, v.key, v.text_hash, v.vector, v.checksum).select_from(joined)
+                own = c.text_hash.label("chunk_hash")
+                query = select(c.row, own, v.key, v.text_hash, v.vector, v.checksum).select_from(joined)
                 for row in connection.execute(query.where(c.row.in_(part))):
                     truth.check_row("vectors", truth.VECTOR_FIELDS, row)
+                    if row.chunk_hash != row.text_hash:
+                        raise truth.damaged("chunks", row.row)
                     found[row.row] = row.vector if cipher is None else cipher.vector_of(row)
             self._check_deleted(connection, [row for row in wanted if row not in found])
         blobs = [found[row] for row in wanted if row in found]

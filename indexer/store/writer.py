@@ -10,28 +10,31 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import BindParameter, Connection, Engine, Select, Table, and_, bindparam, delete, exists, select, update
+from sqlalchemy import BindParameter, Connection, Engine, Select, Table, and_, bindparam, exists, select, update
 
 from indexer.errors import ClinragError
 from indexer.records import Chunk, Note
+from indexer.store import holds, truth
 from indexer.store import schema as t
-from indexer.store import truth
 from indexer.store.cipher import cipher_of, owner_of, plain_rows
 from indexer.store.columns import Deletion
+from indexer.store.dropping import drop_versions, versions_of
 from indexer.store.failpoints import failpoint
 from indexer.store.handing import Listener, page_of, stored_vectors
 from indexer.store.keyring import DataKey
 from indexer.store.log import NO_PAGE, Batch
-from indexer.store.sqlite import last_ids, write_transaction
+from indexer.store.sqlite import checked_last_ids, write_transaction
 from indexer.store.stored import Committed, Deleted, Prepared, Refusal
 from indexer.times import now_us, period
 
 # Asked for every batch: to put them together anew takes longer than to ask them.
 _WANTED: BindParameter[Any] = bindparam("wanted", expanding=True)
-_VECTOR_KEYS = select(t.vectors.c.text_hash, t.vectors.c.key).where(t.vectors.c.text_hash.in_(_WANTED))
+_VECTORS = select(t.vectors).where(t.vectors.c.text_hash.in_(_WANTED))
 
 Vectors = Mapping[bytes, NDArray[np.float16]]
 KeyOf = Callable[[str, str | None], DataKey]
+
+_NUMBERED = (t.notes.c.id, t.versions.c.id, t.vectors.c.key, t.chunks.c.row)
 
 
 class MissingVectorsError(ClinragError):
@@ -103,13 +106,19 @@ class Writer:
         """Drop every version of the notes, their chunks and the vectors that no other chunk uses, in one transaction.
 
         A tombstone keeps the id and the last version number, so that numbers go on where the id comes back.
+
+        Raises:
+            HeldError: a version of them is of a patient under legal hold; nothing was deleted.
+            DamagedError: something that hangs on them is not what was stored; nothing was deleted.
         """
         wanted = list(dict.fromkeys(note_ids))
         before = end = 0
         with write_transaction(self._engine) as connection:
             known = {note_id: row for note_id, row in _known(connection, wanted).items() if not row.deleted}
             if known:
-                _drop_versions(connection, [row.note for row in known.values()])
+                versions, patients = versions_of(connection, [row.note for row in known.values()])
+                holds.check(connection, patients, "deleted")
+                drop_versions(connection, versions)
                 failpoint("delete.dropped")
                 log = ChangeLog(connection)
                 before = log.last.seq
@@ -171,7 +180,7 @@ class _Batch:
         self._vectors = vectors
         self._key_of = key_of
         self._cipher = cipher_of(connection)
-        self._last = last_ids(connection)
+        self._last = checked_last_ids(connection, _NUMBERED)
         self._last_vector = self._last.get("vectors", 0)
         self.log = ChangeLog(connection)
         self.before = self.log.last.seq
@@ -318,10 +327,16 @@ def unembedded(connection: Connection, batch: Iterable[Prepared]) -> set[bytes]:
 
 
 def stored_vector_keys(connection: Connection, hashes: Iterable[bytes]) -> dict[bytes, int]:
-    """Return the keys of those texts that have a vector."""
+    """Return the keys of those texts that have a vector.
+
+    Raises:
+        DamagedError: a vector does not match its checksum, or is another text's: the index led to a wrong row.
+    """
     keys: dict[bytes, int] = {}
     for part in truth.parts(hashes):
-        keys.update((row.text_hash, row.key) for row in connection.execute(_VECTOR_KEYS, {"wanted": part}))
+        for row in connection.execute(_VECTORS, {"wanted": part}):
+            truth.check_row("vectors", truth.VECTOR_FIELDS, row)
+            keys[row.text_hash] = row.key
     return keys
 
 
@@ -411,18 +426,6 @@ def _keys(engine: Engine, batch: Sequence[Prepared]) -> Iterator[KeyOf | None]:
         return
     with cipher.writing(owner_of(one.note.note_id, one.note.patient_id) for one in batch) as key_of:
         yield key_of
-
-
-def _drop_versions(connection: Connection, note_numbers: Sequence[int]) -> None:
-    for part in truth.parts(note_numbers):
-        own = select(t.versions.c.id).where(t.versions.c.note.in_(part))
-        of_notes = t.chunks.c.version_id.in_(own)
-        keys = {row.vector for row in connection.execute(select(t.chunks.c.vector).where(of_notes))}
-        connection.execute(delete(t.chunks).where(of_notes))
-        connection.execute(delete(t.versions).where(t.versions.c.note.in_(part)))
-        used = exists().where(t.chunks.c.vector == t.vectors.c.key)
-        for some in truth.parts(sorted(keys)):
-            connection.execute(delete(t.vectors).where(t.vectors.c.key.in_(some), ~used))
 
 
 def _insert(connection: Connection, table: Table, rows: list[dict[str, Any]]) -> None:

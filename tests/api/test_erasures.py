@@ -72,6 +72,9 @@ def test_a_hold_stops_the_command_with_its_reason(indexed: Clinrag):
     assert indexed("notes", "hold", "--patient", "4711", "--reason", "case 12", "-c", "ward").exit_code == 0
     refused = indexed("notes", "erase", "--patient", "4711", "-c", "ward", "--yes")
     assert (refused.exit_code, "case 12" in refused.stderr) == (2, True)
+    refused = indexed("notes", "delete", "lab-2", "-c", "ward")
+    assert (refused.exit_code, "case 12; nothing was deleted" in refused.stderr) == (2, True)
+    assert indexed("notes", "show", "lab-2", "-c", "ward").exit_code == 0
     assert one_json(indexed("notes", "holds", "-c", "ward", "--json").stdout)["holds"][0]["patient_id"] == "4711"  # type: ignore[index]
     assert indexed("notes", "release", "--patient", "4711", "-c", "ward").exit_code == 0
     assert indexed("notes", "release", "--patient", "4711", "-c", "ward").exit_code == 2
@@ -92,6 +95,9 @@ def test_erasing_over_http(ward: httpx.Client, served_home: Path, tmp_path: Path
     assert ward.get("/v1/collections/ward/holds").json()["holds"] == [held.json()]
     refused = ward.post("/v1/collections/ward/erasures", json={"patient_id": "4711"})
     assert (refused.status_code, refused.json()["type"]) == (409, "urn:clinrag:problem:legal-hold")
+    refused = ward.delete("/v1/collections/ward/notes/lab-2")
+    assert (refused.status_code, refused.json()["type"]) == (409, "urn:clinrag:problem:legal-hold")
+    assert "4711" in refused.json()["detail"]
     assert ward.delete("/v1/collections/ward/holds/4711").status_code == 204
     assert ward.delete("/v1/collections/ward/holds/4711").status_code == 404
     assert ward.post("/v1/collections/ward/erasures", json={"patient_id": "4711"}).json()["counts"]["notes"] == 2

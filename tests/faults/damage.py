@@ -27,6 +27,7 @@ from indexer.encoders.encoder import HashingEncoder
 from indexer.errors import CollectionNotFoundError, DamagedError, NoteNotFoundError
 from indexer.library import Library
 from indexer.records import Note, Scope, Status
+from indexer.store import blocks
 from tests.faults.plan import WORDS
 from tests.faults.processes import in_child
 
@@ -35,6 +36,11 @@ GONE = "n5"
 IDS = [f"n{number}" for number in range(60)]
 KINDS = ("flip", "truncate", "zero", "stale", "swap")
 AFTER_WRITES = ("find new", "listed after", "vectors after")
+AFTER_ERASING = ("listed after erasing", "rows after erasing", "vectors after erasing")
+ERASED_EVERY = 3
+"""An erasure writes everything anew, which takes as long as all the other questions: only so often one is asked for."""
+BLOCK_BYTES = 1 << 11
+"""Small blocks give the small matrix here as many as a large one has."""
 MOMENT = "2024-06-15T00:00:00Z"
 VARIANTS = ("closed", "log")
 """A collection that was closed, and one as a killed process leaves it: its newest commits are in the log alone."""
@@ -67,6 +73,7 @@ class Report:
 def run(home: Path, damages: int, seed: int) -> Report:
     """Damage so many copies, and return what came of it."""
     started = time.monotonic()
+    blocks.BLOCK_BYTES = BLOCK_BYTES
     report = Report()
     rng = random.Random(seed)
     reference: dict[str, dict[str, Any]] = {}
@@ -81,7 +88,7 @@ def run(home: Path, damages: int, seed: int) -> Report:
         copy = home / "copy"
         _copy(home / variant, copy)
         what = _damage(copy, home / variant / "other", rng)
-        after = _asked(None, copy)
+        after = _asked(None, copy, erasing=n % ERASED_EVERY == 0)
         _judge(report, f"{variant}: {what}", reference[variant], after)
         if n % 50 == 49:
             print(f"{n + 1} damages: {dict(report.outcomes)}", file=sys.stderr, flush=True)  # noqa: T201
@@ -98,9 +105,13 @@ def _judge(report: Report, what: str, before: dict[str, Any], after: dict[str, A
     answers, expected = after["answers"], before["answers"]
     refused = [key for key, answer in answers.items() if answer == {"error": "DamagedError"}]
     unclear = {key: answer for key, answer in answers.items() if isinstance(answer, dict) and "unclear" in answer}
+    # What a refused write did not do cannot be there afterwards.
+    undone: tuple[str, ...] = ()
     if any(question in refused for question in ("index new", "delete", "index again")):
-        # What a refused write did not do cannot be there afterwards.
-        answers = {key: answer for key, answer in answers.items() if key not in AFTER_WRITES}
+        undone = AFTER_WRITES + AFTER_ERASING
+    elif "erase" in refused:
+        undone = AFTER_ERASING
+    answers = {key: answer for key, answer in answers.items() if key not in undone}
     differing = [
         key
         for key, answer in expected.items()
@@ -129,10 +140,10 @@ def _judge(report: Report, what: str, before: dict[str, Any], after: dict[str, A
     report.outcomes[kind] += 1
 
 
-def _asked(source: Path | None, copy: Path) -> dict[str, Any] | None:
+def _asked(source: Path | None, copy: Path, *, erasing: bool = True) -> dict[str, Any] | None:
     if source is not None:
         _copy(source, copy)
-    return in_child(lambda: _questions(copy))
+    return in_child(lambda: _questions(copy, erasing))
 
 
 def _copy(source: Path, copy: Path) -> None:
@@ -257,7 +268,7 @@ class _Warnings(logging.Handler):
         self.texts.append(record.getMessage())
 
 
-def _questions(home: Path) -> dict[str, Any]:
+def _questions(home: Path, erasing: bool) -> dict[str, Any]:
     """Ask everything and return the answers by question."""
     heard = _Warnings()
     logging.getLogger("indexer").addHandler(heard)
@@ -284,6 +295,8 @@ def _questions(home: Path) -> dict[str, Any]:
     _ask_reads(collection, ask)
     findings = [f"{found.where} {found.what}" for found in collection.verify()]
     _ask_writes(collection, ask)
+    if erasing:
+        _ask_erasing(Library(home), collection, ask)
     collection.close()
     sys.stderr.flush()
     return {"answers": answers, "warnings": heard.texts, "findings": findings}
@@ -330,6 +343,14 @@ def _ask_writes(collection: Collection, ask: Callable[[str, Callable[[], Any]], 
     ask("listed after", lambda: [entry[0] for entry in _listed(collection)])
     query = encoder.encode_queries(["chest pain and fever"])[0]
     ask("vectors after", lambda: _vectors(collection, Scope(), query))
+
+
+def _ask_erasing(library: Library, collection: Collection, ask: Callable[[str, Callable[[], Any]], None]) -> None:
+    query = HashingEncoder().encode_queries(["chest pain and fever"])[0]
+    ask("erase", lambda: library.erase(collection, "notes", ["n9", "n10"]).receipt.counts["notes"])
+    ask("listed after erasing", lambda: [entry[0] for entry in _listed(collection)])
+    ask("rows after erasing", lambda: collection.view().rows.tolist())
+    ask("vectors after erasing", lambda: _vectors(collection, Scope(), query))
 
 
 def _info(collection: Collection) -> Any:

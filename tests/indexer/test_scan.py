@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -69,3 +71,14 @@ def test_a_short_id_is_looked_up_in_the_tables(tmp_path, ward):
     assert [trace.where for trace in ward.scan([], ["n12", "n1"])] == ["the tombstone of id number 2"]
     Library(tmp_path).erase(ward, "notes", ["n1"])
     assert ward.scan([], ["n12", "n1"]) == []
+
+
+def test_a_short_id_is_found_as_a_whole_value_of_a_derived_list(tmp_path, ward):
+    """Of a patient nothing is left in the tables once the notes are deleted; the derived files may still list it."""
+    store(ward, note("n1", SECRET, patient_id="p7"), note("n2", "Kept p7 in its text.", patient_id="p70"))
+    ward.publish()
+    assert ward.scan([], ["p7", "p70"]) == [], "a kept note explains it"
+    ward.delete_notes(["n1"])
+    assert [Path(trace.where).name for trace in ward.scan([], ["p7", "p70"])] == ["texts.json"]
+    Library(tmp_path).erase(ward, "patient", ["p7"])
+    assert ward.scan([], ["p7", "p70"]) == []
