@@ -183,6 +183,18 @@ def test_a_snapshot_takes_no_vector_from_a_damaged_one(ward, tmp_path, caplog):
     assert ward.verify() == []
 
 
+def test_a_snapshot_that_is_replaced_while_all_is_verified_is_no_finding(ward, monkeypatch):
+    ward.publish()
+
+    def meanwhile(*_):
+        store(ward, note("late", "Zoster."))
+        ward.publish()
+        return iter(())
+
+    monkeypatch.setattr("indexer.check.truth_findings", meanwhile)
+    assert ward.verify() == []
+
+
 def test_without_a_place_for_snapshots_searches_go_on_and_a_warning_says_so(ward, monkeypatch, caplog):
     def full(*_, **__):
         raise OSError(28, "No space left on device")

@@ -96,6 +96,24 @@ def test_arrays_hold_no_trace_of_removed_chunks_and_change_no_score(tmp_path):
     assert_same(again, oracle, {"w1": 1.0, "new": 2.0}, 50)
 
 
+def test_a_frozen_moment_gives_its_arrays_whatever_comes_later():
+    index, _ = _both(700)
+    index.remove(np.arange(0, 300, 4))
+    index = PostingsIndex.from_arrays(index.arrays())
+    index.add(np.array([1401, 1402]), [["w1", "fresh", "w1"], ["w59"]])
+    frozen, before = index.frozen(), index.arrays()
+    turns = iter(range(3000, 3900))
+
+    def meanwhile():
+        index.add(np.array([next(turns)]), [["w1", "later", "w0"]])
+        index.remove(np.array([1401, 102]))
+
+    later = frozen(meanwhile)
+    for name, values in before.items():
+        np.testing.assert_array_equal(values, later[name])
+    assert b"later" in index.arrays()["names"].tobytes()
+
+
 def test_ids_of_removed_last_chunks_are_not_taken_again_after_reading_back():
     index, _ = _both(10)
     index.remove(np.array([18]))
