@@ -5,15 +5,16 @@ Steps, each of which a crash may follow; the next time that the collection is op
 1. ``asked``: the truth records what is to be erased, as salted hashes.
 2. ``withdrawn``: notes that wait elsewhere to be stored (queued jobs) are taken out.
 3. ``dropped``: rows, tombstones and references are deleted; from here on no reader of any process sees the notes.
-4. ``unkeyed``: in an encrypted collection, the keys of what was erased are destroyed: no backup opens either.
-5. ``packed``: the database is written anew.
-6. ``emptied``: its log is cut to nothing; this waits for readers that hold an older snapshot.
-7. ``followed``: vectors of another encoder beside the live ones (a change of the encoder) have lost the same.
+4. ``packed``: the database is written anew.
+5. ``emptied``: its log is cut to nothing; this waits for readers that hold an older snapshot.
+6. ``followed``: vectors of another encoder beside the live ones (a change of the encoder) have lost the same.
+7. ``unkeyed``: in an encrypted collection, the keys of what was erased, which step 3 retired, are destroyed: no backup
+   opens either. By now no reader is left that would need them.
 8. ``rebuilt``: matrix, structure, terms and columns are made again from what is kept.
 9. ``issued``: the signed receipt is on disk, outside of the collection.
 10. ``forgotten``: the record of step 1 is gone.
 
-Erasures that wait for the writer lock at the same time share steps 5 to 8.
+Erasures that wait for the writer lock at the same time share steps 4 to 8.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ from indexer.times import iso, now_us
 
 WAIT_S = 30.0
 
-STEPS = ("asked", "withdrawn", "dropped", "unkeyed", "packed", "emptied", "followed", "rebuilt", "issued", "forgotten")
+STEPS = ("asked", "withdrawn", "dropped", "packed", "emptied", "followed", "unkeyed", "rebuilt", "issued", "forgotten")
 
 _AGAIN = "it stays pending and goes on when the collection is opened next"
 
@@ -163,8 +164,6 @@ class Eraser:
                     erasing.drop(connection, one, withdrawn)
                 self._reached("dropped")
         pending = self.pending()
-        self._destroy_keys(pending, deadline)
-        self._reached("unkeyed")
         if any(one.state != erasing.PACKED for one in pending):
             pack(self.engine, deadline)
             with write_transaction(self.engine) as connection:
@@ -179,6 +178,8 @@ class Eraser:
         self._reached("emptied")
         self.beside(deadline)
         self._reached("followed")
+        self._destroy_keys(pending, deadline)
+        self._reached("unkeyed")
         self.replica.purge(terms)
         self._reached("rebuilt")
         for one in pending:
@@ -193,8 +194,7 @@ class Eraser:
         cipher = cipher_of(self.engine)
         if cipher is None:
             return
-        with read_transaction(self.engine) as connection:
-            covered = [erasing.keys_covered(connection, one.details) for one in pending]
+        covered = [erasing.keys_covered(one.details) for one in pending]
         cipher.keyring.destroy(lambda owner: any(covers(owner) for covers in covered), deadline)
 
     def _empty_log(self, deadline: float) -> None:

@@ -24,6 +24,8 @@ from sqlalchemy import (
     Column,
     ColumnElement,
     Connection,
+    Index,
+    Integer,
     LargeBinary,
     MetaData,
     Row,
@@ -33,6 +35,7 @@ from sqlalchemy import (
     select,
     update,
 )
+from sqlalchemy.exc import DatabaseError
 
 from indexer.errors import DamagedError, ErasurePendingError, KeysError
 from indexer.store.failpoints import failpoint
@@ -68,11 +71,15 @@ _keys = Table(
     _METADATA,
     # ``id`` is random: a number that counts on would come again where an old copy of the file is brought back.
     Column("id", LargeBinary, primary_key=True),
-    Column("token", Text, nullable=False, unique=True),
+    Column("token", Text, nullable=False),
+    # A retired key opens what it sealed and seals nothing more: it waits for the end of an erasure.
+    Column("retired", Integer, nullable=False),
     Column("wrapped", LargeBinary, nullable=False),
     Column("owner", LargeBinary, nullable=False),
 )
+Index("keys_in_use", _keys.c.token, unique=True, sqlite_where=_keys.c.retired == 0)
 
+_UNREADABLE = (DamagedError, DatabaseError, UnicodeError)
 _DAMAGED = "{}, the file of the collection's keys, is damaged; bring back a copy of it, nothing was changed"
 _DERIVED = b"\0derived files"
 
@@ -154,7 +161,7 @@ class Keyring:
                 raise KeysError(
                     "the master key does not open the keys of this collection; name the one that it was made with"
                 ) from None
-        except (KeyError, DamagedError) as exc:
+        except (KeyError, *_UNREADABLE) as exc:
             self._engine.dispose()
             raise KeysError(_DAMAGED.format(path.name)) from exc
         except BaseException:
@@ -213,7 +220,7 @@ class Keyring:
             return self._by_id[key_id]
 
     def named(self, token: str) -> DataKey | None:
-        """Return the key of the owner that a token stands for, ``None`` where it was destroyed."""
+        """Return a key of the owner that a token stands for, ``None`` where all were destroyed."""
         with self._lock:
             self._rows_read()
             if token not in self._by_token and (row := self._row(_keys.c.token == token)) is not None:
@@ -250,12 +257,28 @@ class Keyring:
                 found |= self.stored(missing)
             yield found
 
-    def count(self, covers: Callable[[Owner], bool]) -> int:
-        """Return how many owners that are covered have a key."""
-        return sum(1 for key in self._all() if covers(key.owner))
+    def owners(self) -> list[Owner]:
+        """Return whose keys are there, retired ones too, as the file says now."""
+        with self._reading() as connection:
+            return [self._opened(row).owner for row in connection.execute(select(_keys))]
+
+    def retire(self, covers: Callable[[Owner], bool]) -> int:
+        """Have the keys of the owners that are covered seal nothing more, and return how many are retired now.
+
+        They go on to open what they sealed until `destroy`; whatever is stored of these owners from now on gets new
+        keys, which that leaves alone.
+        """
+        with exclusive(self._path.with_suffix(".lock"), "the keys of the collection", LOCK_TIMEOUT_S):
+            with self._reading() as connection:
+                ids = [row.id for row in connection.execute(select(_keys)) if covers(self._opened(row).owner)]
+            with write_transaction(self._engine) as connection:
+                for part in parts(ids):
+                    connection.execute(update(_keys).where(_keys.c.id.in_(part)).values(retired=1))
+        failpoint("keys.retired")
+        return len(ids)
 
     def destroy(self, covers: Callable[[Owner], bool], deadline: float) -> int:
-        """Destroy the keys of the owners that are covered, and return how many that were. Idempotent.
+        """Destroy the retired keys of the owners that are covered, and return how many that were. Idempotent.
 
         The key of derived files is replaced: those of now hold words of what is erased, wherever copies of them lie.
 
@@ -264,7 +287,9 @@ class Keyring:
         """
         left_s = max(0.0, deadline - time.monotonic())
         with exclusive(self._path.with_suffix(".lock"), "the keys of the collection", left_s):
-            gone = [key.id for key in self._all() if covers(key.owner)]
+            with self._reading() as connection:
+                retired = connection.execute(select(_keys).where(_keys.c.retired == 1)).all()
+            gone = [row.id for row in retired if covers(self._opened(row).owner)]
             with write_transaction(self._engine) as connection:
                 for part in parts(gone):
                     connection.execute(delete(_keys).where(_keys.c.id.in_(part)))
@@ -281,14 +306,10 @@ class Keyring:
                     self._by_id.pop(key_id, None)
         return len(gone)
 
-    def _all(self) -> list[DataKey]:
-        with self._reading() as connection:
-            return [self._opened(row) for row in connection.execute(select(_keys))]
-
     def _stored(self, connection: Connection, wanted: dict[str, Owner]) -> dict[Owner, DataKey]:
         found: dict[Owner, DataKey] = {}
         for part in parts(wanted):
-            for row in connection.execute(select(_keys).where(_keys.c.token.in_(part))):
+            for row in connection.execute(select(_keys).where(_keys.c.token.in_(part), _keys.c.retired == 0)):
                 with self._lock:
                     key = self._by_id.get(row.id) or self._opened(row)
                     self._by_id[row.id] = key
@@ -307,7 +328,7 @@ class Keyring:
         try:
             with read_transaction(self._engine) as connection:
                 yield connection
-        except DamagedError as exc:
+        except _UNREADABLE as exc:
             raise KeysError(_DAMAGED.format(self._path.name)) from exc
 
     def _check(self) -> None:
@@ -339,6 +360,7 @@ class Keyring:
         return {
             "id": key_id,
             "token": token,
+            "retired": 0,
             "wrapped": encrypted(self._wrapping, secret, bound),
             "owner": encrypted(_cipher(secret), said, b"owner" + bound),
         }

@@ -18,14 +18,16 @@ from indexer import reencoding
 from indexer.backup import backup, restore
 from indexer.build import index_notes
 from indexer.encryption import FOLDER, MasterKey
-from indexer.errors import ArgumentError, DamagedError, HeldError, KeyDestroyedError, KeysError
+from indexer.errors import ArgumentError, DamagedError, ErasurePendingError, HeldError, KeyDestroyedError, KeysError
 from indexer.library import Library
 from indexer.records import Scope
 from indexer.repair import repair
-from indexer.store import failpoints, truth
+from indexer.store import failpoints, schema, truth
+from indexer.store.cipher import plain_rows
 from indexer.store.file_cipher import FileCipher
 from indexer.store.replica import TERMS
 from indexer.store.snapshots import MANIFEST
+from indexer.store.sqlite import read_transaction
 from tests.indexer.made_collections import SPEC, LetterEncoder, new, note, prepared, shown, store, vector
 from tests.indexer.test_collection_machine import CollectionMachine
 
@@ -242,7 +244,7 @@ def test_a_crash_behind_the_making_of_a_key_leaves_nothing_half(library, ward, h
         assert again.verify() == []
 
 
-@pytest.mark.parametrize("at", ["erase.dropped", "keys.destroyed", "erase.unkeyed"])
+@pytest.mark.parametrize("at", ["keys.retired", "erase.dropped", "keys.destroyed", "erase.unkeyed"])
 def test_a_crash_while_keys_are_destroyed_ends_on_opening(library, ward, home, master, tmp_path, at):
     fill(ward)
     backup(ward, tmp_path / "ward.backup")
@@ -262,6 +264,42 @@ def test_a_crash_while_keys_are_destroyed_ends_on_opening(library, ward, home, m
     assert [receipt.counts["keys"] for receipt in fresh.receipts.all()] == [1]
     with restore(fresh, tmp_path / "ward.backup", "copy").collection as copy:
         assert shown(copy) == {"note-2": 1, "note-3": 1}
+
+
+def test_who_still_reads_what_was_before_keeps_the_key_until_he_is_done(library, ward):
+    fill(ward)
+    with read_transaction(ward._engine) as before:
+        dated = truth.dated_versions(schema.versions.c.text).where(schema.notes.c.note_id == "note-1")
+        assert before.execute(dated).all()
+        with pytest.raises(ErasurePendingError):
+            library.erase(ward, "patient", ["patient-one"], wait_s=0.2)
+        texts = [truth.stored_note(row).text for row in plain_rows(before, before.execute(dated).all())]
+        assert sorted(texts) == sorted([NOTES[0].text, NOTES[3].text])
+    with library.open("ward") as again:
+        assert shown(again) == {"note-2": 1, "note-3": 1}
+        assert "patient-one" not in [owner.id for owner in again.cipher.keyring.owners()]
+
+
+def test_what_is_stored_while_an_erasure_is_pending_outlives_it(library, ward, home, master, tmp_path):
+    fill(ward)
+    backup(ward, tmp_path / "ward.backup")
+    with read_transaction(ward._engine) as before:
+        before.execute(truth.dated_versions()).all()
+        for by, subjects in (("patient", ["patient-one"]), ("notes", ["note-3"])):
+            with pytest.raises(ErasurePendingError):
+                library.erase(ward, by, subjects, wait_s=0.1)
+        store(ward, NOTES[0], NOTES[2])
+        assert shown(ward) == {"note-1": 1, "note-2": 1, "note-3": 1}
+    with Library(home, master=master).open("ward") as again:
+        assert shown(again) == {"note-1": 1, "note-2": 1, "note-3": 1}
+        assert again.verify() == []
+        assert [again.note(one).text for one in ("note-1", "note-3")] == [NOTES[0].text, NOTES[2].text]
+    assert [receipt.counts["keys"] for receipt in library.receipts.all()] == [1, 1]
+    for path in library.receipts._folder.iterdir():
+        path.unlink()
+    restored = restore(Library(home, master=master), tmp_path / "ward.backup", "copy")
+    with restored.collection as copy:
+        assert (restored.unreadable, shown(copy)) == (2, {"note-2": 1})
 
 
 def test_a_hold_refuses_and_keeps_the_key(library, ward):
@@ -317,7 +355,7 @@ def test_a_damaged_file_of_keys_is_named_and_nothing_is_put_aside_for_it(library
     rng = np.random.default_rng(seed)
     content = bytearray(file.read_bytes())
     used = np.flatnonzero(np.frombuffer(bytes(content), np.uint8))
-    ids = [content.find(bytes(key.id)) for key in library.keyrings.open(ward.collection_id)._all()]
+    ids = [content.find(bytes(key_id)) for key_id in library.keyrings.open(ward.collection_id)._by_id]
     for at in [*rng.choice(used, 12), *(ids[:1] if seed % 2 else [])]:
         content[at] ^= 1 << rng.integers(8)
     file.write_bytes(content)
@@ -390,7 +428,8 @@ def test_repair_embeds_lost_vectors_and_puts_aside_what_no_key_opens(library, wa
         assert [replace(again.note(one.note_id), chunks=one.chunks) for one in said] == said
         assert len(again.view().vectors(again.view().rows)) == 5
     keyring = library.keyrings.open(again.collection_id)
-    keyring.destroy(lambda owner: owner.id == "patient-one", 0)
+    keyring.retire(lambda owner: owner.id == "patient-one")
+    assert keyring.destroy(lambda owner: True, 0) == 1
     with library.open("ward") as again, pytest.raises(KeyDestroyedError):
         again.note("note-1")
     mended = repair(library, "ward", lambda name: LetterEncoder())
@@ -485,8 +524,7 @@ class EncryptedMachine(CollectionMachine):
             del self.model[note_id], self.last[note_id]
         for rows in self.model.values():
             rows[:] = [(version, one) for version, one in rows if one.patient_id != patient]
-        owners = [key.owner.id for key in self.collection.cipher.keyring._all()]
-        assert patient not in owners
+        assert patient not in [owner.id for owner in self.collection.cipher.keyring.owners()]
 
 
 TestEncryptedMachine = EncryptedMachine.TestCase
