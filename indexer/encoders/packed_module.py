@@ -14,6 +14,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import InputModule
 
+from indexer.encoders.batches import padded
 from indexer.encoders.packed import PackedBody, load_tokenizer
 
 
@@ -33,13 +34,7 @@ class PackedTransformer(InputModule):  # type: ignore[misc,unused-ignore]
         encoded = self.tokenizer.encode_batch([(prompt or "") + text for text in inputs])
         longest = self.max_seq_length
         ids = [one.ids if len(one.ids) <= longest else [*one.ids[: longest - 1], one.ids[-1]] for one in encoded]
-        width = max(map(len, ids), default=0)
-        tokens = torch.zeros((len(ids), width), dtype=torch.long)
-        mask = torch.zeros((len(ids), width), dtype=torch.long)
-        for row, one in enumerate(ids):
-            tokens[row, : len(one)] = torch.as_tensor(one)
-            mask[row, : len(one)] = 1
-        return {"input_ids": tokens, "attention_mask": mask}
+        return dict(padded(ids))
 
     def forward(self, features: dict[str, torch.Tensor | Any], **_: Any) -> dict[str, torch.Tensor | Any]:
         """Add ``sentence_embedding``."""

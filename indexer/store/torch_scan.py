@@ -213,7 +213,8 @@ class TorchScan:
         """Return a buffer with room for n rows that holds the first ``used`` of the present one."""
         if used and n <= len(self._buffer):
             return self._buffer
-        capacity = n if not used else max(n, used + used // 2)
+        # Some room from the start: to grow means to hold both buffers for a moment, and devices are small.
+        capacity = n + n // 8 if not used else max(n, used + used // 2)
         dim = self._matrix.state.base.shape[1]
         buffer = torch.empty((capacity, dim), dtype=self._torch_dtype, device=self._device)
         if used:
