@@ -27,6 +27,13 @@ RECIPE = """
 [start]
 from = "{start}"
 [[stage]]
+kind = "mlm"
+sources = ["notes/aci_bench"]
+steps = 1
+batch = 2
+max_length = 24
+duplication = 1
+[[stage]]
 kind = "prune"
 size = {size}
 [[stage]]
@@ -85,14 +92,14 @@ def trained(data, folders, tmp_path_factory) -> Callable[[str, str], tuple[Path,
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 @pytest.mark.parametrize(("preset", "architecture"), PRESETS)
-def test_a_preset_is_loaded_pruned_tuned_and_exported(preset, architecture, folders, trained, monkeypatch):
+def test_a_preset_is_loaded_pretrained_pruned_tuned_and_exported(preset, architecture, folders, trained, monkeypatch):
     name = tiny(preset, architecture)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(folders[name]))
     raw = load_encoder(preset)
     assert (raw.spec.pooling, raw.spec.max_length, raw.spec.dim) == ("mean", 64, 32)
     assert np.linalg.norm(raw.encode_passages(TEXTS), axis=1) == pytest.approx(1.0, abs=1e-5)
     out, report = trained(preset, name)
-    start, pruned = out / "run" / "start", out / "run" / "01-prune" / "model"
+    start, pruned = out / "run" / "01-mlm" / "model", out / "run" / "02-prune" / "model"
     before, after = Student(start).eval(), Student(pruned).eval()
     kept = np.load(pruned / "kept_tokens.npy")
     assert len(kept) < before.tokenizer.get_vocab_size()
