@@ -18,7 +18,7 @@ ALLOWED = {
     "api": {"rag", "eval", "indexer"},
 }
 HOMES = {
-    "faiss": ("indexer/store/faiss_index.py", "indexer/store/faiss_codes.py", "indexer/store/faiss_gpu.py", "eval/bench/"),
+    "faiss": ("indexer/store/faiss_", "eval/bench/"),
     "langchain_core": ("rag/generate.py", "rag/langchain.py", "rag/langchain_generator.py"),
     "langchain": ("rag/generate.py", "rag/langchain.py", "rag/langchain_generator.py"),
     "fastapi": ("api/",),

@@ -203,7 +203,8 @@ def inverted(request, flat_matrix, quick_training):
     return FaissGpuIndex.from_base(ids, rows, kind="ivf", devices=HostDevices(request.param)), ids, rows
 
 
-def test_cells_of_a_product_quantiser_are_trained_and_filled():
+def test_cells_of_a_product_quantiser_are_trained_and_filled(monkeypatch):
+    monkeypatch.setattr(faiss_gpu, "_PARTS", (1,))
     rng = np.random.default_rng(7)
     rows = rng.standard_normal((1200, 4)).astype(np.float16)
     index = FaissGpuIndex.from_base(np.arange(1200), rows, kind="ivf", devices=HostDevices())
