@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -105,18 +105,22 @@ def run_recipe(
                 packed = result
             elif result is not None:
                 model = result
-            if stage.kind in _TRAINED:
-                scores.pop(folder.name, None)
-                _score(score, model, folder.name, scores, out_dir)
-                model = _better(recipe, folder, model, scores)
             done[folder.name] = key
             done[folder.name + ".model"] = str(model.relative_to(out_dir))
+            scores.pop(folder.name, None)
             _write(out_dir / "progress.json", done)
+            if stage.kind in _TRAINED:
+                _score(score, model, folder.name, scores, out_dir)
+                model = _better(recipe, folder, model, scores)
+                done[folder.name + ".model"] = str(model.relative_to(out_dir))
+                _write(out_dir / "progress.json", done)
             if number < len(recipe.stages):
                 team.wait()
         else:
             model = out_dir / done[folder.name + ".model"]
             packed = folder / "model" if stage.kind == "export" else packed
+            if stage.kind in _TRAINED:  # a run may have been cut off while it was scored
+                _score(score, model, folder.name, scores, out_dir)
     final = _publish(model, out_dir / "model")
     if packed is not None:
         packed = _publish(packed, out_dir / "packed")
@@ -251,8 +255,3 @@ def _write(path: Path, content: object) -> None:
     new = path.with_suffix(".new")
     new.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     new.replace(path)
-
-
-def stage_names(recipe: Recipe) -> Sequence[str]:
-    """Return the folder names of a recipe's stages, in order."""
-    return [f"{number:02d}-{stage.kind}" for number, stage in enumerate(recipe.stages, 1)]

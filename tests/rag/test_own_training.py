@@ -115,6 +115,27 @@ def test_the_best_weights_are_handed_on_where_the_recipe_says_so(start, hospital
     assert (report.model / "model.safetensors").read_bytes() == best
 
 
+def test_a_run_cut_off_while_it_is_scored_does_not_train_again(start, hospital, tmp_path):
+    class KilledError(Exception):
+        pass
+
+    asked: list[str] = []
+
+    def score(model: Path) -> dict[str, float]:
+        asked.append(model.parent.name)
+        if asked == ["run", "02-contrast"]:
+            raise KilledError
+        return {"made": 0.5}
+
+    path = _recipe(tmp_path, start)
+    with pytest.raises(KilledError):
+        run_recipe(path, tmp_path / "run", hospital, score)
+    told: list[str] = []
+    report = run_recipe(path, tmp_path / "run", hospital, score, lambda progress: told.append(progress.stage))
+    assert told == []
+    assert report.scores == {"start": {"made": 0.5}, "02-contrast": {"made": 0.5}}
+
+
 def test_another_start_in_the_recipe_is_taken_and_not_the_one_of_before(start, hospital, tmp_path):
     other = unigram_model(tmp_path / "other", hidden=16)
     pairs_only = RECIPE[: RECIPE.index('[[stage]]\nkind = "contrast"')]
