@@ -20,13 +20,22 @@ Found = NDArray[np.int64]
 
 
 class Engine(Protocol):
-    """Built over a workload, then asked. ``filters``: whether it can narrow a search to some rows."""
+    """Built over a workload, then asked.
+
+    ``filters``: whether it can narrow a search to some rows; ``efforts``: what `tune` takes, from quick to thorough.
+    """
 
     name: str
     filters: bool
+    efforts: tuple[int, ...]
+    folder: tempfile.TemporaryDirectory[str] | None
 
     def build(self, work: Workload) -> None:
         """Take all rows."""
+        ...
+
+    def tune(self, effort: int) -> None:
+        """Spend so much on each search from here on."""
         ...
 
     def search(self, query: Floats, k: int, selectivity: float) -> Found:
@@ -34,14 +43,35 @@ class Engine(Protocol):
         ...
 
 
-class Clinrag:
-    """clinrag's own index: float16 rows scanned in place, or 4-bit codes rescored exactly."""
+class Untuned:
+    """An engine that has nothing to tune, or nothing that its users would."""
+
+    efforts: tuple[int, ...] = ()
+    folder: tempfile.TemporaryDirectory[str] | None = None
+
+    def tune(self, effort: int) -> None:
+        """Do nothing."""
+
+
+EFFORTS: tuple[int, ...] = (16, 32, 64, 128, 256)
+"""Candidates that a graph keeps in view."""
+
+
+class Clinrag(Untuned):
+    """clinrag's own index: float16 rows scanned in place, 4-bit codes of all rows, or of the nearest cells."""
 
     filters = True
 
     def __init__(self, kind: Any) -> None:
-        """Take the kind: flat or pq."""
+        """Take the kind: flat, codes or ivf."""
         self.name, self._kind = f"clinrag {kind}", kind
+        if kind == "ivf":
+            self.efforts = (2, 4, 8, 16, 32)
+
+    def tune(self, effort: int) -> None:
+        """Look into one cell in ``64 / effort``."""
+        cells: Any = self._index._structure
+        cells.nprobe = max(1, cells.nlist * effort // 64)
 
     def build(self, work: Workload) -> None:
         """Take all rows as the collection would: a float16 matrix."""
@@ -56,40 +86,48 @@ class Clinrag:
         return self._index.search(query, k, self._allowed[selectivity])[0]
 
 
-class FaissHnsw:
+class FaissHnsw(Untuned):
     """FAISS HNSW32 with a selector."""
 
-    name, filters = "FAISS HNSW32", True
+    name, filters, efforts = "FAISS HNSW32", True, EFFORTS
+    _effort = 128
 
     def build(self, work: Workload) -> None:
-        """Build the graph with FAISS's own threads."""
+        """Build the graph on one thread."""
         self._faiss = faiss = importlib.import_module("faiss")
-        faiss.omp_set_num_threads(2)
+        faiss.omp_set_num_threads(1)
         self._index = faiss.IndexHNSWFlat(work.vectors.shape[1], 32, faiss.METRIC_INNER_PRODUCT)
         self._index.add(work.vectors)
-        faiss.omp_set_num_threads(1)
         self._selectors = {s: faiss.IDSelectorBatch(work.allowed(s)) for s in work.groups if s < 1}
 
+    def tune(self, effort: int) -> None:
+        """Set ef."""
+        self._effort = effort
+
     def search(self, query: Floats, k: int, selectivity: float) -> Found:
-        """Search with ef 128."""
-        options = self._faiss.SearchParametersHNSW(efSearch=128, sel=self._selectors.get(selectivity))
+        """Search with a selector."""
+        options = self._faiss.SearchParametersHNSW(efSearch=self._effort, sel=self._selectors.get(selectivity))
         return np.asarray(self._index.search(query[None], k, params=options)[1][0], dtype=np.int64)
 
 
-class Hnswlib:
+class Hnswlib(Untuned):
     """hnswlib, M 32."""
 
-    name, filters = "hnswlib", True
+    name, filters, efforts = "hnswlib", True, EFFORTS
 
     def build(self, work: Workload) -> None:
-        """Build the graph on two threads."""
+        """Build the graph on one thread."""
         hnswlib = importlib.import_module("hnswlib")
         self._index = hnswlib.Index(space="ip", dim=work.vectors.shape[1])
         self._index.init_index(len(work.vectors), M=32, ef_construction=200)
-        self._index.add_items(work.vectors, num_threads=2)
+        self._index.add_items(work.vectors, num_threads=1)
         self._index.set_ef(128)
         self._index.set_num_threads(1)
         self._groups = work.groups
+
+    def tune(self, effort: int) -> None:
+        """Set ef."""
+        self._index.set_ef(effort)
 
     def search(self, query: Floats, k: int, selectivity: float) -> Found:
         """Search with ef 128, filtered by a callback."""
@@ -98,25 +136,29 @@ class Hnswlib:
         return np.asarray(self._index.knn_query(query, k, filter=keep)[0][0], dtype=np.int64)
 
 
-class Usearch:
+class Usearch(Untuned):
     """usearch, float16, connectivity 32."""
 
-    name, filters = "usearch", False
+    name, filters, efforts = "usearch", False, EFFORTS
 
     def build(self, work: Workload) -> None:
-        """Build the graph on two threads."""
+        """Build the graph on one thread."""
         module = importlib.import_module("usearch.index")
         self._index = module.Index(
             ndim=work.vectors.shape[1], metric="ip", dtype="f16", connectivity=32, expansion_search=128
         )
-        self._index.add(np.arange(len(work.vectors)), work.vectors, threads=2)
+        self._index.add(np.arange(len(work.vectors)), work.vectors, threads=1)
+
+    def tune(self, effort: int) -> None:
+        """Set the expansion."""
+        self._index.expansion_search = effort
 
     def search(self, query: Floats, k: int, selectivity: float) -> Found:
         """Search unfiltered."""
         return np.asarray(self._index.search(query, k, threads=1).keys, dtype=np.int64)
 
 
-class Chroma:
+class Chroma(Untuned):
     """Chroma, embedded and persistent."""
 
     name, filters = "Chroma", True
@@ -124,8 +166,8 @@ class Chroma:
     def build(self, work: Workload) -> None:
         """Add in its largest batches, one metadata key a selectivity."""
         chroma = importlib.import_module("chromadb")
-        self._folder = tempfile.TemporaryDirectory()
-        client = chroma.PersistentClient(path=self._folder.name)
+        self.folder = tempfile.TemporaryDirectory()
+        client = chroma.PersistentClient(path=self.folder.name)
         self._collection = client.create_collection("bench", configuration={"hnsw": {"space": "ip", "ef_search": 128}})
         for at in range(0, len(work.vectors), 5_000):
             rows = range(at, min(at + 5_000, len(work.vectors)))
@@ -139,7 +181,7 @@ class Chroma:
         return np.array([int(one) for one in found["ids"][0]], dtype=np.int64)
 
 
-class Lance:
+class Lance(Untuned):
     """LanceDB, embedded, flat scan (its default below the size where an index pays)."""
 
     name, filters = "LanceDB", True
@@ -148,24 +190,24 @@ class Lance:
         """Write one table."""
         lancedb = importlib.import_module("lancedb")
         arrow = importlib.import_module("pyarrow")
-        self._folder = tempfile.TemporaryDirectory()
+        self.folder = tempfile.TemporaryDirectory()
         dim = work.vectors.shape[1]
         columns = {
             "id": arrow.array(np.arange(len(work.vectors))),
             "vector": arrow.FixedSizeListArray.from_arrays(arrow.array(work.vectors.ravel()), dim),
         }
         columns |= {_column(share): arrow.array(work.groups[share]) for share in work.groups}
-        self._table = lancedb.connect(self._folder.name).create_table("bench", arrow.table(columns))
+        self._table = lancedb.connect(self.folder.name).create_table("bench", arrow.table(columns))
 
     def search(self, query: Floats, k: int, selectivity: float) -> Found:
         """Search with a prefilter."""
-        asked = self._table.search(query).distance_type("dot").limit(k).select(["id"])
+        asked = self._table.search(query).distance_type("dot").limit(k).select(["id", "_distance"])
         if selectivity < 1:
             asked = asked.where(f"{_column(selectivity)} = 0", prefilter=True)
         return np.array([row["id"] for row in asked.to_list()], dtype=np.int64)
 
 
-class QdrantLocal:
+class QdrantLocal(Untuned):
     """Qdrant's local mode."""
 
     name, filters = "Qdrant local", True
@@ -195,7 +237,7 @@ class QdrantLocal:
         return np.array([point.id for point in found.points], dtype=np.int64)
 
 
-class LangChainFaiss:
+class LangChainFaiss(Untuned):
     """LangChain's FAISS store, with its metadata filter."""
 
     name, filters = "LangChain FAISS", True
@@ -217,7 +259,7 @@ class LangChainFaiss:
         return np.array([int(document.page_content) for document in found], dtype=np.int64)
 
 
-class MilvusLite:
+class MilvusLite(Untuned):
     """Milvus Lite, HNSW."""
 
     name, filters = "Milvus Lite", True
@@ -225,8 +267,8 @@ class MilvusLite:
     def build(self, work: Workload) -> None:
         """Insert in batches, then index."""
         pymilvus = importlib.import_module("pymilvus")
-        self._folder = tempfile.TemporaryDirectory()
-        self._client = pymilvus.MilvusClient(str(Path(self._folder.name) / "bench.db"))
+        self.folder = tempfile.TemporaryDirectory()
+        self._client = pymilvus.MilvusClient(str(Path(self.folder.name) / "bench.db"))
         schema = self._client.create_schema(enable_dynamic_field=False)
         schema.add_field("id", pymilvus.DataType.INT64, is_primary=True)
         schema.add_field("vector", pymilvus.DataType.FLOAT_VECTOR, dim=work.vectors.shape[1])
@@ -256,6 +298,7 @@ class MilvusLite:
 ENGINES: dict[str, Callable[[], Engine]] = {
     "clinrag-flat": lambda: Clinrag("flat"),
     "clinrag-codes": lambda: Clinrag("codes"),
+    "clinrag-ivf": lambda: Clinrag("ivf"),
     "faiss-hnsw": FaissHnsw,
     "hnswlib": Hnswlib,
     "usearch": Usearch,

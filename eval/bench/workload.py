@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import gzip
-import json
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from eval import bundled
-from indexer.encoders.encoder import Encoder
-from indexer.text.chunks import split_chunks
+from eval.bench.corpus import Corpus
 
 Floats = NDArray[np.float32]
 SELECTIVITIES = (1.0, 0.1, 0.01, 0.001)
 """Shares of the rows that a filter leaves: nothing filtered, a ward, a clinic, a patient."""
+
+NOISE = 0.3
+"""Length of what is added to a repeated row, which is a unit vector: so it lies at a cosine of .96 to the first."""
+
+_AT_ONCE = 20_000
 
 
 @dataclass(frozen=True)
@@ -25,12 +24,11 @@ class Workload:
     """``vectors`` ``(n, dim) float32`` unit rows, ``queries`` ``(q, dim)``; ``groups`` holds a column a selectivity.
 
     Rows with group 0 in a column are the ones its filter leaves. ``source`` says what the text was, and how many rows
-    were made from others by small noise because there was not enough text.
+    were made from others by noise because there was not enough text.
     """
 
     vectors: Floats
     queries: Floats
-    texts: list[str]
     groups: dict[float, NDArray[np.int64]]
     source: str
 
@@ -41,55 +39,45 @@ class Workload:
     def exact(self, selectivity: float, k: int) -> NDArray[np.int64]:
         """Return the exact ``(q, k)`` answers under a filter, by brute force in float32."""
         rows = self.allowed(selectivity)
-        scores = self.queries @ self.vectors[rows].T  # (queries, rows)
-        return np.asarray(rows[np.argsort(-scores, axis=1, kind="stable")[:, :k]], dtype=np.int64)
+        best: list[NDArray[np.int64]] = []
+        for query in self.queries:
+            scores = self.vectors[rows] @ query if len(rows) < len(self.vectors) else self.vectors @ query
+            top = np.argpartition(-scores, min(k, len(rows) - 1))[:k]
+            best.append(rows[top[np.argsort(-scores[top], kind="stable")]])
+        return np.stack(best)
 
 
-def build(encoder: Encoder, rows: int, queries: int, data: Path | None, seed: int = 0) -> Workload:
-    """Return a workload over the notes of ``data`` (or the bundled ones), chunked and embedded.
+def build(corpus: Corpus, rows: int, queries: int, seed: int = 0) -> Workload:
+    """Return a workload over a corpus; the first ``queries`` of its chunks are asked, the others are stored.
 
-    Where there is too little text, rows are repeated with noise of a tenth of their length, and ``source`` says so.
+    Where there are too few, rows are repeated with noise of the length ``NOISE``, and ``source`` says so.
     """
     generator = np.random.default_rng(seed)
-    texts: list[str] = []
-    for text in _chunks(encoder, data):
-        texts.append(text)
-        if len(texts) == rows + queries:
-            break
-    base = np.concatenate([encoder.encode_passages(texts[at : at + 256]) for at in range(0, len(texts), 256)])
-    order = generator.permutation(len(base))
-    asked, kept = order[:queries], order[queries:]
-    vectors = base[kept]
-    where = "public notes" if data is not None else "bundled notes"
-    source = f"{len(kept)} chunks of {where}, {encoder.spec.model_id}"
-    if len(kept) < rows:
-        more = vectors[generator.integers(0, len(vectors), rows - len(vectors))]
-        noise = generator.normal(size=more.shape).astype(np.float32)
-        noise *= 0.1 / np.linalg.norm(noise, axis=1, keepdims=True)
-        vectors = np.concatenate([vectors, more + noise])
-        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-        source += f"; {rows - len(kept)} rows are noisy copies"
+    queries = min(queries, len(corpus.vectors) // 4)
+    base = corpus.vectors[queries : queries + rows].astype(np.float32)
+    vectors = np.empty((rows, base.shape[1]), np.float32)
+    vectors[: len(base)] = base
+    for start in range(len(base), rows, _AT_ONCE):
+        n = min(_AT_ONCE, rows - start)
+        vectors[start : start + n] = noisy(base[generator.integers(0, len(base), n)], generator)
+    # As all but float32 engines keep them, so that an exact answer is exact for everyone.
+    vectors = vectors.astype(np.float16).astype(np.float32)
+    source = f"{len(base):,} of {corpus.source}"
+    if len(base) < rows:
+        source += f"; {rows - len(base):,} rows are copies with noise of {NOISE} of their length"
     groups = {}
     for share in SELECTIVITIES:
         # a patient's rows lie together, as notes arrive: blocks of 50 rows share a group
-        blocks = generator.integers(0, round(1 / share), size=len(vectors) // 50 + 1)
-        groups[share] = np.repeat(blocks, 50)[: len(vectors)].astype(np.int64)
-    return Workload(
-        np.ascontiguousarray(vectors, dtype=np.float32), base[asked], [texts[i] for i in kept], groups, source
-    )
+        blocks = generator.integers(0, round(1 / share), size=rows // 50 + 1)
+        blocks[0] = 0
+        groups[share] = np.repeat(blocks, 50)[:rows].astype(np.int64)
+    return Workload(vectors, corpus.vectors[:queries].astype(np.float32), groups, source)
 
 
-def _chunks(encoder: Encoder, data: Path | None) -> Iterator[str]:
-    for text, language in _notes(data):
-        spans = split_chunks(text, language=language, token_spans=encoder.token_spans, max_tokens=256)
-        yield from (text[chunk.start : chunk.end] for chunk in spans)
-
-
-def _notes(data: Path | None) -> Iterator[tuple[str, str | None]]:
-    files = sorted((data / "notes").glob("*.jsonl.gz")) if data is not None else [bundled.notes_path()]
-    for file in files:
-        opener = gzip.open if file.suffix == ".gz" else open
-        with opener(file, "rt", encoding="utf-8") as stream:
-            for line in stream:
-                note = json.loads(line)
-                yield note["text"], note.get("language")
+def noisy(rows: Floats, generator: np.random.Generator) -> Floats:
+    """Return unit rows near these."""
+    noise = generator.standard_normal(rows.shape, dtype=np.float32)
+    noise *= NOISE / np.linalg.norm(noise, axis=1, keepdims=True)
+    noise += rows
+    noise /= np.linalg.norm(noise, axis=1, keepdims=True)
+    return noise
