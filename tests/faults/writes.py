@@ -73,7 +73,7 @@ def run(home: Path, every: int = 1) -> Report:
                         break
                     if not answer["fired"]:
                         break
-                    report.met[label] = n
+                    report.met[label] = report.met.get(label, 0) + 1
                     report.errors[answer["error"]] = report.errors.get(answer["error"], 0) + 1
                     report.problems += [f"{label} {n}: {problem}" for problem in answer["problems"]]
                 print(f"{label}: {report.met.get(label, 0)}, {report.problems[-2:]}", file=sys.stderr, flush=True)  # noqa: T201
