@@ -187,7 +187,8 @@ class Eraser:
         self._reached("issued")
         with write_transaction(self.engine) as connection:
             erasing.forget(connection, [one.erasure_id for one in pending])
-        empty_log(self.engine, self.path, time.monotonic())
+        with self.replica.still():
+            empty_log(self.engine, self.path, time.monotonic())
         self._reached("forgotten")
 
     def _destroy_keys(self, pending: Sequence[Pending], deadline: float) -> None:

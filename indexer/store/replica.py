@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -229,6 +229,12 @@ class Replica:
                     with read_transaction(self._engine) as connection:
                         self._advanced(connection).keep_terms(terms)
             self._publish(lambda: None)
+
+    @contextmanager
+    def still(self) -> Iterator[None]:
+        """Follow nothing for the block: a log that nobody reads can be cut to nothing."""
+        with self._lock:
+            yield
 
     def close(self) -> None:
         """Let go of everything; a generation that is being written is finished before."""
