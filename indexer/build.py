@@ -13,9 +13,9 @@ from indexer.encoders.encoder import Encoder
 from indexer.errors import ClinragError
 from indexer.records import Note, RowError
 from indexer.seen import SeenNotes
+from indexer.store.embedded import MissingVectorsError
 from indexer.store.stored import Committed, Prepared
 from indexer.store.truth import content_hash, metadata_text, text_hash
-from indexer.store.writer import MissingVectorsError
 from indexer.text.chunks import DEFAULT_CHUNK_TOKENS, split_chunks
 from indexer.times import now_us, period
 

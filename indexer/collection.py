@@ -24,6 +24,7 @@ from indexer.store import schema as t
 from indexer.store.cipher import RowCipher, cipher_of, use_cipher
 from indexer.store.columns import Ids
 from indexer.store.dropping import check_droppable
+from indexer.store.embedded import stored_vector_keys, unembedded
 from indexer.store.erasing import drop_unreadable
 from indexer.store.holds import Hold
 from indexer.store.kept import forgotten_ids, kept_strings, known_subjects
@@ -44,7 +45,7 @@ from indexer.store.sqlite import (
 from indexer.store.stored import CollectionInfo, Deleted, Finding, NoteInfo, Passage, Prepared, StoredNote
 from indexer.store.view import View
 from indexer.store.witness import Witness
-from indexer.store.writer import Writer, stored_contents, stored_vector_keys, unembedded
+from indexer.store.writer import Writer, stored_contents
 from indexer.times import iso, now_us
 
 CHECKED_AT_OPEN = ("meta", "notes", "versions", "changes", "holds", "erasures", "quarantine")

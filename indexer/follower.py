@@ -21,6 +21,7 @@ from indexer.spaces import LOCK, TRUTH, Spaces
 from indexer.store import mirror, truth
 from indexer.store import schema as t
 from indexer.store.cipher import RowCipher, use_cipher
+from indexer.store.embedded import MissingVectorsError
 from indexer.store.erasing import pending_erasures
 from indexer.store.failpoints import failpoint
 from indexer.store.lock import exclusive
@@ -30,7 +31,6 @@ from indexer.store.snapshots import DERIVED
 from indexer.store.sqlite import Engine, open_engine, read_transaction, write_transaction
 from indexer.store.truth import text_hash
 from indexer.store.witness import Witness
-from indexer.store.writer import MissingVectorsError
 from indexer.text.chunks import DEFAULT_CHUNK_TOKENS, split_chunks
 
 Vectors = dict[bytes, NDArray[np.float16]]

@@ -24,6 +24,7 @@ from indexer.records import Note, Status
 from indexer.spaces import LOCK, TRUTH, Spaces
 from indexer.store import salvage, truth
 from indexer.store import schema as t
+from indexer.store.embedded import Vectors
 from indexer.store.folders import sync_folder
 from indexer.store.lock import exclusive
 from indexer.store.packing import empty_log
@@ -32,7 +33,6 @@ from indexer.store.snapshots import DERIVED
 from indexer.store.sqlite import create_file, open_engine, write_transaction
 from indexer.store.stored import Prepared
 from indexer.store.witness import FILE as WITNESS
-from indexer.store.writer import Vectors
 from indexer.text.chunks import DEFAULT_CHUNK_TOKENS, split_chunks
 from indexer.times import iso, now_us
 

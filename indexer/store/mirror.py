@@ -21,9 +21,9 @@ from indexer.store import schema as t
 from indexer.store import truth
 from indexer.store.cipher import DecryptedRow, cipher_of, plain_rows
 from indexer.store.dropping import drop_versions
+from indexer.store.embedded import hashed, stored_vector_keys, vector_rows
 from indexer.store.keyring import DataKey
 from indexer.store.sqlite import last_ids, raise_last_ids
-from indexer.store.writer import hashed, stored_vector_keys, write_vectors
 
 Ids = NDArray[np.int64]
 
@@ -108,7 +108,8 @@ def add_versions(connection: Connection, cuts: Sequence[Cut], vectors: Mapping[b
     """
     texts = [hashed(cut.hashes, cut.source.key) for cut in cuts]
     last = last_ids(connection)
-    keys = write_vectors(connection, (one for each in texts for one in each), vectors, last.get("vectors", 0))
+    keys, rows = vector_rows(connection, (one for each in texts for one in each), vectors, last.get("vectors", 0))
+    _insert(connection, t.vectors, rows)
     _put_notes(connection, {cut.source.note["id"]: cut.source.note for cut in cuts}.values())
     number = last.get("chunks", 0)
     versions, chunks = [], []

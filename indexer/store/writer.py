@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from sqlalchemy import BindParameter, Connection, Engine, Select, Table, and_, bindparam, exists, select, update
 
-from indexer.errors import ClinragError
 from indexer.records import Chunk, Note
 from indexer.store import holds, truth
 from indexer.store import schema as t
 from indexer.store.cipher import cipher_of, owner_of, plain_rows
 from indexer.store.columns import Deletion
 from indexer.store.dropping import drop_versions, versions_of
+from indexer.store.embedded import Hashed, Vectors, hashed, vector_rows
 from indexer.store.failpoints import failpoint
 from indexer.store.handing import Listener, page_of, stored_vectors
 from indexer.store.keyring import DataKey
@@ -29,21 +27,10 @@ from indexer.times import now_us, period
 
 # Asked for every batch: to put them together anew takes longer than to ask them.
 _WANTED: BindParameter[Any] = bindparam("wanted", expanding=True)
-_VECTORS = select(t.vectors).where(t.vectors.c.text_hash.in_(_WANTED))
 
-Vectors = Mapping[bytes, NDArray[np.float16]]
 KeyOf = Callable[[str, str | None], DataKey]
 
 _NUMBERED = (t.notes.c.id, t.versions.c.id, t.vectors.c.key, t.chunks.c.row)
-
-
-class MissingVectorsError(ClinragError):
-    """Texts that were known when a batch was prepared have lost their vectors since; nothing was stored."""
-
-    def __init__(self, hashes: set[bytes]) -> None:
-        """Keep the hashes, so that the caller can embed their texts."""
-        super().__init__(f"{len(hashes)} vectors are missing")
-        self.hashes = hashes
 
 
 @dataclass(slots=True)
@@ -196,7 +183,7 @@ class _Batch:
             note, version = self._note(prepared.note.note_id, new_notes)
             version_id = self._next("versions")
             self._versions.append(self._version(version_id, note, version, prepared))
-            for chunk, hashed in zip(prepared.chunks, own, strict=True):
+            for chunk, text in zip(prepared.chunks, own, strict=True):
                 values = {
                     "row": self._next("chunks"),
                     "version_id": version_id,
@@ -206,8 +193,8 @@ class _Batch:
                     "language": chunk.language,
                     "section": chunk.section,
                     "section_title": self._title(prepared.note, version, chunk),
-                    "text_hash": hashed.stored,
-                    "vector": keys[hashed.stored],
+                    "text_hash": text.stored,
+                    "vector": keys[text.stored],
                 }
                 self._chunks.append(truth.sealed(truth.CHUNK_FIELDS, values))
             self.log.add(truth.STORE, note, version, prepared.note.stored_at)
@@ -266,78 +253,9 @@ class _Batch:
 
     def _vector_keys(self, hashes: Iterable[Hashed]) -> dict[bytes, int]:
         """Return the key of each text's vector; those that are not stored yet are written."""
-        return write_vectors(self._connection, hashes, self._vectors, self._last.get("vectors", 0))
-
-
-class Hashed(NamedTuple):
-    """A text by its sha256, by what stands for that in the truth, and the key that its vector is sealed with."""
-
-    plain: bytes
-    stored: bytes
-    key: DataKey | None
-
-
-def hashed(hashes: Sequence[bytes], key: DataKey | None) -> list[Hashed]:
-    """Return how texts are known in the truth: by their sha256, or in an encrypted one by a hash with their key."""
-    return [Hashed(plain, plain if key is None else key.hashed(plain), key) for plain in hashes]
-
-
-def write_vectors(connection: Connection, hashes: Iterable[Hashed], vectors: Vectors, last: int) -> dict[bytes, int]:
-    """Return the key of each text's vector by its stored hash; those that are not there are written behind ``last``.
-
-    Raises:
-        MissingVectorsError: one is neither there nor given; nothing was written.
-    """
-    wanted = {one.stored: one for one in hashes}
-    keys = stored_vector_keys(connection, wanted)
-    new = [one for stored, one in wanted.items() if stored not in keys]
-    missing = {one.plain for one in new if one.plain not in vectors}
-    if missing:
-        raise MissingVectorsError(missing)
-    cipher = cipher_of(connection)
-    rows = []
-    for number, one in enumerate(new, last + 1):
-        keys[one.stored] = number
-        vector = np.ascontiguousarray(vectors[one.plain], dtype="<f2").tobytes()
-        if cipher is not None and one.key is not None:
-            vector = cipher.vector(one.key, one.stored, vector)
-        rows.append(truth.sealed(truth.VECTOR_FIELDS, {"key": number, "text_hash": one.stored, "vector": vector}))
-    _insert(connection, t.vectors, rows)
-    return keys
-
-
-def unembedded(connection: Connection, batch: Iterable[Prepared]) -> set[bytes]:
-    """Return which texts of the notes (sha256) have no vector that may be used for them.
-
-    In an encrypted collection a vector serves the texts of its own patient alone.
-    """
-    cipher = cipher_of(connection)
-    wanted = list(batch)
-    owners = [owner_of(one.note.note_id, one.note.patient_id) for one in wanted]
-    keys = {} if cipher is None else cipher.keyring.stored(owners)
-    lacking: set[bytes] = set()
-    known: list[Hashed] = []
-    for prepared, owner in zip(wanted, owners, strict=True):
-        if cipher is not None and owner not in keys:
-            lacking.update(prepared.hashes)
-        else:
-            known += hashed(prepared.hashes, keys.get(owner))
-    there = stored_vector_keys(connection, {one.stored for one in known})
-    return lacking.union(one.plain for one in known if one.stored not in there)
-
-
-def stored_vector_keys(connection: Connection, hashes: Iterable[bytes]) -> dict[bytes, int]:
-    """Return the keys of those texts that have a vector.
-
-    Raises:
-        DamagedError: a vector does not match its checksum, or is another text's: the index led to a wrong row.
-    """
-    keys: dict[bytes, int] = {}
-    for part in truth.parts(hashes):
-        for row in connection.execute(_VECTORS, {"wanted": part}):
-            truth.check_row("vectors", truth.VECTOR_FIELDS, row)
-            keys[row.text_hash] = row.key
-    return keys
+        keys, rows = vector_rows(self._connection, hashes, self._vectors, self._last.get("vectors", 0))
+        _insert(self._connection, t.vectors, rows)
+        return keys
 
 
 def stored_contents(connection: Connection, note_ids: Iterable[str]) -> dict[str, bytes]:

@@ -17,8 +17,8 @@ from indexer.errors import DamagedError, NoteNotFoundError, StorageFullError
 from indexer.library import Library
 from indexer.records import Status
 from indexer.store import schema, sqlite
+from indexer.store.embedded import MissingVectorsError
 from indexer.store.truth import checksum, content_hash
-from indexer.store.writer import MissingVectorsError
 from tests.indexer.made_collections import SPEC, new, note, prepared, second, store
 
 VALUES = st.lists(st.one_of(st.none(), st.integers(-(2**70), 2**70), st.text(), st.binary()), max_size=4)
