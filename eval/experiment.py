@@ -72,7 +72,7 @@ def run_suite(
             judged = _drawn(whole, max_queries)
             write_qrels(out / f"{_file(judged.name)}.qrels", judged)
             for system in systems:
-                run = system.rank(judged, DEPTH)
+                run = judged.without_own(system.rank(judged, DEPTH))
                 row = _score(task, judged, system, run, out)
                 rows.append(row)
                 equality[task.name, system.name] |= by_query(judged, run)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 Qrels = Mapping[str, Mapping[str, int]]
 """Query id to passage id to grade; grades over 0 are relevant."""
@@ -23,7 +23,10 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class JudgedSet:
-    """One direction of one task, such as ``hpo/zh-en``. ``symmetric``: both sides are of a kind (terms, sentences)."""
+    """One direction of one task, such as ``hpo/zh-en``. ``symmetric``: both sides are of a kind (terms, sentences).
+
+    ``own``: query id to the passage that is the query itself, which is no answer and is left out of its ranking.
+    """
 
     name: str
     queries: tuple[Text, ...]
@@ -31,6 +34,14 @@ class JudgedSet:
     qrels: Qrels
     main_metric: str
     symmetric: bool = False
+    own: Mapping[str, str] = field(default_factory=dict)
+
+    def without_own(self, run: Run) -> Run:
+        """Return a run without each query's own text."""
+        return {
+            query: {passage: score for passage, score in scores.items() if passage != self.own.get(query)}
+            for query, scores in run.items()
+        }
 
     @property
     def query_languages(self) -> str:

@@ -148,10 +148,14 @@ def _aligned(task: Task, files: Sequence[Path]) -> list[JudgedSet]:
                 for query_code in direction.queries:
                     if not (mixed and query_code == code):  # its own text is no translation
                         relevant[f"{owner}#{query_code}"][passage.text_id] = 1
+        own = {
+            query.text_id: passages[query.language, query.text].text_id
+            for query in queries
+            if (query.language, query.text) in passages
+        }
         corpus = tuple(passages.values())
-        sets.append(
-            JudgedSet(f"{task.name}/{direction.name}", tuple(queries), corpus, relevant, task.main_metric, True)
-        )
+        name = f"{task.name}/{direction.name}"
+        sets.append(JudgedSet(name, tuple(queries), corpus, relevant, task.main_metric, True, own))
     return sets
 
 

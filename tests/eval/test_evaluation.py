@@ -170,6 +170,9 @@ def test_aligned_segments_answer_their_translations_and_equal_texts_share(tmp_pa
     assert [passage.text for passage in to_english.corpus] == ["fever", "cough"]
     assert to_english.qrels["doc1:2#es"] == {"doc1:1#en": 1}
     assert set(mixed.qrels["doc2:1#en"]) == {"doc2:1#es", "doc2:1#zh"}
+    # the query itself lies in the pool, and its ranking is without it
+    ranking = {"doc1:2#en": {"doc1:1#en": 1.0, "doc1:2#es": 0.9}, "doc2:1#en": {"doc2:1#en": 1.0, "doc2:1#zh": 0.8}}
+    assert mixed.without_own(ranking) == {"doc1:2#en": {"doc1:2#es": 0.9}, "doc2:1#en": {"doc2:1#zh": 0.8}}
     only = declared("aligned", ("p.jsonl.gz",), [(["es"], ["en"])], {"prefixes": "doc2"})
     assert len(load_sets(only, tmp_path)[0].queries) == 1
 
