@@ -20,7 +20,7 @@ from indexer.errors import ArgumentError
 from indexer.text.language import identify
 from indexer.text.sections import split_sections
 from indexer.text.sentences import split_sentences
-from rag.training.heldout import HeldOut, is_held_out_case, read_rows
+from rag.training.heldout import HeldOut, read_rows
 from rag.training.memory import within_memory
 from rag.training.pairs import LANGUAGES
 from rag.training.recipe import MlmSettings
@@ -239,7 +239,7 @@ def _sentences(path: Path, held_out: HeldOut) -> Iterator[list[str]]:
                         yield pages.pop(language)
             continue
         text = str(row.get("text") or row.get("text_b") or "")
-        if is_held_out_case(str(row.get("id", ""))) or held_out.holds_case(text) or held_out.holds_text(text):
+        if held_out.holds_note(str(row.get("id", "")), text):
             continue
         written = row.get("language") or identify(text)
         sentences = []
