@@ -66,6 +66,10 @@ class Origin:
     chain: str
 
 
+class OtherFormat(Unsound):
+    """A generation that another version of this program wrote, and wrote well."""
+
+
 class Generation:
     """One generation on disk. What is read of its files is checked against the manifest."""
 
@@ -73,7 +77,8 @@ class Generation:
         """Read the manifest; ``cipher`` opens the files where they are sealed.
 
         Raises:
-            Unsound: it is missing, damaged or of another format.
+            OtherFormat: it is of another format.
+            Unsound: it is missing or damaged.
         """
         self.folder = folder
         self._cipher = cipher
@@ -83,7 +88,7 @@ class Generation:
                 raise Unsound(MANIFEST)
             manifest = json.loads(body)
             if manifest["format"] != FORMAT:
-                raise Unsound(MANIFEST)
+                raise OtherFormat(MANIFEST)
             self.origin = Origin(**manifest["origin"])
             self.files: dict[str, dict[str, Any]] = manifest["files"]
         except (OSError, ValueError, KeyError, TypeError) as exc:
@@ -181,9 +186,9 @@ class Snapshots:
                 continue
             try:
                 generation = Generation(path, self._cipher)
-            except Unsound:
+            except Unsound as exc:
                 if path.exists():
-                    self.discard(path, MANIFEST)
+                    self.discard(path, "of another format" if isinstance(exc, OtherFormat) else MANIFEST)
                 continue
             if fits(generation.origin):
                 return generation

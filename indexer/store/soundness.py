@@ -18,7 +18,7 @@ from indexer.store.cipher import chunk_hash, chunk_title, cipher_of, plain_rows
 from indexer.store.columns import Columns
 from indexer.store.file_cipher import FileCipher
 from indexer.store.replica import COLUMNS, MATRIX, ROWS, TERMS, TEXTS
-from indexer.store.snapshots import Generation
+from indexer.store.snapshots import Generation, OtherFormat
 from indexer.store.sqlite import integrity_problems
 from indexer.store.stored import Finding
 
@@ -175,6 +175,8 @@ def _generation_findings(
     cipher = cipher_of(connection)
     try:
         generation = Generation(path, None if cipher is None else FileCipher(cipher.keyring))
+    except OtherFormat:
+        return  # nobody reads it: the next snapshot takes its place
     except Unsound as exc:
         yield Finding(str(path / str(exc)), "does not match its checksum", REBUILD)
         return
