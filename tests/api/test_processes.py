@@ -159,7 +159,7 @@ def test_sigterm_answers_requests_under_way(tmp_path: Path):
 
 
 def test_ctrl_c_loses_nothing_and_the_same_command_goes_on(clinrag: Clinrag, home: Path, tmp_path: Path):
-    source = written(tmp_path / "n.jsonl", many("note", 800))
+    source = written(tmp_path / "n.jsonl", many("note", 2400))
     assert clinrag("collections", "create", "ward", "--encoder", "hashing").exit_code == 0
     arguments = [*COMMAND, "index", str(source), "-c", "ward"]
     process = subprocess.Popen(
@@ -179,10 +179,10 @@ def test_ctrl_c_loses_nothing_and_the_same_command_goes_on(clinrag: Clinrag, hom
     assert "Traceback" not in errors
     kept = collection.info().notes
     collection.close()
-    assert 0 < kept < 800
+    assert 0 < kept < 2400
     again = clinrag("index", source, "-c", "ward", "--json")
     counts = one_json(again.stdout)
-    assert (counts["stored"], counts["skipped"]) == (800 - kept, kept)
+    assert (counts["stored"], counts["skipped"]) == (2400 - kept, kept)
 
 
 def test_a_reader_that_goes_away_is_no_failure_of_ours(indexed: Clinrag, home: Path):
