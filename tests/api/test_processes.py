@@ -162,7 +162,7 @@ def test_ctrl_c_loses_nothing_and_the_same_command_goes_on(clinrag: Clinrag, hom
     source = written(tmp_path / "n.jsonl", many("note", 800))
     assert clinrag("collections", "create", "ward", "--encoder", "hashing").exit_code == 0
     arguments = [*COMMAND, "index", str(source), "-c", "ward"]
-    # Where this run itself was started in the background, SIGINT is ignored and a child inherits that; a handler is not.
+    # Of a run in the background SIGINT is ignored, and a child inherits that; a handler it does not.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
         arguments,
