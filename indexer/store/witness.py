@@ -39,7 +39,8 @@ class Witness:
         except FileNotFoundError:
             return None
         try:
-            seq, chain, seal = content.decode("ascii").split()
+            # By single blanks: before the first change the chain is empty.
+            seq, chain, seal = content.decode("ascii").removesuffix("\n").split(" ")
             said = int(seq), bytes.fromhex(chain)
             if truth.checksum(*said).hex() == seal:
                 return said

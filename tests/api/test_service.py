@@ -45,3 +45,14 @@ def test_a_collection_deleted_in_the_middle_of_an_import_is_named_and_nothing_go
         with pytest.raises(CollectionNotFoundError):
             other.describe("ward")
     other.close()
+
+
+def test_a_collection_whose_only_import_stored_nothing_is_opened_without_a_warning(
+    service: Service, home: Path, caplog: pytest.LogCaptureFixture
+):
+    service.collection("ward").delete_notes(["nobody"])
+    service.close()
+    again = build_service(Settings(home=home))
+    assert again.describe("ward").notes == 0
+    again.close()
+    assert caplog.messages == []
