@@ -9,7 +9,7 @@ import json
 import random
 import tomllib
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,15 @@ from rag.training.pairs import LANGUAGES, terms_by_english
 
 Row = dict[str, Any]
 _RARE = {"zh": 3.0, "ja": 3.0, "ru": 3.0, "ro": 3.0, "en": 1.0, "it": 1.5, "nl": 1.5}
-_TIMES = {"parallel/tico19": 4, "parallel/openmrs_ui": 2, "tasks/cardioccc": 3, "notes/codiesp": 2}
+_TIMES = {
+    "parallel/tico19": 4,
+    "parallel/openmrs_ui": 2,
+    "tasks/cardioccc": 3,
+    "notes/codiesp": 2,
+    "written/medicines": 3,
+    "written/words": 3,
+    "written/asked": 4,
+}
 _KEEP_SHARE = {"en": 0.4, "zh": 0.25, "ja": 0.07, "ru": 0.06, "es": 0.07, "fr": 0.07, "de": 0.05, "pt": 0.03}
 _SENTENCE = regex.compile(r"(?<=[.!?。！？;；\n])\s*")
 
@@ -89,7 +97,7 @@ class Sampler:
         self.seed = seed
         self._bitext = [row for row in _rows(folder / "bitext.jsonl") for _ in range(_TIMES.get(row["source"], 1))]
         self._bitext.sort(key=lambda row: (len(row["texts"]["en"]), row["id"]))
-        self._terms = _rows(folder / "terms.jsonl")
+        self._terms = [row for row in _rows(folder / "terms.jsonl") for _ in range(_TIMES.get(row["source"], 1))]
         self._by_parent: dict[str, list[int]] = defaultdict(list)
         for number, row in enumerate(self._terms):
             for parent in row["parents"]:
@@ -99,12 +107,13 @@ class Sampler:
         self._questions: dict[str, list[Row]] = defaultdict(list)
         for row in _rows(folder / "questions.jsonl"):
             self._questions[row["topic"]].append(row)
-        self._topics = sorted(self._questions)
+        times = {topic: _TIMES.get(rows[0]["source"], 1) for topic, rows in self._questions.items()}
+        self._topics = [topic for topic in sorted(times) for _ in range(times[topic])]
         self._titles = _rows(folder / "titles.jsonl")
         self._keep = _pieces(_rows(folder / "keep.jsonl"))
-        self._documents = _documents(
-            row for row in _rows(folder / "bitext.jsonl") if row["source"] == "parallel/tico19"
-        )
+        self._documents: list[list[Mapping[str, str]]] = [
+            row["sentences"] for row in _rows(folder / "documents.jsonl") for _ in range(_TIMES.get(row["source"], 1))
+        ]
         templates = tomllib.loads((Path(__file__).parent / "templates.toml").read_text(encoding="utf-8"))
         self._wording: Mapping[str, Mapping[str, str]] = templates["question"]
         self._statement: Mapping[str, Mapping[str, str]] = templates["statement"]
@@ -195,8 +204,12 @@ class Sampler:
     def _worded(self, row: Row, chance: random.Random) -> str:
         """Return the question in its own English or in another language, the topic translated where that is known.
 
-        A third of them are told as people write: what brings them, the question, thanks.
+        A third of them are told as people write: what brings them, the question, thanks. A question that was written
+        in many languages is taken in one of them as it stands.
         """
+        if "questions" in row:
+            asked: Mapping[str, str] = row["questions"]
+            return asked[_language(sorted(asked), chance)]
         told = chance.random() < 0.35
         language, topic, question = "en", str(row["topic"]), str(row["question"])
         if chance.random() >= 0.35 and row["kind"] in self._wording["en"]:
@@ -254,16 +267,6 @@ class Sampler:
 def _rows(path: Path) -> list[Row]:
     with path.open(encoding="utf-8") as lines:
         return [json.loads(line) for line in lines]
-
-
-def _documents(rows: Iterable[Row]) -> list[list[dict[str, str]]]:
-    """Return the sentences of each document of ``tico19:DOCUMENT:NUMBER`` rows in their order, by language."""
-    found: dict[str, dict[int, dict[str, str]]] = defaultdict(dict)
-    for row in rows:
-        _, document, number = str(row["id"]).split(":")
-        found[document][int(number)] = row["texts"]
-    ordered = [[texts for _, texts in sorted(numbered.items())] for _, numbered in sorted(found.items())]
-    return [document for document in ordered if len(document) > 8]
 
 
 def _one(terms: Sequence[str], chance: random.Random) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from rag.training.documents import document_rows
 from rag.training.heldout import (
     HeldOut,
     is_held_out_case,
@@ -20,6 +21,7 @@ from rag.training.heldout import (
     normalised,
     read_rows,
 )
+from rag.training.written import written_bitext, written_questions, written_terms
 
 LANGUAGES = ("en", "zh", "es", "ja", "ru", "nl", "ro", "fr", "de", "pt", "it")
 Row = dict[str, Any]
@@ -47,11 +49,14 @@ SOURCES = {
     "tasks/quaero": "GNU FDL (QUAERO French Medical Corpus)",
     "tasks/jmed_crade": "CC-BY 4.0 (CRADE, JMED-LLM)",
     "tasks/jmed_smdis": "CC-BY 4.0 (SMDIS, JMED-LLM)",
+    "written/medicines": "MIT (written for this project)",
+    "written/words": "MIT (written for this project)",
+    "written/asked": "MIT (written for this project)",
 }
 
 
 def build(data: Path, out: Path) -> dict[str, dict[str, int]]:
-    """Write ``bitext``, ``terms``, ``questions``, ``titles`` and ``keep`` and return rows by kind and source."""
+    """Write the rows of every kind, a file each (and ``documents``), and return rows by kind and source."""
     held_out = HeldOut(data)
     out.mkdir(parents=True, exist_ok=True)
     counts: dict[str, dict[str, int]] = {}
@@ -61,6 +66,7 @@ def build(data: Path, out: Path) -> dict[str, dict[str, int]]:
         "questions": question_rows,
         "titles": title_rows,
         "keep": keep_rows,
+        "documents": lambda data, held_out: document_rows(bitext_rows(data, held_out), data, held_out),
     }
     for kind, rows_of in builders.items():
         found: Counter[str] = Counter()
@@ -96,6 +102,7 @@ def bitext_rows(data: Path, held_out: HeldOut) -> Iterator[Row]:
                 continue
             yield {"id": row["id"], "source": f"parallel/{name}", "texts": texts}
     yield from _cases(data, held_out)
+    yield from written_bitext(held_out)
 
 
 def _cases(data: Path, held_out: HeldOut) -> Iterator[Row]:
@@ -134,10 +141,14 @@ def term_rows(data: Path, held_out: HeldOut) -> Iterator[Row]:
         for concept, terms in concepts.items():
             if "en" in terms and len(terms) > 1:
                 yield {"id": concept, "source": f"terms/{name}", "terms": dict(terms), "parents": parents[concept]}
+    yield from written_terms(held_out)
 
 
 def question_rows(data: Path, held_out: HeldOut) -> Iterator[Row]:
-    """Yield ``{"id", "source", "kind", "topic", "question", "answer"}`` of MedQuAD, nothing that LiveQA shares."""
+    """Yield ``{"id", "source", "kind", "topic", "question", "answer"}`` of MedQuAD, nothing that LiveQA shares.
+
+    The project's own questions follow, with their wording by language under ``questions``.
+    """
     folder = data / "eval" / "medquad"
     answers = {row["_id"]: row for row in read_rows(folder / "corpus.jsonl.gz")}
     questions = {row["_id"]: row for row in read_rows(folder / "queries.jsonl.gz")}
@@ -153,6 +164,7 @@ def question_rows(data: Path, held_out: HeldOut) -> Iterator[Row]:
             "question": question["text"],
             "answer": answer["text"][:1200],
         }
+    yield from written_questions(held_out)
 
 
 def title_rows(data: Path, held_out: HeldOut) -> Iterator[Row]:

@@ -90,7 +90,10 @@ def data_folder(folder: Path, concepts: int = 60) -> Path:
         ]
         write_rows(folder / "parallel" / f"{name}.jsonl.gz", rows)
     for language in ("en", "es"):
-        rows = [{"id": f"S{n}", "text": (sentence(language, n) + " ") * 9, "language": language} for n in range(20)]
+        rows = [
+            {"id": f"S{n}", "text": (sentence(language, n).capitalize() + " ") * 9, "language": language}
+            for n in range(20)
+        ]
         write_rows(folder / "notes" / f"codiesp_{language}.jsonl.gz", rows)
     for language in ("en", "es", "it"):
         rows = [

@@ -20,7 +20,8 @@ from rag.training.heldout import (
     normalised,
     read_rows,
 )
-from rag.training.pairs import SOURCES, build
+from rag.training.pairs import LANGUAGES, SOURCES, build
+from rag.training.written import written_questions, written_terms
 from tests.rag.made_training import data_folder, sentence, write_rows
 
 
@@ -48,12 +49,18 @@ def assert_nothing_leaks(data: Path, pairs: Path) -> None:
         if row["source"] == "notes/codiesp":
             assert not is_held_out_case(row["id"])
         assert not [text for text in row["texts"].values() if held_out.holds_text(text)], row["id"]
+    for row in rows_of(pairs, "documents"):
+        if row["source"] == "parallel/tico19":
+            assert not is_held_out_tico(f"{row['id']}:0")
+        if row["source"] == "notes/codiesp":
+            assert not is_held_out_case(row["id"])
     for row in rows_of(pairs, "terms"):
-        assert row["source"] == "terms/tico_covid" or not is_held_out_concept(row["id"])
+        assert row["source"] not in ("terms/hpo", "terms/doid") or not is_held_out_concept(row["id"])
         for language, terms in row["terms"].items():
             assert not [term for term in terms if held_out.holds_term(language, term)], row["id"]
     for row in rows_of(pairs, "questions"):
         assert not held_out.holds_text(row["question"])
+        assert not [text for text in row.get("questions", {}).values() if held_out.holds_text(text)], row["id"]
         assert not held_out.overlaps_answer(row["answer"]), row["id"]
         assert not held_out.holds_text(row["answer"]), row["id"]
     for row in rows_of(pairs, "titles"):
@@ -156,8 +163,9 @@ def test_a_batch_is_the_same_for_one_seed_and_step_and_another_for_the_next(pair
 
 def test_a_paragraph_asked_for_in_another_language_is_taught_by_its_english(pairs):
     sampler = Sampler(pairs, Sizes(crossing=3))
-    english = {row["texts"]["en"] for row in rows_of(pairs, "bitext") if row["source"] == "parallel/tico19"}
-    foreign = {row["texts"][key] for row in rows_of(pairs, "bitext") for key in ("es", "zh") if key in row["texts"]}
+    sentences = [texts for row in rows_of(pairs, "documents") for texts in row["sentences"]]
+    english = {texts["en"] for texts in sentences}
+    foreign = {texts[key] for texts in sentences for key in ("es", "zh") if key in texts}
     for step in range(8):
         batch = sampler.draw("crossing", step)
         assert isinstance(batch, Texts)
@@ -166,6 +174,59 @@ def test_a_paragraph_asked_for_in_another_language_is_taught_by_its_english(pair
         assert set(batch.queries) <= foreign
         # the query is of its paragraph
         assert all(query in text for query, text in zip(batch.taught_queries, batch.taught_passages, strict=True))
+
+
+def test_a_case_that_splits_differently_in_two_languages_is_left_out(data, pairs, tmp_path):
+    import shutil
+
+    sources = {row["source"] for row in rows_of(pairs, "documents")}
+    assert "notes/codiesp" in sources
+    copy = tmp_path / "data"
+    shutil.copytree(data, copy)
+    english = list(read_rows(copy / "notes" / "codiesp_en.jsonl.gz"))
+    write_rows(copy / "notes" / "codiesp_en.jsonl.gz", [row | {"text": row["text"] + " One more."} for row in english])
+    build(copy, tmp_path / "pairs")
+    left = {row["source"] for row in rows_of(tmp_path / "pairs", "documents")}
+    assert left == sources - {"notes/codiesp"}
+
+
+def test_what_the_project_wrote_is_whole_and_of_the_languages_that_count(data):
+    nothing_held_out = HeldOut(data / "nowhere")
+    terms = list(written_terms(nothing_held_out))
+    assert len(terms) > 1000
+    for row in terms:
+        assert set(row["terms"]) <= set(LANGUAGES), row["id"]
+        assert all(term == term.strip() != "" for found in row["terms"].values() for term in found), row["id"]
+    english = [normalised(row["terms"]["en"][0]) for row in terms]
+    assert len(set(english)) == len(english)
+    questions = list(written_questions(nothing_held_out))
+    assert len(questions) > 250
+    for row in questions:
+        assert {"en", "zh", "ja", "es", "ru"} <= set(row["questions"]) <= set(LANGUAGES), row["id"]
+        assert all(map(str.strip, row["questions"].values())), row["id"]
+        assert len(row["answer"].split()) > 30, row["id"]
+
+
+def test_a_written_term_of_a_held_out_concept_goes_as_a_whole(tmp_path):
+    one = next(written_terms(HeldOut(tmp_path)))
+    concept = next(f"HP:{n}" for n in range(100) if is_held_out_concept(f"HP:{n}"))
+    label = {"concept": concept, "language": "en", "term": one["terms"]["en"][0].upper(), "kind": "label"}
+    write_rows(tmp_path / "terms" / "hpo.jsonl.gz", [label])
+    assert one["id"] not in {row["id"] for row in written_terms(HeldOut(tmp_path))}
+
+
+def test_a_written_question_that_is_evaluated_is_not_trained_on(tmp_path):
+    one = next(written_questions(HeldOut(tmp_path)))
+    query = {"_id": "q", "text": one["questions"]["zh"], "language": "zh"}
+    write_rows(tmp_path / "eval" / "xquad" / "queries.jsonl.gz", [query])
+    assert one["id"] not in {row["id"] for row in written_questions(HeldOut(tmp_path))}
+
+
+def test_a_question_written_in_many_languages_is_asked_in_them(pairs):
+    asked = {text for row in rows_of(pairs, "questions") for text in row.get("questions", {}).values()}
+    sampler = Sampler(pairs, Sizes(questions=12))
+    drawn = [text for step in range(6) for text in sampler.draw("questions", step).questions]
+    assert asked.intersection(drawn)
 
 
 def test_a_told_question_keeps_the_question_that_was_asked(pairs):
