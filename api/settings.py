@@ -21,7 +21,8 @@ class Settings:
     model that whoever runs the server did not list. ``generator_url`` and ``generator_key`` say where a chat model is,
     for providers that take them. ``api_key`` is a key for both scopes beside the stored ones, for containers.
     ``vector_engine`` is one of those in `indexer.store.vector_engine`.
-    ``master_key_file`` holds the key that opens those of encrypted collections; else ``passphrase`` does.
+    ``master_key_file`` holds the key that opens those of encrypted collections; else ``passphrase`` does. The ``new_``
+    ones are what ``collections rekey`` puts in their place.
     """
 
     home: Path
@@ -44,6 +45,8 @@ class Settings:
     batch_notes: int = 64
     master_key_file: Path | None = None
     passphrase: str | None = field(default=None, repr=False)
+    new_master_key_file: Path | None = None
+    new_passphrase: str | None = field(default=None, repr=False)
 
     @property
     def loopback(self) -> bool:
@@ -58,7 +61,8 @@ def from_environment(environment: Mapping[str, str] | None = None) -> Settings:
     ``CLINRAG_GENERATOR_URL``, ``CLINRAG_GENERATOR_KEY``, ``CLINRAG_API_KEY``, ``CLINRAG_DATA``,
     ``CLINRAG_VECTOR_ENGINE``, ``CLINRAG_DEBUG``, ``CLINRAG_LOG_LEVEL``, ``CLINRAG_MAX_BODY_BYTES``,
     ``CLINRAG_MAX_NOTES``, ``CLINRAG_WRITER_TIMEOUT_S``,
-    ``CLINRAG_BATCH_NOTES``, ``CLINRAG_MASTER_KEY_FILE``, ``CLINRAG_PASSPHRASE``.
+    ``CLINRAG_BATCH_NOTES``, ``CLINRAG_MASTER_KEY_FILE``, ``CLINRAG_PASSPHRASE``, ``CLINRAG_NEW_MASTER_KEY_FILE``,
+    ``CLINRAG_NEW_PASSPHRASE``.
 
     Raises:
         ArgumentError: a variable is not of the allowed form.
@@ -68,8 +72,11 @@ def from_environment(environment: Mapping[str, str] | None = None) -> Settings:
     def text(name: str) -> str | None:
         return env.get(f"CLINRAG_{name}", "").strip() or None
 
+    def path(name: str) -> Path | None:
+        given = text(name)
+        return Path(given).expanduser() if given else None
+
     defaults = Settings(home=_default_home(env))
-    data, master_key_file = text("DATA"), text("MASTER_KEY_FILE")
     api_key = text("API_KEY")
     if api_key is not None and len(api_key) < 32:
         raise ArgumentError("CLINRAG_API_KEY", "is shorter than 32 characters; make one with: openssl rand -hex 32")
@@ -86,7 +93,7 @@ def from_environment(environment: Mapping[str, str] | None = None) -> Settings:
         generator_url=text("GENERATOR_URL"),
         generator_key=text("GENERATOR_KEY"),
         api_key=api_key,
-        data=Path(data).expanduser() if data else None,
+        data=path("DATA"),
         vector_engine=text("VECTOR_ENGINE") or defaults.vector_engine,
         debug=(text("DEBUG") or "").lower() in ("1", "true", "yes"),
         log_level=level,
@@ -94,8 +101,10 @@ def from_environment(environment: Mapping[str, str] | None = None) -> Settings:
         max_notes=_whole(env, "MAX_NOTES", defaults.max_notes, 1, 1_000_000),
         writer_timeout_s=float(_whole(env, "WRITER_TIMEOUT_S", int(defaults.writer_timeout_s), 0, 3_600)),
         batch_notes=_whole(env, "BATCH_NOTES", defaults.batch_notes, 1, 10_000),
-        master_key_file=Path(master_key_file).expanduser() if master_key_file else None,
+        master_key_file=path("MASTER_KEY_FILE"),
         passphrase=text("PASSPHRASE"),
+        new_master_key_file=path("NEW_MASTER_KEY_FILE"),
+        new_passphrase=text("NEW_PASSPHRASE"),
     )
 
 

@@ -7,7 +7,10 @@ collection's folder or in a backup. The master key is in neither: a file that th
 
 from __future__ import annotations
 
+import logging
 import threading
+import time
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,25 +18,44 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
-from indexer.errors import KeysError
-from indexer.store.keyring import KEY_BYTES, Keyring
+from indexer.errors import (
+    ArgumentError,
+    ErasurePendingError,
+    KeysError,
+    StorageError,
+    StorageFullError,
+    WriterBusyError,
+)
+from indexer.store.data_key import KEY_BYTES
+from indexer.store.keyring import Keyring
+from indexer.store.wrapping import SALT_BYTES
 
 FOLDER = "keyring"
 SHORTEST_PASSPHRASE = 16
 
 _HEX = 2 * KEY_BYTES
-_HOW = "set CLINRAG_MASTER_KEY_FILE to a file of 64 hexadecimal digits (openssl rand -hex 32), or CLINRAG_PASSPHRASE"
+REKEY_WAIT_S = 30.0
+_VARIABLES = ("CLINRAG_MASTER_KEY_FILE", "CLINRAG_PASSPHRASE")
+_NEW_VARIABLES = ("CLINRAG_NEW_MASTER_KEY_FILE", "CLINRAG_NEW_PASSPHRASE")
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class MasterKey:
     """Where the key comes from that wraps all others: a file of 64 hexadecimal digits, else a passphrase.
 
-    Nothing is read before an encrypted collection is opened.
+    Nothing is read before an encrypted collection is opened. ``new`` says that it is to take another's place, which
+    messages name.
     """
 
     file: Path | None = None
     passphrase: str | None = field(default=None, repr=False)
+    new: bool = False
+
+    def check(self) -> None:
+        """Return if there is one. Raises what `wrapping` does."""
+        self.wrapping(bytes(SALT_BYTES))
 
     def wrapping(self, salt: bytes) -> bytes:
         """Return the key for one file of keys: HKDF (RFC 5869) of the file's, scrypt (RFC 7914) of a passphrase.
@@ -42,12 +64,46 @@ class MasterKey:
             KeysError: neither is named, or it is not of the allowed form.
         """
         if self.file is not None:
-            return HKDF(SHA256(), KEY_BYTES, salt, b"clinrag keyring").derive(_secret(self.file))
+            return HKDF(SHA256(), KEY_BYTES, salt, b"clinrag keyring").derive(self._secret(self.file))
         if self.passphrase is None:
-            raise KeysError(f"the collection is encrypted and no master key is named; {_HOW}")
+            raise KeysError(f"the collection is encrypted and no {self._called} is named; {self._how}")
         if len(self.passphrase) < SHORTEST_PASSPHRASE:
-            raise KeysError(f"the passphrase is shorter than {SHORTEST_PASSPHRASE} characters")
+            raise KeysError(f"{self._variables[1]} is shorter than {SHORTEST_PASSPHRASE} characters")
         return Scrypt(salt, KEY_BYTES, n=2**15, r=8, p=1).derive(self.passphrase.encode())
+
+    @property
+    def _called(self) -> str:
+        return "new master key" if self.new else "master key"
+
+    @property
+    def _variables(self) -> tuple[str, str]:
+        return _NEW_VARIABLES if self.new else _VARIABLES
+
+    @property
+    def _how(self) -> str:
+        file, passphrase = self._variables
+        return f"set {file} to a file of 64 hexadecimal digits (openssl rand -hex 32), or {passphrase}"
+
+    def _secret(self, file: Path) -> bytes:
+        try:
+            text = file.read_text(encoding="ascii").strip()
+        except (OSError, UnicodeDecodeError) as exc:
+            raise KeysError(f"the {self._called} file {file} cannot be read; {self._how}") from exc
+        try:
+            secret = bytes.fromhex(text)
+        except ValueError:
+            secret = b""
+        if len(secret) != KEY_BYTES or len(text) != _HEX:
+            raise KeysError(f"the {self._called} file {file} does not hold 64 hexadecimal digits; {self._how}")
+        return secret
+
+
+@dataclass(frozen=True, slots=True)
+class Rekeyed:
+    """How many data keys are wrapped with the new master key; ``already`` where they were before the call."""
+
+    keys: int
+    already: bool
 
 
 class Keyrings:
@@ -66,7 +122,7 @@ class Keyrings:
         Raises:
             KeysError: no master key is named, or it is not of the allowed form; nothing was made.
         """
-        self._master.wrapping(bytes(16))
+        self._master.check()
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         Keyring.create(self.path(collection_id), collection_id, self._master.wrapping)
 
@@ -79,7 +135,40 @@ class Keyrings:
         with self._lock:
             if collection_id not in self._opened:
                 self._opened[collection_id] = Keyring(self.path(collection_id), collection_id, self._master.wrapping)
-            return self._opened[collection_id]
+            keyring = self._opened[collection_id]
+        try:
+            keyring.finish(time.monotonic())
+        except (WriterBusyError, ErasurePendingError, StorageError, StorageFullError) as exc:
+            log.warning("%s still holds what a master key of before opens: %s", self.path(collection_id).name, exc)
+        return keyring
+
+    def rekey(self, collection_id: str, new: MasterKey, wait_s: float = REKEY_WAIT_S) -> Rekeyed:
+        """Wrap the keys of a collection with another master key, in one transaction; what they sealed opens as before.
+
+        From then on only the new one opens them here and elsewhere, but in copies of the file of before. Called again
+        behind a crash, it finds what is left to do.
+
+        Raises:
+            ArgumentError: the new master key is the one of now.
+            KeysError: one of the two is not named or not of the allowed form, or the one of now does not open the keys;
+                nothing was changed.
+            ErasurePendingError: it is done, but another process read the file all the time, so what the master key of
+                before opens is still in it; it goes when the collection is opened next.
+        """
+        new.check()
+        deadline = time.monotonic() + wait_s
+        try:
+            known = Keyring(self.path(collection_id), collection_id, new.wrapping)
+        except KeysError:
+            keyring = self.open(collection_id)
+            return Rekeyed(keyring.rewrap(new.wrapping, deadline), already=False)
+        with closing(known):
+            if self._opens(collection_id):
+                raise ArgumentError(
+                    " or ".join(_NEW_VARIABLES), "names the master key that the keys have already; make another"
+                )
+            known.finish(deadline)
+            return Rekeyed(len(known.owners()), already=True)
 
     def destroy(self, collection_id: str) -> None:
         """Destroy all keys of a collection: neither it nor a backup of it can be read from then on."""
@@ -92,20 +181,18 @@ class Keyrings:
             path.with_name(path.name + ending).unlink(missing_ok=True)
         path.with_suffix(".lock").unlink(missing_ok=True)
 
+    def ids(self) -> list[str]:
+        """Return the ids of the collections whose keys are here, those of deleted ones too, sorted."""
+        return sorted(path.stem for path in self.folder.glob("*.keys"))
+
     def path(self, collection_id: str) -> Path:
         """Return where the keys of a collection lie."""
         return self.folder / f"{collection_id}.keys"
 
-
-def _secret(file: Path) -> bytes:
-    try:
-        text = file.read_text(encoding="ascii").strip()
-    except (OSError, UnicodeDecodeError) as exc:
-        raise KeysError(f"the master key file {file} cannot be read; {_HOW}") from exc
-    try:
-        secret = bytes.fromhex(text)
-    except ValueError:
-        secret = b""
-    if len(secret) != KEY_BYTES or len(text) != _HEX:
-        raise KeysError(f"the master key file {file} does not hold 64 hexadecimal digits; {_HOW}")
-    return secret
+    def _opens(self, collection_id: str) -> bool:
+        """Say whether the master key of now opens the keys."""
+        try:
+            self.open(collection_id)
+        except KeysError:
+            return False
+        return True

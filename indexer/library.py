@@ -7,7 +7,7 @@ import re
 import shutil
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from indexer.collection import DELETE_TIMEOUT_S, ENCRYPTION, Collection
@@ -154,6 +154,30 @@ class Library:
             self.keyrings.destroy(keys_of)
         for leftover in self._folder.glob(f"{_GONE}*"):
             shutil.rmtree(leftover, ignore_errors=True)
+
+    def keys_of(self, name: str) -> str:
+        """Return the id that the keys of an encrypted collection go by.
+
+        Raises:
+            CollectionNotFoundError: there is none of that name.
+            ArgumentError: it is not encrypted.
+        """
+        folder = self._path(name)
+        if not _living(folder):
+            raise CollectionNotFoundError(f"no collection {name!r}; 'clinrag collections list' names those there are")
+        facts = facts_of(Spaces(folder).live())
+        collection_id = facts.get("collection_id", "")
+        if ENCRYPTION not in facts and not self.keyrings.path(collection_id).exists():
+            raise ArgumentError("NAME", f"is not that of an encrypted collection: {name!r} has no keys")
+        return collection_id
+
+    def encrypted(self) -> dict[str, list[str]]:
+        """Return the names of the encrypted collections by the id that their keys go by, which several can share."""
+        found: dict[str, list[str]] = {}
+        for name in self.names():
+            with suppress(ArgumentError, CollectionNotFoundError, DamagedError):
+                found.setdefault(self.keys_of(name), []).append(name)
+        return found
 
     def _keys_of_none_but(self, name: str) -> str:
         """Return the id whose keys this collection has, and no other."""

@@ -6,7 +6,7 @@ import json
 
 import click
 
-from api.cli import keeping, scanning
+from api.cli import keeping, rekeying, scanning
 from api.cli.context import CliContext, pass_context
 from api.cli.counts import counted
 from api.cli.options import json_option
@@ -133,5 +133,5 @@ def delete(context: CliContext, name: str, with_keys: bool, yes: bool) -> None:
     click.echo(f"deleted collection {name}")
 
 
-for command in (keeping.backup, keeping.restore, keeping.repair, scanning.scan):
+for command in (keeping.backup, keeping.restore, keeping.repair, rekeying.rekey, scanning.scan):
     collections.add_command(command)

@@ -23,7 +23,8 @@ from sqlalchemy import Connection, Engine, Row
 from indexer.errors import KeyDestroyedError
 from indexer.records import Scalar
 from indexer.store import truth
-from indexer.store.keyring import DataKey, Keyring, Owner, decrypted, encrypted
+from indexer.store.data_key import DataKey, Owner, decrypted, encrypted
+from indexer.store.keyring import Keyring
 
 DETAILS = (
     *("content_hash", "text_hash", "encounter_id", "note_type"),

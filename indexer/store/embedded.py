@@ -13,7 +13,7 @@ from indexer.errors import ClinragError
 from indexer.store import schema as t
 from indexer.store import truth
 from indexer.store.cipher import cipher_of, owner_of
-from indexer.store.keyring import DataKey
+from indexer.store.data_key import DataKey
 from indexer.store.stored import Prepared
 
 # Asked for every batch: to put it together anew takes longer than to ask it.

@@ -19,8 +19,8 @@ from indexer.errors import NoteNotFoundError
 from indexer.store import holds, truth
 from indexer.store import schema as t
 from indexer.store.cipher import cipher_of, plain_rows
+from indexer.store.data_key import Owner
 from indexer.store.dropping import drop_versions
-from indexer.store.keyring import Owner
 from indexer.store.writer import ChangeLog
 from indexer.times import iso, now_us
 

@@ -13,7 +13,8 @@ from collections.abc import Callable
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from indexer.store.keyring import NONCE_BYTES, Keyring, decrypted, encrypted
+from indexer.store.data_key import NONCE_BYTES, decrypted, encrypted
+from indexer.store.keyring import Keyring
 
 _BLOCK = 1 << 20
 _TAG_BYTES = 16

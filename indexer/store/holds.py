@@ -12,7 +12,7 @@ from indexer.errors import HeldError
 from indexer.store import schema as t
 from indexer.store import truth
 from indexer.store.cipher import cipher_of
-from indexer.store.keyring import Owner
+from indexer.store.data_key import Owner
 from indexer.times import iso, now_us
 
 

@@ -11,15 +11,11 @@ import hashlib
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
 
 from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from sqlalchemy import (
     Column,
     ColumnElement,
@@ -28,9 +24,9 @@ from sqlalchemy import (
     Integer,
     LargeBinary,
     MetaData,
-    Row,
     Table,
     Text,
+    bindparam,
     delete,
     select,
     update,
@@ -38,6 +34,7 @@ from sqlalchemy import (
 from sqlalchemy.exc import DatabaseError
 
 from indexer.errors import DamagedError, ErasurePendingError, KeysError
+from indexer.store.data_key import KEY_BYTES, DataKey, Owner
 from indexer.store.failpoints import failpoint
 from indexer.store.lock import exclusive
 from indexer.store.packing import empty_log, pack
@@ -50,14 +47,10 @@ from indexer.store.sqlite import (
     write_transaction,
 )
 from indexer.store.truth import parts
+from indexer.store.wrapping import KeyRow, Wrap, Wrapping
 
 FORMAT = b"1"
-KEY_BYTES = 32
-NONCE_BYTES = 12
 LOCK_TIMEOUT_S = 10.0
-
-_CIPHERS = 4096
-"""How many keys are kept ready to use: each takes some 2.5 kB, and making one takes as long as using it."""
 
 _METADATA = MetaData()
 _facts = Table(
@@ -81,49 +74,10 @@ Index("keys_in_use", _keys.c.token, unique=True, sqlite_where=_keys.c.retired ==
 
 _UNREADABLE = (DamagedError, DatabaseError, UnicodeError)
 _DAMAGED = "{}, the file of the collection's keys, is damaged; bring back a copy of it, nothing was changed"
-_DERIVED = b"\0derived files"
-
-KeyRow = Row[*tuple[Any, ...]]
-
-Wrap = Callable[[bytes], bytes]
-"""Gives the key that wraps all others, of the master key and this salt."""
-
-
-class Owner(NamedTuple):
-    """Whose key: a patient's, or that of one note without a patient."""
-
-    kind: Literal["patient", "note"]
-    id: str
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class DataKey:
-    """One owner's key. ``token`` stands for the owner where the id itself may not be read."""
-
-    id: bytes
-    token: str
-    owner: Owner
-    secret: bytes = field(repr=False)
-
-    @property
-    def cipher(self) -> AESGCM:
-        """What seals with it."""
-        return _cipher(self.secret)
-
-    def hashed(self, text_hash: bytes) -> bytes:
-        """Return what stands for a text's sha256: 32 bytes that nobody can make of a guessed text without the key."""
-        return hashlib.blake2b(text_hash, key=self.secret, digest_size=32, person=b"text hash").digest()
-
-
-def encrypted(cipher: AESGCM, content: bytes, bound_to: bytes) -> bytes:
-    """Return a random nonce and the content, sealed; it opens only with what it is bound to."""
-    nonce = os.urandom(NONCE_BYTES)
-    return nonce + cipher.encrypt(nonce, content, bound_to)
-
-
-def decrypted(cipher: AESGCM, sealed: bytes, bound_to: bytes) -> bytes:
-    """Return what `encrypted` was given. Raises ``InvalidTag``."""
-    return cipher.decrypt(sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], bound_to)
+_NOT_THIS_ONE = "the master key does not open the keys of this collection; name the one that they are wrapped with now"
+_MOVED = "the keys of this collection were put under another master key since they were opened; name that one"
+_STALE = "stale"
+"""The fact that pages of the file may hold what was wrapped with the master key of before."""
 
 
 class Keyring:
@@ -141,8 +95,9 @@ class Keyring:
                 "bring the file back from where you keep copies of it"
             )
         self._path = path
-        self._bound = collection_id.encode()
-        self._lock = threading.Lock()
+        self._collection_id = collection_id
+        self._wrap = wrap
+        self._lock = threading.RLock()
         self._by_id: dict[bytes, DataKey | None] = {}
         self._by_token: dict[str, bytes] = {}
         self._rows: dict[bytes, KeyRow] | None = None
@@ -151,38 +106,29 @@ class Keyring:
         try:
             check_header(path)
             with read_transaction(self._engine) as connection:
-                facts = {row.key: bytes(row.value) for row in connection.execute(select(_facts))}
+                facts = _facts_in(connection)
             if facts.get("format") != FORMAT:
                 raise KeysError(f"{path.name} was written by a newer clinrag; upgrade clinrag")
-            wrapping = wrap(facts["salt"])
-            try:
-                self.collection_key = decrypted(AESGCM(wrapping), facts["collection_key"], self._bound)
-            except InvalidTag:
-                raise KeysError(
-                    "the master key does not open the keys of this collection; name the one that it was made with"
-                ) from None
+            self._wrapping, self.collection_key = self._unlocked(facts, _NOT_THIS_ONE)
         except (KeyError, *_UNREADABLE) as exc:
             self._engine.dispose()
             raise KeysError(_DAMAGED.format(path.name)) from exc
         except BaseException:
             self._engine.dispose()
             raise
-        self._wrapping = AESGCM(wrapping)
+        self._stale = _STALE in facts
         self._token_key = hashlib.blake2b(b"owner tokens", key=self.collection_key, digest_size=32).digest()
 
     @classmethod
     def create(cls, path: Path, collection_id: str, wrap: Wrap) -> None:
         """Make a file with a collection key and no other. Raises ``FileExistsError``."""
-        salt = os.urandom(16)
-        wrapping, said = AESGCM(wrap(salt)), collection_id.encode()
-        wrapped = encrypted(wrapping, os.urandom(KEY_BYTES), said)
-        derived = encrypted(wrapping, os.urandom(KEY_BYTES), said + _DERIVED)
+        wrapping = Wrapping.of(wrap, collection_id)
+        facts = {"format": FORMAT} | wrapping.wrapped_facts(os.urandom(KEY_BYTES), os.urandom(KEY_BYTES))
         create_file(path)
         engine = open_engine(path)
         try:
             with write_transaction(engine) as connection:
                 _METADATA.create_all(connection)
-                facts = {"format": FORMAT, "salt": salt, "collection_key": wrapped, "derived_key": derived}
                 connection.execute(_facts.insert(), [{"key": key, "value": value} for key, value in facts.items()])
         finally:
             engine.dispose()
@@ -198,11 +144,7 @@ class Keyring:
             KeysError: it cannot be unwrapped.
         """
         with self._reading() as connection:
-            wrapped = connection.scalar(select(_facts.c.value).where(_facts.c.key == "derived_key"))
-        try:
-            return decrypted(self._wrapping, wrapped or b"", self._bound + _DERIVED)
-        except (InvalidTag, ValueError) as exc:
-            raise KeysError(_DAMAGED.format(self._path.name)) from exc
+            return self._derived(connection)
 
     def token(self, owner: Owner) -> str:
         """Return what stands for an owner in the truth: the same for the same owner, in this collection alone."""
@@ -250,7 +192,8 @@ class Keyring:
             missing = [owner for owner in dict.fromkeys(owners) if owner not in found]
             if missing:
                 with write_transaction(self._engine) as connection:
-                    connection.execute(_keys.insert(), [self._made(owner) for owner in missing])
+                    made = [self._wrapping.made(owner, self.token(owner)) for owner in missing]
+                    connection.execute(_keys.insert(), made)
                 failpoint("keys.made")
                 # So that a copy of the one file has all keys.
                 empty_log(self._engine, self._path, time.monotonic())
@@ -293,18 +236,98 @@ class Keyring:
             with write_transaction(self._engine) as connection:
                 for part in parts(gone):
                     connection.execute(delete(_keys).where(_keys.c.id.in_(part)))
-                fresh = encrypted(self._wrapping, os.urandom(KEY_BYTES), self._bound + _DERIVED)
+                fresh = self._wrapping.wrapped_derived(os.urandom(KEY_BYTES))
                 connection.execute(update(_facts).where(_facts.c.key == "derived_key").values(value=fresh))
             failpoint("keys.destroyed")
             # Also where none is left: a process that died here before may have left them in pages or in the log.
-            pack(self._engine, deadline)
-            if not empty_log(self._engine, self._path, deadline):
-                raise ErasurePendingError("a process that reads the collection's keys holds an older state of them")
+            self._pack(deadline)
             with self._lock:
                 self._read()
                 for key_id in gone:
                     self._by_id.pop(key_id, None)
         return len(gone)
+
+    def rewrap(self, wrap: Wrap, deadline: float) -> int:
+        """Wrap all keys with another master key, in one transaction, and return how many data keys there are.
+
+        The keys themselves stay, so whatever they sealed opens as before. Then nothing is left in the file that the
+        master key of before opens; behind a crash in between, `finish` sees to that.
+
+        Raises:
+            KeysError: one cannot be unwrapped; nothing was changed.
+            ErasurePendingError: another process reads the file until the deadline (of ``time.monotonic``): the keys are
+                wrapped anew, and pages of before are still there.
+        """
+        left_s = max(0.0, deadline - time.monotonic())
+        with exclusive(self._path.with_suffix(".lock"), "the keys of the collection", left_s):
+            with self._reading() as connection:
+                check_tables(connection, [_keys.name, _facts.name])
+                keys = [self._opened(row) for row in connection.execute(select(_keys))]
+                derived = self._derived(connection)
+            fresh = Wrapping.of(wrap, self._collection_id)
+            facts = fresh.wrapped_facts(self.collection_key, derived) | {_STALE: b"1"}
+            with write_transaction(self._engine) as connection:
+                connection.execute(delete(_facts).where(_facts.c.key.in_(facts)))
+                connection.execute(_facts.insert(), [{"key": name, "value": value} for name, value in facts.items()])
+                if keys:
+                    renewed = update(_keys).where(_keys.c.id == bindparam("of")).values(wrapped=bindparam("anew"))
+                    connection.execute(renewed, [{"of": key.id, "anew": fresh.wrapped(key)} for key in keys])
+            failpoint("keys.rewrapped")
+            with self._lock:
+                self._wrap, self._wrapping, self._rows, self._stale = wrap, fresh, None, True
+            self._clean(deadline)
+        return len(keys)
+
+    def finish(self, deadline: float) -> None:
+        """Take out what a crash within `rewrap` left of the master key of before.
+
+        Raises:
+            WriterBusyError, ErasurePendingError: another process has the file until the deadline.
+        """
+        if self._stale:
+            left_s = max(0.0, deadline - time.monotonic())
+            with exclusive(self._path.with_suffix(".lock"), "the keys of the collection", left_s):
+                self._clean(deadline)
+
+    def _clean(self, deadline: float) -> None:
+        """Leave nothing in the file that is wrapped with a master key of before. The file's lock is held."""
+        self._pack(deadline)
+        failpoint("keys.packed")
+        with write_transaction(self._engine) as connection:
+            connection.execute(delete(_facts).where(_facts.c.key == _STALE))
+        empty_log(self._engine, self._path, time.monotonic())
+        self._stale = False
+
+    def _pack(self, deadline: float) -> None:
+        pack(self._engine, deadline)
+        if not empty_log(self._engine, self._path, deadline):
+            raise ErasurePendingError("a process that reads the collection's keys holds an older state of them")
+
+    def _unlocked(self, facts: Mapping[str, bytes], otherwise: str) -> tuple[Wrapping, bytes]:
+        """Return what the file's keys are wrapped with, and the collection's key."""
+        wrapping = Wrapping.of(self._wrap, self._collection_id, facts["salt"])
+        try:
+            return wrapping, wrapping.collection_key(facts["collection_key"])
+        except (InvalidTag, ValueError):
+            raise KeysError(otherwise) from None
+
+    def _follow(self, connection: Connection) -> None:
+        """Take up how the keys are wrapped now: another process may have put them under another master key."""
+        facts = _facts_in(connection)
+        if facts.get("salt") == self._wrapping.salt:
+            return
+        try:
+            self._wrapping, _ = self._unlocked(facts, _MOVED)
+        except KeyError as exc:
+            raise KeysError(_DAMAGED.format(self._path.name)) from exc
+        self._rows = None
+
+    def _derived(self, connection: Connection) -> bytes:
+        wrapped = connection.scalar(select(_facts.c.value).where(_facts.c.key == "derived_key"))
+        try:
+            return self._wrapping.derived_key(wrapped or b"")
+        except (InvalidTag, ValueError) as exc:
+            raise KeysError(_DAMAGED.format(self._path.name)) from exc
 
     def _stored(self, connection: Connection, wanted: dict[str, Owner]) -> dict[Owner, DataKey]:
         found: dict[Owner, DataKey] = {}
@@ -325,8 +348,10 @@ class Keyring:
 
     @contextmanager
     def _reading(self) -> Iterator[Connection]:
+        """Give the file as it is now, and how its keys are wrapped does not change within the block."""
         try:
-            with read_transaction(self._engine) as connection:
+            with self._lock, read_transaction(self._engine) as connection:
+                self._follow(connection)
                 yield connection
         except _UNREADABLE as exc:
             raise KeysError(_DAMAGED.format(self._path.name)) from exc
@@ -353,30 +378,12 @@ class Keyring:
         self._by_token = {row.token: key_id for key_id, row in self._rows.items()}
         self._by_id = {key_id: key for key_id, key in self._by_id.items() if key is not None and key_id in self._rows}
 
-    def _made(self, owner: Owner) -> dict[str, object]:
-        key_id, secret, token = os.urandom(8), os.urandom(KEY_BYTES), self.token(owner)
-        bound = b"\0".join((self._bound, key_id, token.encode()))
-        said = f"{owner.kind}\0{owner.id}".encode()
-        return {
-            "id": key_id,
-            "token": token,
-            "retired": 0,
-            "wrapped": encrypted(self._wrapping, secret, bound),
-            "owner": encrypted(_cipher(secret), said, b"owner" + bound),
-        }
-
     def _opened(self, row: KeyRow) -> DataKey:
-        bound = b"\0".join((self._bound, row.id, row.token.encode()))
         try:
-            secret = decrypted(self._wrapping, row.wrapped, bound)
-            cipher = _cipher(secret)
-            kind, _, owner_id = decrypted(cipher, row.owner, b"owner" + bound).decode().partition("\0")
+            return self._wrapping.data_key(row)
         except (InvalidTag, ValueError) as exc:
             raise KeysError(_DAMAGED.format(self._path.name)) from exc
-        return DataKey(row.id, row.token, Owner("patient" if kind == "patient" else "note", owner_id), secret)
 
 
-@lru_cache(maxsize=_CIPHERS)
-def _cipher(secret: bytes) -> AESGCM:
-    # Not the secret itself: the hashes of texts are made with that one.
-    return AESGCM(hashlib.blake2b(b"content", key=secret, digest_size=KEY_BYTES).digest())
+def _facts_in(connection: Connection) -> dict[str, bytes]:
+    return {row.key: bytes(row.value) for row in connection.execute(select(_facts))}

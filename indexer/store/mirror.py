@@ -20,9 +20,9 @@ from indexer.records import Chunk
 from indexer.store import schema as t
 from indexer.store import truth
 from indexer.store.cipher import DecryptedRow, cipher_of, plain_rows
+from indexer.store.data_key import DataKey
 from indexer.store.dropping import drop_versions
 from indexer.store.embedded import hashed, stored_vector_keys, vector_rows
-from indexer.store.keyring import DataKey
 from indexer.store.sqlite import last_ids, raise_last_ids
 
 Ids = NDArray[np.int64]

@@ -22,8 +22,8 @@ from indexer.errors import DamagedError, KeyDestroyedError
 from indexer.store import schema as t
 from indexer.store import truth
 from indexer.store.cipher import DecryptedRow, RowCipher
+from indexer.store.data_key import DataKey
 from indexer.store.embedded import Vectors
-from indexer.store.keyring import DataKey
 from indexer.store.sqlite import raise_last_ids
 from indexer.store.stored import Prepared
 from indexer.store.writer import ChangeLog

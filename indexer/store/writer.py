@@ -15,11 +15,11 @@ from indexer.store import holds, truth
 from indexer.store import schema as t
 from indexer.store.cipher import cipher_of, owner_of, plain_rows
 from indexer.store.columns import Deletion
+from indexer.store.data_key import DataKey
 from indexer.store.dropping import drop_versions, versions_of
 from indexer.store.embedded import Hashed, Vectors, hashed, vector_rows
 from indexer.store.failpoints import failpoint
 from indexer.store.handing import Listener, page_of, stored_vectors
-from indexer.store.keyring import DataKey
 from indexer.store.log import NO_PAGE, Batch
 from indexer.store.sqlite import checked_last_ids, write_transaction
 from indexer.store.stored import Committed, Deleted, Prepared, Refusal

@@ -84,6 +84,53 @@ def test_keys_go_with_a_collection_where_that_is_asked_for(safe: Clinrag, home: 
     assert list((home / "keyring").iterdir()) == []
 
 
+def test_rekey_puts_keys_under_a_new_master_key(
+    safe: Clinrag, home: Path, tmp_path: Path, master: Path, monkeypatch: pytest.MonkeyPatch
+):
+    file, new = tmp_path / "safe.backup", tmp_path / "new.key"
+    new.write_text("fedcba9876543210" * 4)
+    assert safe("collections", "backup", "safe", file).exit_code == 0
+    for line in (("safe",), ("--all",)):
+        refused = safe("collections", "rekey", *line)
+        assert (refused.exit_code, "set CLINRAG_NEW_MASTER_KEY_FILE" in refused.output) == (2, True)
+    monkeypatch.setenv("CLINRAG_NEW_MASTER_KEY_FILE", str(new))
+    for line, said in (((), "a NAME or --all"), (("safe", "--all"), "a NAME or --all"), (("nowhere",), "nowhere")):
+        refused = safe("collections", "rekey", *line)
+        assert (refused.exit_code, said in refused.output) == (2, True), line
+    done = safe("collections", "rekey", "safe")
+    assert done.exit_code == 0, done.output
+    assert "safe: under the new master key, 3 data keys" in done.output
+    again = json.loads(safe("collections", "rekey", "safe", "--json").stdout)
+    assert [(one["collections"], one["keys"], one["already"]) for one in again["rekeyed"]] == [(["safe"], 3, True)]
+    refused = safe("search", "apixaban", "--collection", "safe")
+    assert (refused.exit_code, "does not open" in refused.output) == (2, True)
+    monkeypatch.setenv("CLINRAG_MASTER_KEY_FILE", str(new))
+    same = safe("collections", "rekey", "safe")
+    assert (same.exit_code, "make another" in same.output) == (2, True)
+    assert ANSWER in safe("notes", "show", "lab-2", "--collection", "safe").output
+    assert json.loads(safe("collections", "restore", file, "again", "--json").stdout)["unreadable"] == 0
+
+
+def test_rekey_all_reaches_the_keys_of_deleted_collections(
+    safe: Clinrag, tmp_path: Path, master: Path, monkeypatch: pytest.MonkeyPatch
+):
+    file = tmp_path / "safe.backup"
+    assert safe("collections", "backup", "safe", file).exit_code == 0
+    assert safe("collections", "delete", "safe", "--yes").exit_code == 0
+    assert safe("collections", "create", "second", "--encrypted", "--encoder", "hashing").exit_code == 0
+    monkeypatch.setenv("CLINRAG_NEW_PASSPHRASE", "correct horse battery staple")
+    done = json.loads(safe("collections", "rekey", "--all", "--json").stdout)["rekeyed"]
+    assert sorted((one["collections"], one["already"]) for one in done) == [([], False), (["second"], False)]
+    monkeypatch.delenv("CLINRAG_MASTER_KEY_FILE")
+    monkeypatch.setenv("CLINRAG_PASSPHRASE", "correct horse battery staple")
+    monkeypatch.delenv("CLINRAG_NEW_PASSPHRASE")
+    assert json.loads(safe("collections", "restore", file, "again", "--json").stdout)["unreadable"] == 0
+    monkeypatch.setenv("CLINRAG_PASSPHRASE", "another one altogether")
+    monkeypatch.setenv("CLINRAG_NEW_MASTER_KEY_FILE", str(master))
+    refused = safe("collections", "rekey", "--all")
+    assert (refused.exit_code, refused.output.count("does not open")) == (2, 2)
+
+
 def test_http_makes_one_and_takes_no_notes_that_wait(tmp_path: Path, master: Path):
     with serving(Settings(home=tmp_path / "home", encoder="hashing", master_key_file=master)) as client:
         made = client.post("/v1/collections", json={"name": "safe", "encrypted": True})
@@ -103,3 +150,8 @@ def test_settings_name_the_master_key_and_never_show_a_passphrase(tmp_path: Path
     settings = from_environment({"CLINRAG_MASTER_KEY_FILE": str(tmp_path / "k"), "CLINRAG_PASSPHRASE": "open sesame!"})
     assert (settings.master_key_file, settings.passphrase) == (tmp_path / "k", "open sesame!")
     assert "sesame" not in repr(settings)
+    new = {"CLINRAG_NEW_MASTER_KEY_FILE": "~/n", "CLINRAG_NEW_PASSPHRASE": "open barley!"}
+    settings = from_environment(new)
+    assert (settings.new_master_key_file, settings.new_passphrase) == (Path("~/n").expanduser(), "open barley!")
+    assert "barley" not in repr(settings)
+    assert (settings.master_key_file, settings.passphrase) == (None, None)
