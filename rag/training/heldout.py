@@ -107,6 +107,7 @@ class HeldOut:
         self.texts: set[str] = set()
         self.terms: set[tuple[str, str]] = set()
         self._concepts: set[str] = set()
+        self._english: set[str] = set()
         self._shingles: set[int] = set()
         self.case_texts: set[str] = set()
         self._read_parallel(data / "parallel")
@@ -138,6 +139,7 @@ class HeldOut:
                 self._concepts.update(str(row["concept"]).casefold() for row in labels if "concept" in row)
                 # an English label alone gives nothing away, and most are plain words ("Asthma")
                 self._add_terms(row for row in labels if row["language"] != "en")
+                self._english.update(normalised(str(row["term"])) for row in labels if row["language"] == "en")
         for name in ("hpo", "doid"):
             rows = _rows_if_there(folder / f"{name}.jsonl.gz")
             self._add_terms(row for row in rows if is_held_out_concept(str(row["concept"])))
@@ -149,6 +151,11 @@ class HeldOut:
     def holds_term(self, language: str, term: str) -> bool:
         """Whether this term is an evaluated label of that language."""
         return (language, normalised(term)) in self.terms
+
+    def names_concept(self, english: str) -> bool:
+        """Whether an English term is the name of an evaluated concept, in whatever language that one is evaluated."""
+        folded = normalised(english)
+        return folded in self._english or ("en", folded) in self.terms
 
     def holds_concept(self, concept: str) -> bool:
         """Whether the labels of a concept are evaluated: all of ICD-10, a fifth of the phenotypes and diseases."""

@@ -21,7 +21,7 @@ Row = dict[str, Any]
 def written_terms(held_out: HeldOut) -> Iterator[Row]:
     """Yield the term rows that are not evaluated, as `pairs.term_rows` does.
 
-    A concept whose English name is a held-out label goes as a whole; elsewhere a language's evaluated label does.
+    A row whose English name is that of an evaluated concept goes as a whole; elsewhere an evaluated label does.
     """
     seen: set[str] = set()
     for name in _TABLES:
@@ -32,7 +32,7 @@ def written_terms(held_out: HeldOut) -> Iterator[Row]:
                     for language, cell in line.items()
                 }
                 english = [normalised(term) for term in terms["en"]]
-                if any(held_out.holds_term("en", term) for term in terms["en"]) or seen.intersection(english):
+                if any(map(held_out.names_concept, terms["en"])) or seen.intersection(english):
                     continue
                 seen.update(english)
                 free = {

@@ -207,11 +207,12 @@ def test_what_the_project_wrote_is_whole_and_of_the_languages_that_count(data):
         assert len(row["answer"].split()) > 30, row["id"]
 
 
-def test_a_written_term_of_a_held_out_concept_goes_as_a_whole(tmp_path):
+@pytest.mark.parametrize("name", ["hpo", "icd10_en"])
+def test_a_written_term_of_an_evaluated_concept_goes_as_a_whole(tmp_path, name):
     one = next(written_terms(HeldOut(tmp_path)))
     concept = next(f"HP:{n}" for n in range(100) if is_held_out_concept(f"HP:{n}"))
     label = {"concept": concept, "language": "en", "term": one["terms"]["en"][0].upper(), "kind": "label"}
-    write_rows(tmp_path / "terms" / "hpo.jsonl.gz", [label])
+    write_rows(tmp_path / "terms" / f"{name}.jsonl.gz", [label])
     assert one["id"] not in {row["id"] for row in written_terms(HeldOut(tmp_path))}
 
 
