@@ -85,6 +85,8 @@ class CheckedRows:
         if self._all_read:
             return
         wanted = self._wanted(at).tolist()
+        if not wanted:
+            return
         self._read_ahead(None if at is None else wanted)
         content = self.rows.reshape(-1).view(np.uint8).data
         for block in wanted:
@@ -92,8 +94,7 @@ class CheckedRows:
             if zlib.crc32(content[start : start + BLOCK_BYTES]) != self._sums[block]:
                 raise Unsound(self._name)
             self._unread[block] = False
-        if at is None:
-            self._all_read = True
+        self._all_read = not self._unread.any()
 
     def verified(self) -> NDArray[np.float16]:
         """Return all rows. Raises `Unsound` where one is not what it was."""

@@ -12,13 +12,14 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from indexer.store.faiss_codes import Part, RowCodes, parted, scanned
+from indexer.store.faiss_codes import Asked, Part, RowCodes, parted, scanned
 from indexer.store.row_matrix import Positions, RowState
 from indexer.store.vectors import Scores, row_scores
 
 SCREENED = 8192  # Rows from which on a look at their codes pays.
 COVERED = 6  # A row costs so many times its code: where less of the codes is asked for, rows are scanned.
-DRAFT = 64  # One row in so many is taken from the codes at first.
+DRAFT = 64  # One row in so many is taken from the codes at first,
+DRAFT_PLACES = 16  # ... and so many for each place: a second look costs more than all of these.
 
 
 class Pool(NamedTuple):
@@ -31,6 +32,13 @@ class Pool(NamedTuple):
     long: Positions
     """Rows whose codes say too little."""
     fresh: Positions
+
+
+class Candidates(NamedTuple):
+    """Where rows lie, each once, and the exact scores of the first of them, as far as they are known."""
+
+    at: Positions
+    known: Scores
 
 
 class _Cut(NamedTuple):
@@ -52,6 +60,8 @@ class CodedRows:
         """Pack nothing yet."""
         self.codes = codes
         self._cut: _Cut | None = None
+        self._short = np.ones(len(codes), np.bool_)
+        self._short[codes.long_residuals] = False
 
     def pool(self, at: Positions) -> Pool:
         """Return how the rows at ascending positions are searched."""
@@ -89,34 +99,36 @@ class CodedRows:
         among[in_base] = True
         return Pool(at, parts, among, long[among[long]], fresh)
 
-    def candidates(self, state: RowState, query: Scores, k: int, pool: Pool) -> Positions | None:
-        """Return where rows lie that can be among the k best of a pool, or ``None`` where codes leave too many.
+    def candidates(self, state: RowState, asked: Asked, k: int, pool: Pool) -> Candidates | None:
+        """Return which rows can be among the k best of a pool, or ``None`` where codes leave too many.
 
         The k-th best exact score of those that the codes put first bounds what the others must reach.
         """
-        if not pool.parts or not query.any():  # Nothing is nearer than anything else to a query of zeros.
+        if not pool.parts or not asked.query.any():  # Nothing is nearer than anything else to a query of zeros.
             return None
-        asked = self.codes.asked(query)
         n_coded = sum(map(len, pool.parts))
         n_wanted = len(pool.at) - len(pool.fresh)
-        fetch = max(n_coded // DRAFT, 8 * k, 128) * (1 if pool.among is None else -(-n_coded // n_wanted))
+        fetch = max(n_coded // DRAFT, DRAFT_PLACES * k, 128)
+        if pool.among is not None:
+            fetch *= -(-n_coded // n_wanted)
         while True:
             drafts = [scanned(part, asked, fetch) for part in pool.parts]
             # Whatever was not fetched lies below the last that was.
             cut_off = [rough[-1] for (_, rough), part in zip(drafts, pool.parts, strict=True) if len(rough) < len(part)]
             below = max(cut_off, default=-np.inf)
             places, rough = _joined(drafts)
-            if pool.among is not None:
-                kept = pool.among[places]
-                places, rough = places[kept], rough[kept]
-            least = -np.inf
+            # Rows whose codes say too little are added in any case.
+            kept = self._short[places] if pool.among is None else pool.among[places] & self._short[places]
+            places, rough = places[kept], rough[kept]
+            least, head = -np.inf, rough[:0]
             if len(places) > k:
-                state.touch(places[: 2 * k])
-                head = row_scores(state.base.take(places[: 2 * k], axis=0), query)
+                first = places[: 2 * k]
+                state.touch(first)
+                head = row_scores(state.base.take(first, axis=0), asked.query)
                 least = self.codes.least(asked, float(np.partition(head, len(head) - k)[len(head) - k]))
             if not cut_off or below < least:
                 near = places[: int(np.searchsorted(-rough, -least, side="right"))]
-                return np.concatenate([np.unique(np.concatenate([near, pool.long])), pool.fresh])
+                return Candidates(np.concatenate([near, pool.long, pool.fresh]), head[: len(near)])
             fetch *= 4
             if 4 * fetch > n_coded:
                 return None

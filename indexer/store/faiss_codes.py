@@ -54,8 +54,9 @@ class Part:
 
 
 class Asked(NamedTuple):
-    """A query as the codes see it: rotated, what the mean row scores, and the margin in score."""
+    """A query, and as the codes see it: rotated, what the mean row scores, and the margin in score."""
 
+    query: Scores
     rotated: Scores
     centre: float
     margin: float
@@ -185,7 +186,7 @@ class RowCodes:
         step = max(float(reach.max()) / 255, float(reach.sum()) / 65_535)
         length = float(np.linalg.norm(query))
         deviation = np.hypot(self._spread * length / self.dim**0.5, step * (self.dim / 12) ** 0.5)
-        return Asked(rotated, float(self._mean @ rotated), MARGIN * float(deviation))
+        return Asked(query, rotated, float(self._mean @ rotated), MARGIN * float(deviation))
 
     def least(self, asked: Asked, kth: float) -> float:
         """Return the rough score that every row reaches whose exact score is at least ``kth``."""

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from indexer.errors import DamagedError, MissingExtraError
 from indexer.store.coded_rows import SCREENED, CodedRows, Pool, scan_only
-from indexer.store.faiss_codes import RowCodes
+from indexer.store.faiss_codes import Asked, RowCodes
 from indexer.store.row_matrix import Positions, RowMatrix, RowState, Touch, exact_best
 from indexer.store.vectors import Ids, Rows, Scores, best, checked_query, row_scores, same_arrays
 
@@ -197,7 +197,7 @@ class FaissVectorIndex:
         vector = checked_query(query, k, self.dim)
         state = self._matrix.state
         if self._coded is not None and (allowed is None or len(allowed) >= SCREENED):
-            return self._found(state, vector, k, self._coded.pool(state.wanted(allowed)))
+            return self._found(state, self._coded.codes.asked(vector), k, self._coded.pool(state.wanted(allowed)))
         at = None if allowed is None and not state.n_dead else state.wanted(allowed)
         if self._structure is not None and self.plan(None if allowed is None else len(allowed)) == "approximate":
             places = self._proposed(state, vector, k, at)
@@ -214,7 +214,10 @@ class FaissVectorIndex:
             wanted = [state.wanted(pool) for pool in pools]
             resolved = list(map(scan_only, wanted)) if self._coded is None else self._coded.pools(wanted)
             known = self._last_pools = state, tuple(pools), resolved
-        return [self._found(state, vector, k, pool) for pool in known[2]]
+        if self._coded is None:
+            return [self._scanned(state, vector, k, pool.at) for pool in known[2]]
+        asked = self._coded.codes.asked(vector)
+        return [self._found(state, asked, k, pool) for pool in known[2]]
 
     def scores(self, query: Scores, ids: Ids) -> Scores:
         """Return the exact score of each id. Raises ``KeyError`` for an id that is not there."""
@@ -227,12 +230,16 @@ class FaissVectorIndex:
         state = self._matrix.state
         return state.rows_at(state.wanted(ids))
 
-    def _found(self, state: RowState, query: Scores, k: int, pool: Pool) -> tuple[Ids, Scores]:
-        """Return the k best of a pool."""
-        at = None if self._coded is None else self._coded.candidates(state, query, k, pool)
-        if at is not None and len(at) <= _SCORED:
-            return best(state.ids[at], row_scores(state.rows_at(at), query), k)
-        return self._scanned(state, query, k, pool.at if at is None else at)
+    def _found(self, state: RowState, asked: Asked, k: int, pool: Pool) -> tuple[Ids, Scores]:
+        """Return the k best of a pool, by the codes where that helps."""
+        assert self._coded is not None
+        near = self._coded.candidates(state, asked, k, pool)
+        if near is None:
+            return self._scanned(state, asked.query, k, pool.at)
+        if len(near.at) > _SCORED:
+            return self._scanned(state, asked.query, k, np.sort(near.at))
+        more = row_scores(state.rows_at(near.at[len(near.known) :]), asked.query)
+        return best(state.ids[near.at], np.concatenate([near.known, more]), k)
 
     def _scanned(self, state: RowState, query: Scores, k: int, at: Positions | None) -> tuple[Ids, Scores]:
         """Return the k best, exactly: FAISS narrows the rows down, exact scores rank them."""
