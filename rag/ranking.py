@@ -38,7 +38,7 @@ def fused(view: View, dense: Arm, lexical: Arm, *, fill: bool) -> Ranked:
     by_meaning = _votes(group[: len(dense.rows)], len(first))
     by_words = _votes(group[len(dense.rows) :], len(first))
     if fill and lexical.reach:
-        reach = np.array([lexical.reach.get(traits.language[at], 0.0) for at in first.tolist()])
+        reach = np.array([lexical.reach.get(name, 0.0) for name in traits.languages])[traits.language[first]]
         by_words = np.maximum(by_words, (1.0 - reach) * by_meaning)
     scores = by_meaning + by_words
     order = np.lexsort((rows[first], -scores))
@@ -57,7 +57,10 @@ def _groups(text: NDArray[np.int64], patient: NDArray[np.int32]) -> tuple[NDArra
 
 def _votes(group: NDArray[np.int64], n_groups: int) -> NDArray[np.float64]:
     """Return what an arm's order gives each group: copies take one rank together, what it did not find gets 0."""
-    _, first = np.unique(group, return_index=True)
+    n = len(group)
+    first = np.full(n_groups, n)
+    first[group[::-1]] = np.arange(n)[::-1]  # Of a repeated index, numpy keeps the last value.
+    order = np.sort(first[first < n])
     votes = np.zeros(n_groups)
-    votes[group[np.sort(first)]] = 1.0 / (RRF_K + 1 + np.arange(len(first)))
+    votes[group[order]] = 1.0 / (RRF_K + 1 + np.arange(len(order)))
     return votes

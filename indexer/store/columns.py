@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from indexer.records import Status
 from indexer.store.circles import replaced
 from indexer.store.growing import NOTHING, Codes, Growing
+from indexer.store.key_order import KeyOrder
 
 Ids = NDArray[np.int64]
 Mask = NDArray[np.bool_]
@@ -106,6 +107,7 @@ class Columns:
     edges: Edges
     codes: Mapping[str, Codes]
     growing: dict[str, Growing]
+    text_order: KeyOrder = field(default_factory=KeyOrder)
     cache: dict[object, Any] = field(default_factory=dict)
 
     @classmethod
@@ -183,6 +185,7 @@ class Columns:
             edges=self._edges_after(versions, known, first),
             codes=self.codes,
             growing=self.growing,
+            text_order=self.text_order,
         )
         gone: Ids = columns.chunks["row"][columns.positions_of(dead)]
         return columns, gone
@@ -223,6 +226,11 @@ class Columns:
             return np.empty(0, np.int64)
         before = np.cumsum(count) - count
         return np.repeat(first - before, count) + np.arange(total)
+
+    def same_texts(self, positions: Ids) -> Ids:
+        """Return the positions of all chunks that have the text of one of these chunks, ascending."""
+        keys: Ids = self.chunks["text_key"]
+        return self.text_order.places(keys, keys[positions])
 
     def _version_columns(self, rows: Sequence[VersionRow]) -> dict[str, NDArray[Any]]:
         counts = np.array([row.n_chunks for row in rows], np.int64)

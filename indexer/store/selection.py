@@ -12,19 +12,23 @@ from indexer.errors import ScopeError
 from indexer.records import Coverage, Scope
 from indexer.store.columns import UNDATED, Columns, Ids, text_keys
 from indexer.store.growing import NOTHING
+from indexer.store.vectors import positions as places_of
 from indexer.times import day, instant, period
 
 _VERSION_TESTS = ("patient", "encounter", "note_type", "source")
 _KEPT_MOMENTS = 4
-_KEY_BITS = 0xFFFF
 
 
 class Traits(NamedTuple):
-    """What chunk rows have, in their order: equal ``text`` and equal ``patient`` numbers mean equal ones."""
+    """What chunk rows have, in their order: equal ``text`` and equal ``patient`` numbers mean equal ones.
+
+    ``language`` says which of ``languages`` each is in; not all of these need occur.
+    """
 
     text: Ids
     patient: NDArray[np.int32]
-    language: list[str | None]
+    language: NDArray[np.int32]
+    languages: tuple[str | None, ...]
 
 
 class Selection:
@@ -74,11 +78,8 @@ class Selection:
         at = self.positions[np.searchsorted(self.rows, rows)]
         chunks, versions = self.columns.chunks, self.columns.versions
         owners = np.searchsorted(versions["first_chunk"], at, side="right") - 1
-        names = self.columns.codes["language"]
-        codes = chunks["language"][at]
-        texts = {int(code): names.text(int(code)) for code in _distinct(codes)}
-        language = [texts[code] for code in codes.tolist()]
-        return Traits(chunks["text_key"][at], versions["patient"][owners], language)
+        languages = (*self.columns.codes["language"].texts, None)  # Codes count from 0; that of none is the last: -1.
+        return Traits(chunks["text_key"][at], versions["patient"][owners], chunks["language"][at], languages)
 
     def dates(self, rows: Ids) -> tuple[str | None, str | None]:
         """Return the first and the last day on which the notes of rows were authored, ``None`` where none is dated."""
@@ -110,11 +111,7 @@ class Selection:
         """Return for each row of the selection those with the same text of the same patient, last authored last."""
         keys = self.columns.chunks["text_key"]
         at = self.positions[np.searchsorted(self.rows, rows)]
-        own_keys = keys[self.positions]
-        wanted = np.zeros(_KEY_BITS + 1, np.bool_)
-        wanted[keys[at] & _KEY_BITS] = True  # Keys are hashes: their last bits leave few candidates.
-        near = np.flatnonzero(wanted[own_keys & _KEY_BITS])
-        alike = self.positions[near[np.isin(own_keys[near], keys[at])]]
+        alike = self.positions[places_of(self.positions, self.columns.same_texts(at))]
         versions, first = self.columns.versions, self.columns.versions["first_chunk"]
         owners = np.searchsorted(first, alike, side="right") - 1
         order = np.lexsort((alike, versions["authored_start"][owners]))

@@ -146,10 +146,12 @@ class HeldView:
         numbers = {}
         for value in (value for p in held for value in (p.text, ("patient", p.patient_id))):
             numbers.setdefault(value, len(numbers))
+        languages = tuple({p.language: None for p in held})
         return Traits(
             np.array([numbers[p.text] for p in held], np.int64),
             np.array([numbers["patient", p.patient_id] for p in held], np.int32),
-            [p.language for p in held],
+            np.array([languages.index(p.language) for p in held], np.int32),
+            languages,
         )
 
     def dates(self, rows):
