@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from statistics import NormalDist
 
 import numpy as np
@@ -58,6 +59,7 @@ class Background:
         return np.asarray(above - CHANCE_SHARE * self.chance, dtype=np.float64)
 
 
+@lru_cache(maxsize=4096)
 def chance_best(size: int) -> float:
     """Return the expected best of ``size`` draws of a standard normal (Blom 1958).
 

@@ -218,12 +218,12 @@ class View:
         with read_transaction(self._engine) as connection:
             chunks: dict[int, Row[Any]] = {}
             for part in truth.parts(dict.fromkeys(wanted)):
-                chunks.update((row.row, row) for row in connection.execute(_CHUNKS, {"keys": part}))
+                chunks.update((row.row, row) for row in connection.execute(_CHUNKS, {"keys": part}).all())
             self._check_deleted(connection, [row for row in wanted if row not in chunks])
             owners = {row.version_id for row in chunks.values()}
             versions: dict[int, Row[Any]] = {}
             for part in truth.parts(sorted(owners)):
-                stored = connection.execute(_VERSIONS, {"keys": part})
+                stored = connection.execute(_VERSIONS, {"keys": part}).all()
                 versions.update((row.id, row) for row in plain_rows(connection, stored))
             if len(versions) != len(owners):
                 raise truth.damaged("versions", min(owners.difference(versions)))

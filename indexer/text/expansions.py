@@ -68,13 +68,14 @@ def matches(query: str) -> list[Match]:
     may be inflected.
     """
     words = [(found.group(), found.start(), found.end()) for found in _WORD.finditer(query)]
+    keys = _key([word for word, _, _ in words])
     taken: list[tuple[int, int]] = []
     found: list[Match] = []
     for length in range(min(_longest(), len(words)), 0, -1):
         for first in range(len(words) - length + 1):
             start, end = words[first][1], words[first + length - 1][2]
             written = [word for word, _, _ in words[first : first + length]]
-            _take(_read(written), query, (start, end), taken, found)
+            _take(_read(written, keys[first : first + length]), query, (start, end), taken, found)
     if _UNSPACED.search(query):
         for form, forms in _unspaced():
             start = query.find(form)
@@ -98,10 +99,10 @@ def _take(
         found.append(Match(query[span[0] : span[1]], concepts.pop()))
 
 
-def _read(words: list[str]) -> tuple[Form, ...]:
-    """Return the forms that words are, as written or, in Russian, by their stems."""
+def _read(words: list[str], key: tuple[str, ...]) -> tuple[Form, ...]:
+    """Return the forms that words (with their key) are, as written or, in Russian, by their stems."""
     written = " ".join(words)
-    forms = tuple(form for form in _exact().get(_key(words), ()) if _written_so(form.text, written))
+    forms = tuple(form for form in _exact().get(key, ()) if _written_so(form.text, written))
     if forms or not is_cyrillic(written):
         return forms
     return _russian().get(tuple(analyze(written, "ru")), ())
