@@ -27,6 +27,7 @@ from indexer.errors import (
     WriterBusyError,
 )
 from indexer.store.data_key import KEY_BYTES
+from indexer.store.folders import private_folder, sync_folder
 from indexer.store.keyring import Keyring
 from indexer.store.wrapping import SALT_BYTES
 
@@ -123,8 +124,9 @@ class Keyrings:
             KeysError: no master key is named, or it is not of the allowed form; nothing was made.
         """
         self._master.check()
-        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        private_folder(self.folder)
         Keyring.create(self.path(collection_id), collection_id, self._master.wrapping)
+        sync_folder(self.folder)
 
     def open(self, collection_id: str) -> Keyring:
         """Return the keys of a collection, unlocked; they stay so for the life of this object.
@@ -158,17 +160,12 @@ class Keyrings:
         new.check()
         deadline = time.monotonic() + wait_s
         try:
-            known = Keyring(self.path(collection_id), collection_id, new.wrapping)
-        except KeysError:
-            keyring = self.open(collection_id)
-            return Rekeyed(keyring.rewrap(new.wrapping, deadline), already=False)
-        with closing(known):
-            if self._opens(collection_id):
-                raise ArgumentError(
-                    " or ".join(_NEW_VARIABLES), "names the master key that the keys have already; make another"
-                )
-            known.finish(deadline)
-            return Rekeyed(len(known.owners()), already=True)
+            return self._rekeyed(collection_id, new, deadline)
+        except ErasurePendingError as exc:
+            raise ErasurePendingError(
+                f"the keys are under the new master key; but {exc}, so their file still has what the old one opens: "
+                "that goes when the collection is opened next"
+            ) from exc
 
     def destroy(self, collection_id: str) -> None:
         """Destroy all keys of a collection: neither it nor a backup of it can be read from then on."""
@@ -188,6 +185,18 @@ class Keyrings:
     def path(self, collection_id: str) -> Path:
         """Return where the keys of a collection lie."""
         return self.folder / f"{collection_id}.keys"
+
+    def _rekeyed(self, collection_id: str, new: MasterKey, deadline: float) -> Rekeyed:
+        try:
+            known = Keyring(self.path(collection_id), collection_id, new.wrapping)
+        except KeysError:
+            return Rekeyed(self.open(collection_id).rewrap(new.wrapping, deadline), already=False)
+        with closing(known):
+            if self._opens(collection_id):
+                named = " or ".join(_NEW_VARIABLES)
+                raise ArgumentError(named, "names the master key that the keys have already; make another")
+            known.finish(deadline)
+            return Rekeyed(len(known.owners()), already=True)
 
     def _opens(self, collection_id: str) -> bool:
         """Say whether the master key of now opens the keys."""

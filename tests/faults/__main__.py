@@ -16,6 +16,7 @@ def main() -> int:
     """Return 0 where nothing was wrong."""
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
     parser.add_argument("--kills", type=int, default=0, metavar="N", help="kill N processes and check what they left")
+    parser.add_argument("--encrypted", action="store_true", help="with --kills: over encrypted collections")
     parser.add_argument("--damages", type=int, default=0, metavar="N", help="damage N copies of a collection's files")
     parser.add_argument("--writes", action="store_true", help="let each write, sync, rename and truncation fail")
     parser.add_argument("--every", type=int, default=1, metavar="N", help="with --writes: only every n-th call")
@@ -37,7 +38,7 @@ def _run(arguments: argparse.Namespace, folder: Path) -> int:
     answer: dict[str, object] = {}
     faults = 0
     if arguments.kills:
-        report = crash.run(folder, arguments.kills, arguments.seed, arguments.broken)
+        report = crash.run(folder, arguments.kills, arguments.seed, arguments.broken, arguments.encrypted)
         answer["crash"] = report.as_json()
         faults += sum(len(found) for found in report.faults.values())
     if arguments.damages:

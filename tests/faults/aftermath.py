@@ -16,21 +16,24 @@ import numpy as np
 from indexer.collection import Collection
 from indexer.encoders.encoder import HashingEncoder
 from indexer.erasure import WAIT_S, NothingWaits
+from indexer.errors import KeysError
 from indexer.library import Library
+from tests.faults import sealed
 from tests.faults.plan import Plan, token
 
 NAME = "main"
 SIDE = "side"
+Known = dict[str, tuple[int, list[str]]]
+"""Keys that were in the file, by id: after which step they were there first, and how they were wrapped."""
 KINDS = ("lost", "duplicated", "torn", "unreadable", "findings", "left behind")
 
 
-def inspect(home: Path, plan: Plan, acked: int) -> dict[str, Any]:
-    """Open what a killed process left and compare all of it with the plan's account."""
+def inspect(home: Path, plan: Plan, acked: int, known: Known) -> dict[str, Any]:
+    """Open what a killed process left and compare all of it with the plan's account; ``known`` are keys of before."""
     encoder = HashingEncoder()
-    library = Library(home)
     faults: dict[str, list[str]] = {kind: [] for kind in KINDS if kind != "unreadable"}
     started = time.monotonic()
-    collection = library.open(NAME)
+    library, collection, _ = sealed.opened(home, NAME)
     view = collection.view()
     view.search_terms("warfarin", 3)
     view.search_vectors(encoder.encode_queries(["fever"])[0], 3)
@@ -38,7 +41,7 @@ def inspect(home: Path, plan: Plan, acked: int) -> dict[str, Any]:
     newest = [note.note_id for note in collection.list_notes(None, 100_000)]
     if len(newest) != len(set(newest)):
         faults["duplicated"].append("a note is listed twice")
-    held = _all_versions(home)
+    held = sealed.versions(home, NAME) if sealed.is_sealed(home) else _all_versions(home)
     fitting = [k for k in range(len(plan.held)) if plan.held[k].versions == held]
     reachable = [k for k in fitting if acked <= k <= acked + 1]
     if not fitting:
@@ -49,13 +52,18 @@ def inspect(home: Path, plan: Plan, acked: int) -> dict[str, Any]:
         faults["duplicated"] += _search_problems(collection, plan, reachable[0])
         collection.close()
         faults["left behind"] += traces(library, home, plan, reachable[0])
+        if sealed.is_sealed(home):
+            faults["left behind"] += _left_of_keys(home, plan, reachable[0], known)
         collection = library.open(NAME)
     faults["findings"] += [f"{found.where} {found.what}" for found in collection.verify()]
     collection.close()
     if SIDE in library.names():
-        with library.open(SIDE) as other:
+        with sealed.opened(home, SIDE)[1] as other:
             faults["findings"] += [f"{SIDE}: {found.where} {found.what}" for found in other.verify()]
-    return {"recovery_s": recovery_s, "faults": faults, "next": reachable[0] if reachable else acked}
+    there = {}
+    if sealed.is_sealed(home):
+        there = {key.id.hex(): key.wrapped.hex() for key in sealed.keys(home, NAME)}
+    return {"recovery_s": recovery_s, "faults": faults, "next": reachable[0] if reachable else acked, "keys": there}
 
 
 def _all_versions(home: Path) -> dict[tuple[str, int], str]:
@@ -102,11 +110,33 @@ def traces(
     then on a single word is a fault.
     """
     deadline = time.monotonic() + WAIT_S
-    while pending(library):
+    while pending(library) or (sealed.is_sealed(home) and sealed.is_stale(home, NAME)):
         if time.monotonic() >= deadline:
             return [f"an erasure was still pending after {WAIT_S:.0f} s"]
         pause()
-    return held_words(home, plan, k)
+    return sealed.in_clear(home) if sealed.is_sealed(home) else held_words(home, plan, k)
+
+
+def _left_of_keys(home: Path, plan: Plan, k: int, known: Known) -> list[str]:
+    """Return which keys are there that an erasure within the first steps destroyed, and traces of such in the file."""
+    now = sealed.keys(home, NAME)
+    problems = [f"a key of {key.owner} is retired, and no erasure is pending" for key in now if key.retired]
+    for key in now:
+        since, _ = known.get(key.id.hex(), (k, []))
+        problems += [f"the key of {key.owner} outlived step {at}" for at in range(since, k) if _erases(plan, at, key)]
+    content, wrapped = sealed.keyring_bytes(home), {key.wrapped.hex() for key in now}
+    before = {one for _, each in known.values() for one in each} - wrapped
+    return problems + ["a key of before is in the file" for one in before if bytes.fromhex(one) in content]
+
+
+def _erases(plan: Plan, at: int, key: sealed.Key) -> bool:
+    """Say whether a step erases what the key sealed."""
+    step = plan.steps[at]
+    if step.kind != "erase":
+        return False
+    if key.kind == "patient":
+        return step.patient == key.owner and bool(step.note_ids)
+    return key.owner in step.note_ids and key.owner in plan.held[at].newest
 
 
 def pending(library: Library) -> int:
@@ -129,24 +159,35 @@ def held_words(home: Path, plan: Plan, k: int) -> list[str]:
 
 
 def watch(home: Path, plan: Plan, acked: Callable[[], int], answer: int) -> None:
-    """Look at the collection while others write: each look must show one state of the plan, and never an older one."""
+    """Look at the collection while others write: each look must show one state of the plan, and never an older one.
+
+    Where the keys were put under another master key, the reader starts anew with that one, as its operator would.
+    """
     states: dict[frozenset[tuple[str, int]], list[int]] = {}
     for k, held in enumerate(plan.held):
         states.setdefault(frozenset((name, version) for name, (version, _) in held.newest.items()), []).append(k)
     torn: list[str] = []
     last = looks = 0
-    with Library(home).open(NAME) as collection:
-        while not (home / "stop").exists() and not torn:
-            before = max(last, acked())
+    collection = sealed.opened(home, NAME)[1]
+    while not (home / "stop").exists() and not torn:
+        before = max(last, acked())
+        try:
             seen = frozenset((note.note_id, note.version) for note in collection.list_notes(None, 100_000))
-            fitting = [k for k in states.get(seen, []) if k >= before]
-            if not fitting:
-                torn.append(f"a reader saw what is no state from step {before} on")
-                continue
-            last = fitting[0]
             covered = collection.view().coverage.notes_searched
-            if not any(covered == len(held.newest) for held in plan.held[last:]):
-                torn.append(f"a view covered {covered} notes, as no state from step {last} on does")
-            looks += 1
-            time.sleep(0.02)
+        except KeysError as exc:
+            if "another master key since" not in str(exc):
+                raise
+            collection.close()
+            collection = sealed.opened(home, NAME)[1]
+            continue
+        fitting = [k for k in states.get(seen, []) if k >= before]
+        if not fitting:
+            torn.append(f"a reader saw what is no state from step {before} on")
+            continue
+        last = fitting[0]
+        if not any(covered == len(held.newest) for held in plan.held[last:]):
+            torn.append(f"a view covered {covered} notes, as no state from step {last} on does")
+        looks += 1
+        time.sleep(0.02)
+    collection.close()
     os.write(answer, json.dumps({"looks": looks, "torn": torn}).encode())

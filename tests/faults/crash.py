@@ -30,20 +30,24 @@ from typing import Any
 import indexer.store
 from indexer.build import index_notes
 from indexer.encoders.encoder import HashingEncoder
+from indexer.encryption import MasterKey
 from indexer.erasure import STEPS
 from indexer.errors import NoteNotFoundError
 from indexer.library import Library
 from indexer.store import failpoints
+from indexer.store.keyring import Keyring
 from indexer.text.analysis import analyze
 from indexer.text.chunks import split_chunks
-from tests.faults import shim
-from tests.faults.aftermath import KINDS, NAME, SIDE, inspect, watch
+from tests.faults import sealed, shim
+from tests.faults.aftermath import KINDS, NAME, SIDE, Known, inspect, watch
 from tests.faults.plan import BATCH, WORDS, Plan, Step
 from tests.faults.processes import as_child, ended_within, in_child
 
 N_STEPS = 240
-ELSEWHERE = ("reencode.", "cutover.", "discard.", "keys.", "erase.beside", "erase.withdrawn")
-"""Failpoints of what no step of a plan does: tests of a change of the encoder, of erasing and of keys stop there."""
+ELSEWHERE = ("reencode.", "cutover.", "discard.", "erase.beside", "erase.withdrawn")
+"""Failpoints of what no step of a plan does: tests of a change of the encoder and of erasing stop there."""
+OF_KEYS = ("keys.",)
+"""Failpoints that a plain collection never comes to."""
 KILLS_A_SESSION = 25
 LONGEST_S = 0.3
 LONGEST_RECOVERIES = 5.0
@@ -51,16 +55,16 @@ LONGEST_RECOVERIES = 5.0
 REACHED_WITHIN_S = 120.0
 """No more than a guard against a process that hangs: whether a failpoint is met must not depend on the machine."""
 
-BROKEN = ("early-acknowledgement", "two-transactions")
-"""Ways in which the harness itself can break the commit path, to see whether it would notice."""
+BROKEN = ("early-acknowledgement", "two-transactions", "kept-keys")
+"""Ways in which the harness itself can break the commit path, or an erasure, to see whether it would notice."""
 
 
-def failpoint_names() -> list[str]:
-    """Return every failpoint that the product has, from its source."""
+def failpoint_names(encrypted: bool) -> list[str]:
+    """Return every failpoint that the product comes to, from its source."""
     folder = Path(indexer.store.__path__[0]).parent
     names = {name for path in folder.rglob("*.py") for name in re.findall(r'failpoint\("([^"]+)"\)', path.read_text())}
     names |= {f"erase.{step}" for step in STEPS}
-    return sorted(name for name in names if not name.startswith(ELSEWHERE))
+    return sorted(name for name in names if not name.startswith(ELSEWHERE if encrypted else ELSEWHERE + OF_KEYS))
 
 
 @dataclass
@@ -68,6 +72,7 @@ class Report:
     """What was done and what was wrong; every list of faults must stay empty."""
 
     wanted: int = 0
+    encrypted: bool = False
     kills: Counter[str] = field(default_factory=Counter)
     at: Counter[str] = field(default_factory=Counter)
     tried: Counter[str] = field(default_factory=Counter)
@@ -81,10 +86,11 @@ class Report:
         """Return the report as one JSON object."""
         times = sorted(self.recovery_s) or [0.0]
         return {
+            "encrypted": self.encrypted,
             "kills": self.kills.total(),
             "kills_by_kind": dict(sorted(self.kills.items())),
             "kills_by_failpoint": dict(sorted(self.at.items())),
-            "failpoints_not_reached": [name for name in failpoint_names() if not self.at[name]],
+            "failpoints_not_reached": [name for name in failpoint_names(self.encrypted) if not self.at[name]],
             "acknowledged": self.acknowledged,
             "reader_looks": self.reader_looks,
             **{kind: len(found) for kind, found in self.faults.items()},
@@ -97,14 +103,14 @@ class Report:
         }
 
 
-def run(home: Path, kills: int, seed: int, broken: str | None = None) -> Report:
-    """Kill so many processes and return what was found."""
+def run(home: Path, kills: int, seed: int, broken: str | None = None, encrypted: bool = False) -> Report:
+    """Kill so many processes and return what was found; what is broken on purpose is found once, and that is all."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    report = Report(kills)
+    report = Report(kills, encrypted)
     _warm_up()
     started = time.monotonic()
     session = 0
-    while report.kills.total() < kills:
+    while report.kills.total() < kills and not (broken and any(report.faults.values())):
         folder = home / f"session-{session}"
         _Session(folder, seed * 1000 + session, broken, report).run(min(KILLS_A_SESSION, kills - report.kills.total()))
         shutil.rmtree(folder, ignore_errors=True)
@@ -129,7 +135,8 @@ class _Session:
 
     def __init__(self, home: Path, seed: int, broken: str | None, report: Report) -> None:
         self._home = home
-        self._plan = Plan.of(seed, N_STEPS)
+        self._plan = Plan.of(seed, N_STEPS, report.encrypted)
+        self._known: Known = {}
         self._rng = random.Random(seed)
         self._broken = broken
         self._report = report
@@ -139,7 +146,9 @@ class _Session:
     def run(self, kills: int) -> None:
         self._home.mkdir(parents=True)
         self._acks.touch()
-        in_child(lambda: Library(self._home).create(NAME, "hashing", HashingEncoder().spec).close())
+        if self._report.encrypted:
+            sealed.make_masters(self._home)
+        in_child(self._create)
         # A reader that stays keeps the log's index alive; without one, each start recovers the log from the file.
         reader = self._start_reader() if self._rng.random() < 0.5 else None
         for _ in range(kills):
@@ -149,9 +158,14 @@ class _Session:
             self._end_reader(*reader)
         self._report.acknowledged += self._acked()
 
+    def _create(self) -> None:
+        encrypted = self._report.encrypted
+        library = Library(self._home, master=MasterKey(self._home / sealed.MASTERS[0]) if encrypted else None)
+        library.create(NAME, "hashing", HashingEncoder().spec, encrypted=encrypted).close()
+
     def _kill_once(self) -> bool:
         """Kill one process and compare; ``False`` where the session is over."""
-        names = failpoint_names()
+        names = failpoint_names(self._report.encrypted)
         kind = self._rng.choices(["instant", "failpoint", "syscall"], weights=[4, 5, 2])[0]
         if kind == "syscall" and shim.loaded() is None:
             kind = "instant"
@@ -164,9 +178,10 @@ class _Session:
             count = 1 if self._report.tried[name] % 2 else self._rng.randint(1, 2)
         delay = self._rng.uniform(0.0, self._longest_s()) if kind == "instant" else REACHED_WITHIN_S
         torn = self._rng.random() < 0.5
+        folder = "keyring" if self._report.encrypted and self._rng.random() < 0.4 else "collections"
         child = os.fork()
         if child == 0:
-            as_child(lambda: self._work(kind, name, count, torn))
+            as_child(lambda: self._work(kind, name, count, torn, folder))
         ended = ended_within(child, delay)
         if ended is None:
             os.kill(child, signal.SIGKILL)
@@ -201,7 +216,7 @@ class _Session:
 
     def _compare(self) -> bool:
         acked = self._acked()
-        found = in_child(lambda: inspect(self._home, self._plan, acked))
+        found = in_child(lambda: inspect(self._home, self._plan, acked, self._known))
         if found is None:
             self._report.faults["unreadable"].append(f"after step {acked}: the collection could not be read")
             return False
@@ -209,13 +224,15 @@ class _Session:
         for kind, texts in found["faults"].items():
             self._report.faults[kind] += [f"after step {acked}: {text}" for text in texts]
         self._next = found["next"]
+        for key_id, wrapped in found["keys"].items():
+            self._known.setdefault(key_id, (self._next, []))[1].append(wrapped)
         if self._next > acked:
             # Stored but not acknowledged: the process died between the two.
             with self._acks.open("a") as stream:
                 stream.write(f"{self._next}\n")
         return not any(found["faults"].values())
 
-    def _work(self, kind: str, name: str | None, count: int, torn: bool) -> None:
+    def _work(self, kind: str, name: str | None, count: int, torn: bool, folder: str) -> None:
         """Go through the plan; runs in the process that is killed."""
         hits: Counter[str] = Counter()
         acks = os.open(self._acks, os.O_WRONLY | os.O_APPEND)
@@ -223,6 +240,8 @@ class _Session:
         def acknowledge(done: int) -> None:
             os.write(acks, f"{done}\n".encode())
 
+        if self._broken == "kept-keys":
+            Keyring.destroy = lambda *_: 0  # type: ignore[method-assign]
         worker = _Worker(self._home, self._plan, acknowledge, self._broken)
 
         def reached(point: str) -> None:
@@ -237,7 +256,7 @@ class _Session:
         if kind == "syscall" and preloaded is not None:
             action = shim.TORN_KILL if torn else shim.KILL
             everything = shim.WRITE | shim.SYNC | shim.RENAME | shim.TRUNCATE
-            preloaded.arm(everything, count, action, 0, str(self._home / "collections"))
+            preloaded.arm(everything, count, action, 0, str(self._home / folder))
         worker.run(self._next)
 
     def _start_reader(self) -> tuple[int, int]:
@@ -267,12 +286,12 @@ class _Worker:
     """Does the steps of a plan through the product's public calls."""
 
     def __init__(self, home: Path, plan: Plan, acknowledge: Callable[[int], None], broken: str | None) -> None:
-        self._library = Library(home)
+        self._home = home
+        self._library, self._collection, self._master = sealed.opened(home, NAME)
         self._plan = plan
         self._acknowledge = acknowledge
         self._broken = broken
         self._encoder = HashingEncoder()
-        self._collection = self._library.open(NAME)
         self.writing = 0
 
     def run(self, first: int) -> None:
@@ -290,7 +309,12 @@ class _Worker:
     def _do(self, step: Step) -> None:
         if step.kind == "erase":
             with contextlib.suppress(NoteNotFoundError):
-                self._library.erase(self._collection, "notes", step.note_ids)
+                if step.patient is not None:
+                    self._library.erase(self._collection, "patient", [step.patient])
+                else:
+                    self._library.erase(self._collection, "notes", step.note_ids)
+        elif step.kind == "rekey":
+            self._master = sealed.rekey(self._library, NAME, self._home, self._master)
         elif step.kind == "delete":
             self._collection.delete_notes(step.note_ids)
         elif step.kind == "publish":
@@ -302,9 +326,10 @@ class _Worker:
             view.search_terms("warfarin варфарин", 5)
             view.search_vectors(self._encoder.encode_queries(["chest pain"])[0], 5)
         elif SIDE in self._library.names():
-            self._library.delete(SIDE)
+            self._library.delete(SIDE, with_keys=self._master is not None)
         else:
-            with self._library.create(SIDE, "hashing", self._encoder.spec) as side:
+            encrypted = self._master is not None
+            with self._library.create(SIDE, "hashing", self._encoder.spec, encrypted=encrypted) as side:
                 index_notes(side, self._encoder, self._plan.steps[0].notes)
 
     def _store(self, first: int) -> int:

@@ -6,7 +6,7 @@ A step is one transaction of the collection, or none. The account is a plain dic
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from indexer.records import Note
@@ -20,18 +20,30 @@ WORDS = {
     "zh": "患者 否认 胸痛 发热 咳嗽 呼吸困难 水肿 华法林 每日 5 毫克 门诊 随访",
 }
 
+KINDS = {"store": 46, "delete": 17, "erase": 7, "publish": 12, "search": 10, "rebuild": 5, "side": 3}
+"""What a step is, and how often."""
+SEALED_KINDS = KINDS | {"forget": 10, "rekey": 6}
+"""The same for an encrypted collection: ``forget`` erases a patient."""
+PATIENTS = 7
+NOBODY = "p6"
+"""Whose notes have no patient in an encrypted collection."""
+
 Stored = dict[str, tuple[int, str]]
 """Note id -> newest version and its text, of the notes that are there."""
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One transaction: ``store`` (a ``group`` is one import), ``delete``, ``erase``; others change nothing."""
+    """One transaction: ``store`` (a ``group`` is one import), ``delete``, ``erase``; others change nothing.
+
+    An erasure is one of notes, or of a ``patient`` and all notes that are there then.
+    """
 
     kind: str
     group: int
     notes: tuple[Note, ...] = ()
     note_ids: tuple[str, ...] = ()
+    patient: str | None = None
 
 
 class Held(NamedTuple):
@@ -49,21 +61,21 @@ class Plan:
     held: list[Held] = field(default_factory=list)
 
     @classmethod
-    def of(cls, seed: int, n_steps: int) -> Plan:
-        """Return the same plan for the same seed."""
+    def of(cls, seed: int, n_steps: int, sealed: bool = False) -> Plan:
+        """Return the same plan for the same seed; in a ``sealed`` one keys are made, destroyed and wrapped anew."""
         rng = random.Random(seed)
         plan = cls()
         group = 0
         while len(plan.steps) < n_steps:
             group += 1
-            kinds = ["store", "delete", "erase", "publish", "search", "rebuild", "side"]
-            kind = rng.choices(kinds, weights=[46, 17, 7, 12, 10, 5, 3])[0]
+            kinds = SEALED_KINDS if sealed else KINDS
+            kind = rng.choices(list(kinds), weights=list(kinds.values()))[0]
             if kind == "store":
                 n_batches = rng.randint(1, 3)
                 ids = rng.sample(range(IDS), BATCH * n_batches)
                 for n in range(n_batches):
                     chosen = ids[n * BATCH : (n + 1) * BATCH]
-                    notes = tuple(_note(rng, len(plan.steps), number) for number in chosen)
+                    notes = tuple(_note(rng, len(plan.steps), number, sealed) for number in chosen)
                     plan.steps.append(Step(kind, group, notes=notes))
             elif kind == "delete":
                 gone = tuple(f"n{number}" for number in rng.sample(range(IDS), rng.randint(1, 4)))
@@ -72,6 +84,8 @@ class Plan:
                 there = sorted({note.note_id for step in plan.steps[-8:] for note in step.notes})
                 if there:
                     plan.steps.append(Step(kind, group, note_ids=(rng.choice(there),)))
+            elif kind == "forget":
+                plan.steps.append(Step("erase", group, patient=f"p{rng.randrange(PATIENTS - 1)}"))
             else:
                 plan.steps.append(Step(kind, group))
         plan._account()
@@ -95,7 +109,10 @@ class Plan:
         versions: dict[tuple[str, int], str] = {}
         newest: Stored = {}
         self.held.append(Held({}, {}))
-        for step in self.steps:
+        for at, step in enumerate(self.steps):
+            if step.patient is not None:
+                theirs = tuple(note_id for note_id in newest if patient_of(int(note_id[1:])) == step.patient)
+                step = self.steps[at] = replace(step, note_ids=theirs)
             for note in step.notes:
                 numbers[note.note_id] = numbers.get(note.note_id, 0) + 1
                 versions[note.note_id, numbers[note.note_id]] = note.text
@@ -108,12 +125,17 @@ class Plan:
             self.held.append(Held(dict(versions), dict(newest)))
 
 
+def patient_of(number: int) -> str:
+    """Return whose the note of this number is."""
+    return f"p{number % PATIENTS}"
+
+
 def token(step: int, number: int) -> str:
     """Return the word that only this version of this note holds."""
     return f"zq{step}x{number}"
 
 
-def _note(rng: random.Random, step: int, number: int) -> Note:
+def _note(rng: random.Random, step: int, number: int, sealed: bool) -> Note:
     language = rng.choice(list(WORDS))
     words = rng.choices(WORDS[language].split(), k=rng.randint(6, 30))
     # Some notes have two texts in common with others: vectors are shared and must survive the other's deletion.
@@ -121,7 +143,8 @@ def _note(rng: random.Random, step: int, number: int) -> Note:
     return Note(
         note_id=f"n{number}",
         text=f"{token(step, number)}. {body}.",
-        patient_id=f"p{number % 7}",
+        # In an encrypted collection a note without a patient has a key of its own.
+        patient_id=None if sealed and patient_of(number) == NOBODY else patient_of(number),
         language=language,
         authored_at=f"2024-0{1 + number % 9}-1{number % 10}",
         metadata={"step": step},

@@ -28,18 +28,29 @@ def _harness(folder: Path, *arguments: str) -> Any:
     return json.loads(done.stdout)
 
 
-def test_a_killed_process_loses_nothing_that_was_acknowledged(tmp_path):
-    report = _harness(tmp_path, "--kills", "100")["crash"]
+@pytest.mark.parametrize(("kills", "more"), [(50, ()), (60, ("--encrypted",))])
+def test_a_killed_process_loses_nothing_that_was_acknowledged(tmp_path, kills, more):
+    # With this seed another process reads in the first session, and none in the second.
+    report = _harness(tmp_path, "--kills", str(kills), "--seed", "5", *more)["crash"]
     print(report)  # noqa: T201 - how long recovery took is worth seeing, and no reason to fail
-    assert report["kills"] == 100
+    assert (report["kills"], report["encrypted"]) == (kills, bool(more))
     assert report["failpoints_not_reached"] == []
+    assert report["reader_looks"] > 0
     wrong = {kind: report[kind] for kind in ("lost", "duplicated", "torn", "unreadable", "findings", "left behind")}
     assert not any(wrong.values()), report["examples"]
 
 
-@pytest.mark.parametrize(("broken", "kind"), [("early-acknowledgement", "lost"), ("two-transactions", "torn")])
-def test_the_harness_notices_a_broken_commit(tmp_path, broken, kind):
-    report = _harness(tmp_path, "--kills", "12", "--seed", "3", "--broken", broken)["crash"]
+@pytest.mark.parametrize(
+    ("broken", "kind", "more"),
+    [
+        ("early-acknowledgement", "lost", ()),
+        ("two-transactions", "torn", ()),
+        ("two-transactions", "torn", ("--encrypted",)),
+        ("kept-keys", "left behind", ("--encrypted",)),
+    ],
+)
+def test_the_harness_notices_what_is_broken_on_purpose(tmp_path, broken, kind, more):
+    report = _harness(tmp_path, "--kills", "12", "--seed", "3", "--broken", broken, *more)["crash"]
     assert report[kind] > 0
 
 

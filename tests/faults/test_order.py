@@ -12,6 +12,7 @@ import pytest
 
 from indexer.build import index_notes
 from indexer.encoders.encoder import HashingEncoder
+from indexer.encryption import MasterKey
 from indexer.library import Library
 from tests.faults import shim
 from tests.faults.writes import notes
@@ -70,6 +71,17 @@ def test_a_deletion_of_a_collection_is_synced_before_it_is_told(tmp_path, monkey
     assert ("sync", tmp_path / "collections") in calls[renamed:]
 
 
+def test_the_first_file_of_keys_is_synced_with_its_folder(tmp_path, monkeypatch):
+    Library(tmp_path).create("plain", "hashing", HashingEncoder().spec).close()
+    library = Library(tmp_path, master=MasterKey(passphrase="correct horse battery staple"))
+    calls = _recorded(monkeypatch)
+    library.create("first", "hashing", HashingEncoder().spec, encrypted=True).close()
+    renamed = next(n for n, (call, _) in enumerate(calls) if call == "rename")
+    above = [path for call, path in calls[:renamed] if call == "sync"]
+    ours = [path for path in above if path in (tmp_path, tmp_path / "keyring")]
+    assert ours == [tmp_path, tmp_path / "keyring"], "before there is a collection that needs them"
+
+
 def _recorded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Path]]:
     calls: list[tuple[str, Path]] = []
     fsync, rename = os.fsync, os.rename
@@ -109,8 +121,17 @@ def test_a_checkpoint_syncs_the_log_before_the_pages_and_the_pages_before_it_end
     assert ("sync", calls[pages[0]][1]) in calls[pages[-1] :]
 
 
-def _in_a_process_with_the_shim(folder: Path) -> list[tuple[str, str]]:
-    command = [sys.executable, "-m", "tests.faults.test_order", str(folder)]
+@needs_compiler
+def test_a_new_key_is_synced_before_anything_that_it_seals_is_written(tmp_path):
+    calls = _in_a_process_with_the_shim(tmp_path, "sealed")
+    rows = next(at for at, (call, path) in enumerate(calls) if path.endswith("truth.sqlite-wal") and call == "write")
+    keys = [call for call, path in calls[:rows] if path.endswith(".keys")]
+    assert "write" in keys
+    assert keys[-1] == "sync"
+
+
+def _in_a_process_with_the_shim(folder: Path, *arguments: str) -> list[tuple[str, str]]:
+    command = [sys.executable, "-m", "tests.faults.test_order", str(folder), *arguments]
     done = subprocess.run(command, env=shim.environment(folder), check=True, capture_output=True, text=True)
     return [(call, path) for call, path in json.loads(done.stdout)]
 
@@ -133,5 +154,20 @@ def _three_commits(home: Path) -> list[tuple[str, str]]:
     return calls
 
 
+def _first_keys(home: Path) -> list[tuple[str, str]]:
+    """Store notes of patients who have no key yet."""
+    preloaded = shim.loaded()
+    assert preloaded is not None
+    encoder = HashingEncoder()
+    library = Library(home, master=MasterKey(passphrase="correct horse battery staple"))
+    with (
+        library.create("main", "hashing", encoder.spec, encrypted=True) as collection,
+        preloaded.noted(str(home)) as calls,
+    ):
+        index_notes(collection, encoder, notes(0, 5))
+    return calls
+
+
 if __name__ == "__main__":
-    print(json.dumps(_three_commits(Path(sys.argv[1]))))  # noqa: T201
+    done = _first_keys if sys.argv[2:] == ["sealed"] else _three_commits
+    print(json.dumps(done(Path(sys.argv[1]))))  # noqa: T201

@@ -164,7 +164,7 @@ def test_who_reads_the_file_of_keys_delays_only_the_removal_of_what_was_before(h
     with contextlib.closing(sqlite3.connect(library.keyrings.path(collection_id), isolation_level=None)) as reader:
         reader.execute("BEGIN")
         reader.execute("SELECT * FROM keys").fetchall()
-        with pytest.raises(ErasurePendingError):
+        with pytest.raises(ErasurePendingError, match="are under the new master key; but a process"):
             library.keyrings.rekey(collection_id, new, wait_s=0.1)
         assert opens(home, new)
         assert any(one in on_disk(home / FOLDER) for one in before)
