@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
+from functools import lru_cache
 from types import MappingProxyType
 
 from indexer.errors import ScopeError
@@ -123,8 +124,14 @@ class EncoderSpec:
     @property
     def fingerprint(self) -> str:
         """Return the sha256 of the canonical JSON of all fields, in hexadecimal."""
-        canonical = json.dumps(asdict(self), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-        return hashlib.sha256(canonical.encode()).hexdigest()
+        return _fingerprint(self)
+
+
+@lru_cache(maxsize=64)
+def _fingerprint(spec: EncoderSpec) -> str:
+    """Every search compares fingerprints, and specs are few."""
+    canonical = json.dumps(asdict(spec), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,7 +64,7 @@ def found_in(chunks: NDArray[np.int32], at: Positions) -> tuple[Positions, NDArr
     """Return for each position where it would lie in the postings, and whether it does."""
     if not len(chunks):
         return np.zeros(len(at), np.intp), np.zeros(len(at), np.bool_)
-    places = np.searchsorted(chunks, at.astype(np.int32, copy=False))
+    places = chunks.searchsorted(at.astype(np.int32, copy=False))
     np.minimum(places, len(chunks) - 1, out=places)
     return places, chunks[places] == at
 
@@ -91,9 +91,10 @@ def exact_scores(
     for term in query:
         if len(term.chunks) > _LOOKED_UP * len(at):
             places, held = found_in(term.chunks, at)
-            tfs = term.tfs[places[held]].astype(np.float64)
-            scores[held] += term.worth * tfs / (tfs + damping[held])
-            holds |= held
+            if held.any():
+                tfs = term.tfs[places[held]].astype(np.float64)
+                scores[held] += term.worth * tfs / (tfs + damping[held])
+                holds |= held
     return scores.astype(np.float32), holds
 
 

@@ -68,9 +68,13 @@ class _Scanner(threading.local):
             bitmap = np.packbits(allowed, bitorder="little")
             selector = _untyped.IDSelectorBitmap(bitmap)
             parameters = _untyped.SearchParameters(sel=selector)
-        scores, found = self._index.search(query[None], min(fetch, len(rows)), params=parameters)
-        filled = found[0] >= 0
-        return found[0][filled], scores[0][filled]
+        fetch = min(fetch, len(rows))
+        scores, found = np.empty(fetch, np.float32), np.empty(fetch, np.int64)
+        index: Any = self._index
+        # Straight to the library: its Python layer would cost as much as the scan of a thousand rows.
+        index.search_c(1, faiss.swig_ptr(query), fetch, faiss.swig_ptr(scores), faiss.swig_ptr(found), parameters)
+        filled = found >= 0
+        return found[filled], scores[filled]
 
     def scan_gathered(self, rows: Rows, at: Positions, query: Scores, fetch: int) -> tuple[Positions, Scores]:
         """Return the best of some rows, block by block; up to ``fetch`` of each block."""
@@ -84,7 +88,6 @@ class _Scanner(threading.local):
             part = at[block * _GATHER : (block + 1) * _GATHER]
             np.take(rows, part, axis=0, out=self._buffer[: len(part)], mode="clip")
             index.ntotal = len(part)
-            # Straight to the library: its Python layer would cost as much as the scan.
             index.search_c(
                 1, faiss.swig_ptr(query), fetch, faiss.swig_ptr(scores[block]), faiss.swig_ptr(found[block]), None
             )
