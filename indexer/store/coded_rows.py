@@ -18,8 +18,9 @@ from indexer.store.vectors import Scores, row_scores
 
 SCREENED = 8192  # Rows from which on a look at their codes pays.
 COVERED = 6  # A row costs so many times its code: where less of the codes is asked for, rows are scanned.
-DRAFT = 64  # One row in so many is taken from the codes at first,
+DRAFT = 16  # One row in so many is taken from the codes at first,
 DRAFT_PLACES = 16  # ... and so many for each place: a second look costs more than all of these.
+HEAD_PLACES = 4  # So many of the first are scored for each place: the more, the fewer must be scored after them.
 
 
 class Pool(NamedTuple):
@@ -122,14 +123,14 @@ class CodedRows:
             places, rough = places[kept], rough[kept]
             least, head = -np.inf, rough[:0]
             if len(places) > k:
-                first = places[: 2 * k]
+                first = places[: HEAD_PLACES * k]
                 state.touch(first)
                 head = row_scores(state.base.take(first, axis=0), asked.query)
                 least = self.codes.least(asked, float(np.partition(head, len(head) - k)[len(head) - k]))
             if not cut_off or below < least:
                 near = places[: int(np.searchsorted(-rough, -least, side="right"))]
                 return Candidates(np.concatenate([near, pool.long, pool.fresh]), head[: len(near)])
-            fetch *= 4
+            fetch *= 2
             if 4 * fetch > n_coded:
                 return None
 
