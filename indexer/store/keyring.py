@@ -39,7 +39,7 @@ from indexer.store.failpoints import failpoint
 from indexer.store.lock import exclusive
 from indexer.store.packing import empty_log, pack
 from indexer.store.sqlite import (
-    check_header,
+    PAGE_BYTES,
     check_tables,
     create_file,
     open_engine,
@@ -104,7 +104,10 @@ class Keyring:
         self._checked = False
         self._engine = open_engine(path)
         try:
-            check_header(path)
+            # SQLite takes a file that was cut off for a new one. It is not opened to look: closing it again would take
+            # away the locks that this process has on it (POSIX), and another process could delete the log under it.
+            if path.stat().st_size < PAGE_BYTES:
+                raise DamagedError(_DAMAGED.format(path.name))
             with read_transaction(self._engine) as connection:
                 facts = _facts_in(connection)
             if facts.get("format") != FORMAT:

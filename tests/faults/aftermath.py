@@ -7,7 +7,7 @@ import json
 import os
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from pathlib import Path
 from typing import Any
 
@@ -114,19 +114,28 @@ def traces(
         if time.monotonic() >= deadline:
             return [f"an erasure was still pending after {WAIT_S:.0f} s"]
         pause()
-    return sealed.in_clear(home) if sealed.is_sealed(home) else held_words(home, plan, k)
+    return [] if sealed.is_sealed(home) else held_words(home, plan, k)
 
 
 def _left_of_keys(home: Path, plan: Plan, k: int, known: Known) -> list[str]:
-    """Return which keys are there that an erasure within the first steps destroyed, and traces of such in the file."""
+    """Return which keys are there that an erasure within the first steps destroyed."""
     now = sealed.keys(home, NAME)
     problems = [f"a key of {key.owner} is retired, and no erasure is pending" for key in now if key.retired]
     for key in now:
         since, _ = known.get(key.id.hex(), (k, []))
         problems += [f"the key of {key.owner} outlived step {at}" for at in range(since, k) if _erases(plan, at, key)]
-    content, wrapped = sealed.keyring_bytes(home), {key.wrapped.hex() for key in now}
-    before = {one for _, each in known.values() for one in each} - wrapped
-    return problems + ["a key of before is in the file" for one in before if bytes.fromhex(one) in content]
+    return problems
+
+
+def left_in_files(home: Path, known: Known, now: Container[str]) -> list[str]:
+    """Return which files of an encrypted collection hold words in clear, or keys as they were wrapped before.
+
+    For a process that has no database open: to close a file takes away all locks that the process has on it (POSIX).
+    """
+    content = sealed.keyring_bytes(home)
+    before = {one for _, each in known.values() for one in each if one not in now}
+    left = ["a key of before is in the file" for one in before if bytes.fromhex(one) in content]
+    return sealed.in_clear(home) + left
 
 
 def _erases(plan: Plan, at: int, key: sealed.Key) -> bool:

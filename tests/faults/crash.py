@@ -39,7 +39,7 @@ from indexer.store.keyring import Keyring
 from indexer.text.analysis import analyze
 from indexer.text.chunks import split_chunks
 from tests.faults import sealed, shim
-from tests.faults.aftermath import KINDS, NAME, SIDE, Known, inspect, watch
+from tests.faults.aftermath import KINDS, NAME, SIDE, Known, inspect, left_in_files, watch
 from tests.faults.plan import BATCH, WORDS, Plan, Step
 from tests.faults.processes import as_child, ended_within, in_child
 
@@ -223,6 +223,10 @@ class _Session:
         self._report.recovery_s.append(found["recovery_s"])
         for kind, texts in found["faults"].items():
             self._report.faults[kind] += [f"after step {acked}: {text}" for text in texts]
+        if self._report.encrypted and not any(found["faults"].values()):
+            left = left_in_files(self._home, self._known, set(found["keys"].values()))
+            found["faults"]["left behind"] += left
+            self._report.faults["left behind"] += [f"after step {acked}: {text}" for text in left]
         self._next = found["next"]
         for key_id, wrapped in found["keys"].items():
             self._known.setdefault(key_id, (self._next, []))[1].append(wrapped)
