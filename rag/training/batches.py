@@ -265,6 +265,8 @@ class Sampler:
 
 
 def _rows(path: Path) -> list[Row]:
+    if not path.is_file():  # pairs of an older version know fewer kinds
+        return []
     with path.open(encoding="utf-8") as lines:
         return [json.loads(line) for line in lines]
 
