@@ -61,8 +61,8 @@ class Meaning:
 
 LEAST_BY_MEANING = 0.85
 """Least score by meaning and words together. Set on the bundled questions with the shipped retriever: of the 74 that
-the record answers 36 lie above it, of the 16 that it does not one. At 0.80 it was 41 and two: in a chart a sentence that
-only looks like an answer costs more than none. No question was held out: both figures are optimistic."""
+the record answers 36 lie above it, of the 16 that it does not one. At 0.80 it was 41 and two: in a chart a sentence
+that only looks like an answer costs more than none. No question was held out: both figures are optimistic."""
 
 LEAST_TELLING = 0.6
 LEAST_SHARE = 0.4
