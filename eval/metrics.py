@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -64,23 +65,30 @@ def language_shares(judged: JudgedSet, run: Run, k: int = 10) -> dict[str, float
 
     ``Max@R``: the share of a query's relevant passages found in the first R, where R is how many there are or ``k``,
     whichever is more. ``same_language_unrelated``: the share of the first ``k`` that is in the query's language and
-    not relevant: what is crowding the translations out.
+    not relevant: what is crowding the translations out. ``found_LANGUAGE``: ``Max@R`` of the relevant passages of one
+    language alone, over the queries that have one.
     """
     languages = {passage.text_id: passage.language for passage in judged.corpus}
     found, crowding = [], []
+    by_language: dict[str, list[float]] = defaultdict(list)
     for query in judged.queries:
         relevant = {passage for passage, grade in judged.qrels.get(query.text_id, {}).items() if grade > 0}
         if not relevant:
             continue
         ranking = ranked(run.get(query.text_id, {}))
         depth = max(k, len(relevant))
-        found.append(len(relevant & set(ranking[:depth])) / len(relevant))
+        reached = relevant & set(ranking[:depth])
+        found.append(len(reached) / len(relevant))
+        for language in {languages[passage] for passage in relevant}:
+            own = {passage for passage in relevant if languages[passage] == language}
+            by_language[language].append(len(own & reached) / len(own))
         first = ranking[:k]
         strangers = [p for p in first if p not in relevant and languages[p] == query.language]
         crowding.append(len(strangers) / k)
     return {
         "Max@R": float(np.mean(found)) if found else 0.0,
         "same_language_unrelated": float(np.mean(crowding)) if crowding else 0.0,
+        **{f"found_{language}": float(np.mean(shares)) for language, shares in sorted(by_language.items())},
     }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import json
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -147,17 +148,25 @@ def _pyplot() -> Any:
 
 
 def _heat_map(rows: Sequence[dict[str, Any]], path: Path) -> Path:
-    """Draw query language against corpus language: the mean of the main measure over the sets of a pair."""
+    """Draw query language against passage language: the mean of the main measure over the sets of a pair.
+
+    A pool of several languages has a cell for each of them: the share of its relevant passages that was found.
+    """
     pyplot = _pyplot()
     systems = list(dict.fromkeys(row["system"] for row in rows))
-    pairs = {row["set_name"]: row["set_name"].rsplit("/", 1)[1].split("-", 1) for row in rows}
-    left = sorted({pair[0] for pair in pairs.values() if len(pair[0]) < 6})
-    right = sorted({pair[1] for pair in pairs.values()})
+    cells: dict[tuple[str, str, str], list[float]] = defaultdict(list)
+    for row in rows:
+        query, passage = row["set_name"].rsplit("/", 1)[1].split("-", 1)
+        if len(query) < 6:  # else a set of questions in many languages
+            for language, value in _by_passage_language(row, passage).items():
+                cells[row["system"], query, language].append(value)
+    left = sorted({query for _, query, _ in cells})
+    right = sorted({passage for _, _, passage in cells})
     figure, axes = pyplot.subplots(
         1, len(systems), figsize=(1 + 3.2 * len(systems), 0.8 + 0.42 * len(left)), squeeze=False
     )
     for axis, system in zip(axes[0], systems, strict=True):
-        grid = [[_mean(rows, pairs, system, q, c) for c in right] for q in left]
+        grid = [[_mean(cells.get((system, query, passage), [])) for passage in right] for query in left]
         axis.imshow(grid, vmin=0, vmax=1, cmap="viridis", aspect="auto")
         axis.set_title(system)
         axis.set_xticks(range(len(right)), right)
@@ -174,10 +183,12 @@ def _heat_map(rows: Sequence[dict[str, Any]], path: Path) -> Path:
     return path
 
 
-def _mean(rows: Sequence[dict[str, Any]], pairs: dict[str, list[str]], system: str, query: str, corpus: str) -> float:
-    values = [
-        row["interval"]["mean"] for row in rows if row["system"] == system and pairs[row["set_name"]] == [query, corpus]
-    ]
+def _by_passage_language(row: dict[str, Any], pool: str) -> dict[str, float]:
+    found = {name.removeprefix("found_"): value for name, value in row["values"].items() if name.startswith("found_")}
+    return found or {pool: row["interval"]["mean"]}
+
+
+def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values) if values else float("nan")
 
 

@@ -264,14 +264,19 @@ def stored_contents(connection: Connection, note_ids: Iterable[str]) -> dict[str
     return {note_id: row.content_hash for note_id, row in known.items() if not row.deleted and row.content_hash}
 
 
+_VERSION, _CHANGE = "version_of_", "change_of_"
+
+
 @cache
 def _known_query(sealed: bool) -> Select[Any]:
     n, v, c = t.notes.c, t.versions.c, t.changes.c
     joined = t.notes.outerjoin(t.versions, and_(v.note == n.id, v.version == n.current)).outerjoin(
         t.changes, and_(c.note == n.id, c.version == n.current, c.kind == truth.STORE)
     )
-    columns = [n.id, n.note_id, n.current, n.deleted, n.checksum, v.content_hash, c.stored_at]
+    columns: list[Any] = [n.id, n.note_id, n.current, n.deleted, n.checksum, v.content_hash, c.stored_at]
     columns += [v.version, v.patient_id, v.metadata] if sealed else []
+    columns += [v[name].label(_VERSION + name) for name in (*truth.VERSION_FIELDS, "checksum")]
+    columns += [c[name].label(_CHANGE + name) for name in (*truth.CHANGE_FIELDS, "checksum")]
     return select(*columns).select_from(joined).where(n.note_id.in_(_WANTED))
 
 
@@ -284,6 +289,9 @@ def _known(connection: Connection, note_ids: Iterable[str]) -> dict[str, _Known]
             truth.check_row("notes", truth.NOTE_FIELDS, row)
             if not row.deleted and (row.content_hash is None or row.stored_at is None):
                 raise truth.damaged("versions", f"{row.current} of note {row.id}")
+            if not row.deleted:  # what decides whether a note is there already must be as it was written
+                truth.check_row("versions", truth.VERSION_FIELDS, row, _VERSION)
+                truth.check_row("changes", truth.CHANGE_FIELDS, row, _CHANGE)
             content = row.content_hash
             if cipher is not None and content is not None:
                 content = cipher.row(row).content_hash

@@ -53,6 +53,7 @@ def test_language_shares_by_hand():
     shares = language_shares(judged, run, k=2)
     assert shares["Max@R"] == pytest.approx((1 + 0) / 2)
     assert shares["same_language_unrelated"] == pytest.approx((1 / 2 + 2 / 2) / 2)
+    assert (shares["found_en"], shares["found_es"]) == (1.0, 0.0)
 
 
 def test_the_bootstrap_covers_the_mean_and_a_clear_difference_excludes_zero():

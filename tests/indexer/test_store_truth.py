@@ -191,6 +191,20 @@ def test_damage_is_found_and_not_served(ward, folder, tmp_path, name):
             view.passages(view.rows)
 
 
+@pytest.mark.parametrize(
+    "damage", ["UPDATE versions SET content_hash = zeroblob(32)", "UPDATE changes SET stored_at = 5 WHERE seq = 1"]
+)
+def test_damage_does_not_decide_whether_a_note_is_there_already(ward, folder, damage):
+    same = note("a", "Fever. Cough.", patient_id="p1")
+    store(ward, same)
+    with closing(sqlite3.connect(folder / TRUTH)) as connection:
+        connection.executescript(damage)
+    with pytest.raises(DamagedError, match="does not match"):
+        ward.known_contents(["a"])
+    with pytest.raises(DamagedError, match="does not match"):
+        store(ward, same)
+
+
 def test_flipped_bytes_are_found(ward, folder):
     store(ward, *(note(f"n{n}", f"Fever on day {n}. Cough.", patient_id=f"p{n}") for n in range(40)))
     ward.close()
