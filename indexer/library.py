@@ -146,14 +146,12 @@ class Library:
             raise CollectionNotFoundError(f"no collection {name!r}; 'clinrag collections list' names those there are")
         keys_of = self._keys_of_none_but(name) if with_keys else None
         with exclusive(_lock_of(target), f"collection {name!r}", DELETE_TIMEOUT_S):
-            if (
-                keys_of is not None
-            ):  # first: a crash leaves notes without keys, which can be deleted again, not the reverse
-                self.keyrings.destroy(keys_of)
             gone = self._folder / f"{_GONE}{uuid.uuid4().hex}"
             target.rename(gone)
             sync_folder(self._folder)
             failpoint("drop.renamed")
+        if keys_of is not None:
+            self.keyrings.destroy(keys_of)
         for leftover in self._folder.glob(f"{_GONE}*"):
             shutil.rmtree(leftover, ignore_errors=True)
 
@@ -183,9 +181,8 @@ class Library:
 
     def _keys_of_none_but(self, name: str) -> str:
         """Return the id whose keys this collection has, and no other."""
-        facts = {other: facts_of(Spaces(self._path(other)).live()) for other in self.names()}
-        ids = {other: known.get("collection_id", "") for other, known in facts.items()}
-        if ENCRYPTION not in facts[name] and not self.keyrings.path(ids[name]).exists():
+        ids = {other: facts_of(Spaces(self._path(other)).live()).get("collection_id", "") for other in self.names()}
+        if not self.keyrings.path(ids[name]).exists():
             raise ArgumentError("--with-keys", f"is for encrypted collections; {name!r} has no keys")
         sharing = sorted(other for other in ids if other != name and ids[other] == ids[name])
         if sharing:

@@ -553,20 +553,3 @@ def test_a_sealed_file_opens_whole_or_not_at_all(size, at, change):
             cipher.opened(wrong, "a")
     with pytest.raises(InvalidTag):
         cipher.opened(sealed, "b")
-
-
-def test_a_deletion_with_keys_that_was_cut_off_leaves_no_keys_and_is_done_by_asking_again(library, ward, monkeypatch):
-    def cut_off(*_: object, **__: object) -> None:
-        raise OSError("the power went")
-
-    fill(ward)
-    ward.close()
-    (keys,) = library.keyrings.ids()
-    with monkeypatch.context() as patched:
-        patched.setattr("pathlib.Path.rename", cut_off)
-        with pytest.raises(OSError, match="power"):
-            library.delete("ward", with_keys=True)
-    assert library.names() == ["ward"]
-    assert keys not in library.keyrings.ids()
-    library.delete("ward", with_keys=True)
-    assert library.names() == []
