@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+import uuid
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +34,7 @@ from indexer.store.wrapping import SALT_BYTES
 
 FOLDER = "keyring"
 SHORTEST_PASSPHRASE = 16
+_UNFINISHED = ".new-"
 
 _HEX = 2 * KEY_BYTES
 REKEY_WAIT_S = 30.0
@@ -125,7 +127,10 @@ class Keyrings:
         """
         self._master.check()
         private_folder(self.folder)
-        Keyring.create(self.path(collection_id), collection_id, self._master.wrapping)
+        aside = self.folder / f"{_UNFINISHED}{uuid.uuid4().hex}"
+        Keyring.create(aside, collection_id, self._master.wrapping)
+        # Renamed when it is whole: a crash leaves no file under the name that is taken for damaged keys.
+        aside.rename(self.path(collection_id))
         sync_folder(self.folder)
 
     def open(self, collection_id: str) -> Keyring:
@@ -177,6 +182,13 @@ class Keyrings:
         for ending in ("", "-wal", "-shm"):
             path.with_name(path.name + ending).unlink(missing_ok=True)
         path.with_suffix(".lock").unlink(missing_ok=True)
+        if self.folder.is_dir():
+            sync_folder(self.folder)
+
+    def sweep(self) -> None:
+        """Remove what a process left that died while it made keys. Called while nobody makes any."""
+        for path in self.folder.glob(f"{_UNFINISHED}*"):
+            path.unlink(missing_ok=True)
 
     def ids(self) -> list[str]:
         """Return the ids of the collections whose keys are here, those of deleted ones too, sorted."""

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import shutil
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from indexer.collection import DELETE_TIMEOUT_S, ENCRYPTION, Collection
 from indexer.encryption import Keyrings, MasterKey
 from indexer.erasure import WAIT_S, Erased, NothingWaits, Waiting
-from indexer.errors import ArgumentError, ClinragError, CollectionExistsError, CollectionNotFoundError, DamagedError
+from indexer.errors import (
+    ArgumentError,
+    ClinragError,
+    CollectionExistsError,
+    CollectionNotFoundError,
+    DamagedError,
+    KeysError,
+    WriterBusyError,
+)
 from indexer.follower import facts_of
 from indexer.receipts import Receipts
 from indexer.records import EncoderSpec
@@ -21,11 +30,14 @@ from indexer.spaces import LOCK, TRUTH, Spaces
 from indexer.store.erasing import By
 from indexer.store.failpoints import failpoint
 from indexer.store.folders import private_folder, sync_folder
-from indexer.store.lock import exclusive
+from indexer.store.lock import exclusive, folder_lock
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
 _NEW = ".new-"
 _GONE = ".deleted-"
+_GONE_WITH_KEYS = ".destroyed-"
+"""Begins the name that a folder gets with its deletion; the id that its keys go by is the rest of it, up to the last
+``-``. One rename takes the collection away and says what is left to do: no crash can come between the two."""
 
 log = logging.getLogger(__name__)
 
@@ -73,24 +85,26 @@ class Library:
             raise CollectionExistsError(f"collection {name!r} is there already")
         private_folder(self._folder.parent)
         private_folder(self._folder)
+        self._finish()
         # Made aside and renamed: a crash leaves no half collection under the name.
         fresh = self._folder / f"{_NEW}{uuid.uuid4().hex}"
-        private_folder(fresh)
-        try:
-            yield fresh
-            failpoint("create.filled")
-            sync_folder(fresh)
-            fresh.rename(target)
-            sync_folder(self._folder)
-            failpoint("create.renamed")
-        except OSError as exc:
-            shutil.rmtree(fresh, ignore_errors=True)
-            if target.exists():
-                raise CollectionExistsError(f"collection {name!r} is there already") from exc
-            raise
-        except ClinragError:
-            shutil.rmtree(fresh, ignore_errors=True)
-            raise
+        with folder_lock(self._folder, "collections are being deleted with their keys", shared=True):
+            private_folder(fresh)
+            try:
+                yield fresh
+                failpoint("create.filled")
+                sync_folder(fresh)
+                fresh.rename(target)
+                sync_folder(self._folder)
+                failpoint("create.renamed")
+            except OSError as exc:
+                shutil.rmtree(fresh, ignore_errors=True)
+                if target.exists():
+                    raise CollectionExistsError(f"collection {name!r} is there already") from exc
+                raise
+            except BaseException:
+                shutil.rmtree(fresh, ignore_errors=True)
+                raise
 
     def open(self, name: str) -> Collection:
         """Open a collection.
@@ -100,7 +114,13 @@ class Library:
             CollectionNotFoundError: there is none of that name.
         """
         root = self._path(name)
-        opened = Collection(Spaces(root).live(), name, root, self.keyrings)
+        self._tidy()
+        try:
+            opened = Collection(Spaces(root).live(), name, root, self.keyrings)
+        except KeysError as exc:
+            if _living(root):
+                raise
+            raise _not_found(name) from exc  # it was deleted with its keys just now
         try:
             opened.eraser(self.receipts, self._waiting).resume()
         except ClinragError as exc:
@@ -127,6 +147,7 @@ class Library:
 
     def names(self) -> list[str]:
         """Return the names of all collections, sorted."""
+        self._tidy()
         if not self._folder.is_dir():
             return []
         return sorted(path.name for path in self._folder.iterdir() if _NAME.match(path.name) and _living(path))
@@ -142,18 +163,18 @@ class Library:
             WriterBusyError: it is being written to.
         """
         target = self._path(name)
+        self._tidy()
         if not _living(target):
-            raise CollectionNotFoundError(f"no collection {name!r}; 'clinrag collections list' names those there are")
-        keys_of = self._keys_of_none_but(name) if with_keys else None
-        with exclusive(_lock_of(target), f"collection {name!r}", DELETE_TIMEOUT_S):
-            gone = self._folder / f"{_GONE}{uuid.uuid4().hex}"
-            target.rename(gone)
-            sync_folder(self._folder)
-            failpoint("drop.renamed")
-        if keys_of is not None:
-            self.keyrings.destroy(keys_of)
-        for leftover in self._folder.glob(f"{_GONE}*"):
-            shutil.rmtree(leftover, ignore_errors=True)
+            raise _not_found(name)
+        # A copy that is being restored meanwhile, with the same keys, is waited for and then named.
+        alone = folder_lock(self._folder, "a collection is being made or restored", DELETE_TIMEOUT_S)
+        with alone if with_keys else nullcontext():
+            aside = f"{_GONE_WITH_KEYS}{self._keys_of_none_but(name)}-" if with_keys else _GONE
+            with _held(target, name):
+                target.rename(self._folder / f"{aside}{uuid.uuid4().hex}")
+                sync_folder(self._folder)
+                failpoint("drop.renamed")
+        self._finish()
 
     def keys_of(self, name: str) -> str:
         """Return the id that the keys of an encrypted collection go by.
@@ -164,7 +185,7 @@ class Library:
         """
         folder = self._path(name)
         if not _living(folder):
-            raise CollectionNotFoundError(f"no collection {name!r}; 'clinrag collections list' names those there are")
+            raise _not_found(name)
         facts = facts_of(Spaces(folder).live())
         collection_id = facts.get("collection_id", "")
         if ENCRYPTION not in facts and not self.keyrings.path(collection_id).exists():
@@ -181,7 +202,12 @@ class Library:
 
     def _keys_of_none_but(self, name: str) -> str:
         """Return the id whose keys this collection has, and no other."""
-        ids = {other: facts_of(Spaces(self._path(other)).live()).get("collection_id", "") for other in self.names()}
+        ids: dict[str, str] = {}
+        for other in self.names():
+            with suppress(FileNotFoundError):  # deleted since it was named
+                ids[other] = facts_of(Spaces(self._path(other)).live()).get("collection_id", "")
+        if name not in ids:
+            raise _not_found(name)
         if not self.keyrings.path(ids[name]).exists():
             raise ArgumentError("--with-keys", f"is for encrypted collections; {name!r} has no keys")
         sharing = sorted(other for other in ids if other != name and ids[other] == ids[name])
@@ -189,12 +215,73 @@ class Library:
             raise ArgumentError("--with-keys", f"would make collection {sharing[0]!r} unreadable, which shares them")
         return ids[name]
 
+    def _tidy(self) -> None:
+        """Do what `_finish` does; where that is not possible now, say so: what is there must be readable all the same.
+
+        Whoever makes or deletes a collection next meets the same error.
+        """
+        try:
+            self._finish()
+        except OSError as exc:
+            log.warning("what is left of deleted collections in %s cannot be removed: %s", self._folder, exc.strerror)
+
+    def _finish(self) -> None:
+        """Take deleted collections to their end, and away what a process left that died while it made one.
+
+        Keys go first: as long as the folder has the name that says so, they are looked for again.
+        """
+        if not any(path.name.startswith((_NEW, _GONE, _GONE_WITH_KEYS)) for path in _entries(self._folder)):
+            return
+        for path in self._folder.glob(f"{_GONE_WITH_KEYS}*"):
+            # Who renamed it may have died before this: a power cut must not bring the collection back without its keys.
+            sync_folder(self._folder)
+            self.keyrings.destroy(path.name.removeprefix(_GONE_WITH_KEYS).rpartition("-")[0])
+            failpoint("keys.dropped")
+            self._set_aside(path)
+        with suppress(WriterBusyError), folder_lock(self._folder, "a collection is being made"):
+            self.keyrings.sweep()
+            for path in self._folder.glob(f"{_NEW}*"):
+                self._set_aside(path)
+        for path in self._folder.glob(f"{_GONE}*"):
+            shutil.rmtree(path, ignore_errors=True)
+
+    def _set_aside(self, path: Path) -> None:
+        """Let nothing be left to do with a folder but to remove it."""
+        with suppress(FileNotFoundError):  # another process was faster
+            path.rename(self._folder / f"{_GONE}{uuid.uuid4().hex}")
+
     def _path(self, name: str) -> Path:
         if not _NAME.match(name):
             raise ArgumentError(
                 "name", "must be 1 to 64 letters, digits, '.', '_' or '-', and start with a letter or digit"
             )
         return self._folder / name
+
+
+def _entries(folder: Path) -> list[Path]:
+    return list(folder.iterdir()) if folder.is_dir() else []
+
+
+def _not_found(name: str) -> CollectionNotFoundError:
+    return CollectionNotFoundError(f"no collection {name!r}; 'clinrag collections list' names those there are")
+
+
+@contextmanager
+def _held(root: Path, name: str) -> Iterator[None]:
+    """Keep every writer out of a collection for the block.
+
+    Raises:
+        CollectionNotFoundError: another process deleted it meanwhile, and perhaps made another of that name.
+        WriterBusyError: it is being written to.
+    """
+    try:
+        before = root.stat()
+        with exclusive(_lock_of(root), f"collection {name!r}", DELETE_TIMEOUT_S):
+            if not os.path.samestat(before, root.stat()):
+                raise FileNotFoundError(root)
+            yield
+    except FileNotFoundError as exc:
+        raise _not_found(name) from exc
 
 
 def _living(root: Path) -> bool:

@@ -133,6 +133,7 @@ class Keyring:
             with write_transaction(engine) as connection:
                 _METADATA.create_all(connection)
                 connection.execute(_facts.insert(), [{"key": key, "value": value} for key, value in facts.items()])
+            empty_log(engine, path, time.monotonic())  # so that the one file is all of it
         finally:
             engine.dispose()
 

@@ -48,6 +48,29 @@ def exclusive(path: Path, what: str, timeout_s: float = 0.0) -> Iterator[None]:
         os.close(descriptor)
 
 
+@contextmanager
+def folder_lock(folder: Path, what: str, timeout_s: float = 0.0, *, shared: bool = False) -> Iterator[None]:
+    """Hold a folder for the block, alone or ``shared`` with others who do; a shared lock is waited for.
+
+    The folder itself is locked: no file in it says so.
+
+    Raises:
+        WriterBusyError: others hold it for longer than ``timeout_s``; says ``what`` they do.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        if shared:
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
+        deadline = time.monotonic() + timeout_s
+        while not shared and not _try(descriptor):
+            if time.monotonic() >= deadline:
+                raise WriterBusyError(f"{what} by another process; try again when it is done")
+            time.sleep(_POLL_S)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def _try(descriptor: int) -> bool:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -19,6 +19,7 @@ def main() -> int:
     parser.add_argument("--encrypted", action="store_true", help="with --kills: over encrypted collections")
     parser.add_argument("--damages", type=int, default=0, metavar="N", help="damage N copies of a collection's files")
     parser.add_argument("--writes", action="store_true", help="let each write, sync, rename and truncation fail")
+    parser.add_argument("--deletions", action="store_true", help="kill a deletion with its keys at each of its calls")
     parser.add_argument("--every", type=int, default=1, metavar="N", help="with --writes: only every n-th call")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--broken", help="break the commit path on purpose; the harness must notice")
@@ -33,7 +34,7 @@ def main() -> int:
 
 
 def _run(arguments: argparse.Namespace, folder: Path) -> int:
-    from tests.faults import crash, damage, writes
+    from tests.faults import crash, damage, deletion, writes
 
     answer: dict[str, object] = {}
     faults = 0
@@ -45,6 +46,13 @@ def _run(arguments: argparse.Namespace, folder: Path) -> int:
         damaged = damage.run(folder, arguments.damages, arguments.seed)
         answer["damage"] = damaged.as_json()
         faults += len(damaged.served) + len(damaged.unclear)
+    if arguments.deletions:
+        if shim.loaded() is None:
+            answer["deletions"] = "skipped: there is no C compiler"
+        else:
+            deleted = deletion.run(folder, arguments.broken)
+            answer["deletions"] = deleted.as_json()
+            faults += len(deleted.problems)
     if arguments.writes:
         if shim.loaded() is None:
             answer["writes"] = "skipped: there is no C compiler"

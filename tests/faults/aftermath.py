@@ -60,6 +60,7 @@ def inspect(home: Path, plan: Plan, acked: int, known: Known) -> dict[str, Any]:
     if SIDE in library.names():
         with sealed.opened(home, SIDE)[1] as other:
             faults["findings"] += [f"{SIDE}: {found.where} {found.what}" for found in other.verify()]
+    faults["left behind"] += [f"{name} of a deleted collection" for name in sealed.without_collection(home)]
     there = {}
     if sealed.is_sealed(home):
         there = {key.id.hex(): key.wrapped.hex() for key in sealed.keys(home, NAME)}

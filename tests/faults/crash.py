@@ -259,8 +259,7 @@ class _Session:
         preloaded = shim.loaded()
         if kind == "syscall" and preloaded is not None:
             action = shim.TORN_KILL if torn else shim.KILL
-            everything = shim.WRITE | shim.SYNC | shim.RENAME | shim.TRUNCATE
-            preloaded.arm(everything, count, action, 0, str(self._home / folder))
+            preloaded.arm(shim.EVERYTHING, count, action, 0, str(self._home / folder))
         worker.run(self._next)
 
     def _start_reader(self) -> tuple[int, int]:
@@ -334,7 +333,7 @@ class _Worker:
         else:
             encrypted = self._master is not None
             with self._library.create(SIDE, "hashing", self._encoder.spec, encrypted=encrypted) as side:
-                index_notes(side, self._encoder, self._plan.steps[0].notes)
+                index_notes(side, self._encoder, next(step.notes for step in self._plan.steps if step.notes))
 
     def _store(self, first: int) -> int:
         """Import all steps of a group in one call, each batch a step; return the step behind them."""

@@ -13,6 +13,7 @@ import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -115,6 +116,25 @@ def in_clear(home: Path) -> list[str]:
     """Return which files hold a word of any note in clear."""
     files = [path for folder in ("collections", "keyring") for path in (home / folder).rglob("*") if path.is_file()]
     return [f"{path.name} holds words in clear" for path in files if _WORD.search(path.read_bytes())]
+
+
+def without_collection(home: Path) -> list[str]:
+    """Return the files of keys that sealed notes, and whose collection is not there any more."""
+    known = {facts[0] for truth in (home / "collections").glob("[!.]*/truth.sqlite") for facts in _said(truth)}
+    return [
+        path.name
+        for path in (home / "keyring").glob("*.keys")
+        if path.stem not in known and _rows(path, "SELECT count(*) FROM keys")[0][0]
+    ]
+
+
+def _said(truth: Path) -> list[tuple[str]]:
+    return _rows(truth, "SELECT value FROM meta WHERE key = 'collection_id'")
+
+
+def _rows(database: Path, query: str) -> list[Any]:
+    with contextlib.closing(sqlite3.connect(database)) as connection:
+        return connection.execute(query).fetchall()
 
 
 def keyring_bytes(home: Path) -> bytes:

@@ -1,4 +1,4 @@
-/* Stands between a process and the C library's writes, syncs and renames (LD_PRELOAD).
+/* Stands between a process and the C library's writes, syncs, renames and removals (LD_PRELOAD).
  *
  * Armed by the process itself (ctypes): the n-th call of the chosen kinds on a path that contains a text fails, is cut
  * short, or ends the process with half of its bytes written. It can also note the order of the calls. */
@@ -13,7 +13,7 @@
 #include <sys/types.h>
 #include <unistd.h>
 
-enum { WRITE = 1, SYNC = 2, RENAME = 4, TRUNCATE = 8 };
+enum { WRITE = 1, SYNC = 2, RENAME = 4, TRUNCATE = 8, UNLINK = 16 };
 enum { FAIL = 1, SHORT_THEN_FAIL = 2, KILL = 3, TORN_KILL = 4 };
 
 static int kinds, action, error, noting;
@@ -124,4 +124,21 @@ int rename(const char *from, const char *to) {
 int renameat(int from_fd, const char *from, int to_fd, const char *to) {
     REAL(renameat);
     return decide(RENAME, "rename", -1, to, 0) ? -1 : real(from_fd, from, to_fd, to);
+}
+
+int unlink(const char *path) {
+    REAL(unlink);
+    return decide(UNLINK, "unlink", -1, path, 0) ? -1 : real(path);
+}
+
+/* Of a path below an open folder, the folder is what is looked at. */
+int unlinkat(int folder_fd, const char *path, int flags) {
+    REAL(unlinkat);
+    return decide(UNLINK, "unlink", folder_fd, folder_fd == AT_FDCWD ? path : NULL, 0) ? -1
+                                                                                        : real(folder_fd, path, flags);
+}
+
+int rmdir(const char *path) {
+    REAL(rmdir);
+    return decide(UNLINK, "unlink", -1, path, 0) ? -1 : real(path);
 }

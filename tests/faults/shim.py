@@ -1,4 +1,4 @@
-"""The preloaded library that makes writes, syncs and renames fail: compiled, preloaded and armed."""
+"""The preloaded library that makes writes, syncs, renames and removals fail: compiled, preloaded and armed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from pathlib import Path
 SOURCE = Path(__file__).with_name("shim.c")
 VARIABLE = "CLINRAG_TEST_SHIM"
 
-WRITE, SYNC, RENAME, TRUNCATE = 1, 2, 4, 8
+WRITE, SYNC, RENAME, TRUNCATE, UNLINK = 1, 2, 4, 8, 16
+EVERYTHING = WRITE | SYNC | RENAME | TRUNCATE | UNLINK
 FAIL, SHORT_THEN_FAIL, KILL, TORN_KILL = 1, 2, 3, 4
 
 

@@ -68,3 +68,18 @@ def test_a_failing_call_is_told_and_leaves_the_store_readable(tmp_path):
     report = _harness(tmp_path, "--writes", "--every", "9")["writes"]
     assert report["faults"] > 15
     assert report["problems"] == 0, report["examples"]
+
+
+@pytest.mark.skipif(shim.compiler() is None, reason="the shim needs a C compiler")
+def test_a_deletion_with_keys_that_is_cut_off_at_any_call_is_finished_by_whoever_looks_next(tmp_path):
+    report = _harness(tmp_path, "--deletions")["deletions"]
+    assert report["calls"] > 15
+    assert report["kills"] > report["calls"]
+    assert report["problems"] == 0, report["examples"]
+
+
+@pytest.mark.skipif(shim.compiler() is None, reason="the shim needs a C compiler")
+@pytest.mark.parametrize("broken", ["keys-first", "keys-forgotten"])
+def test_a_deletion_in_the_wrong_order_is_noticed(tmp_path, broken):
+    report = _harness(tmp_path, "--deletions", "--broken", broken)["deletions"]
+    assert report["problems"] > 0

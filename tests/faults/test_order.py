@@ -71,20 +71,37 @@ def test_a_deletion_of_a_collection_is_synced_before_it_is_told(tmp_path, monkey
     assert ("sync", tmp_path / "collections") in calls[renamed:]
 
 
+def test_a_deletion_with_keys_is_durable_before_the_keys_go_and_they_before_it_is_told(tmp_path, monkeypatch):
+    library = Library(tmp_path, master=MasterKey(passphrase="correct horse battery staple"))
+    library.create("main", "hashing", HashingEncoder().spec, encrypted=True).close()
+    calls = _recorded(monkeypatch)
+    library.delete("main", with_keys=True)
+    monkeypatch.undo()
+    assert library.keyrings.ids() == []
+    renamed = calls.index(("rename", tmp_path / "collections" / "main"))
+    gone = next(n for n, (call, path) in enumerate(calls) if call == "unlink" and path.suffix == ".keys")
+    assert ("sync", tmp_path / "collections") in calls[renamed:gone]
+    assert ("sync", tmp_path / "keyring") in calls[gone:]
+
+
 def test_the_first_file_of_keys_is_synced_with_its_folder(tmp_path, monkeypatch):
     Library(tmp_path).create("plain", "hashing", HashingEncoder().spec).close()
     library = Library(tmp_path, master=MasterKey(passphrase="correct horse battery staple"))
     calls = _recorded(monkeypatch)
     library.create("first", "hashing", HashingEncoder().spec, encrypted=True).close()
-    renamed = next(n for n, (call, _) in enumerate(calls) if call == "rename")
+    keys, renamed = (
+        next(n for n, (call, path) in enumerate(calls) if call == "rename" and path.parent == tmp_path / folder)
+        for folder in ("keyring", "collections")
+    )
     above = [path for call, path in calls[:renamed] if call == "sync"]
     ours = [path for path in above if path in (tmp_path, tmp_path / "keyring")]
     assert ours == [tmp_path, tmp_path / "keyring"], "before there is a collection that needs them"
+    assert ("sync", tmp_path / "keyring") in calls[keys:renamed], "behind the name that the file got"
 
 
 def _recorded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Path]]:
     calls: list[tuple[str, Path]] = []
-    fsync, rename = os.fsync, os.rename
+    fsync, rename, unlink = os.fsync, os.rename, os.unlink
 
     def noting_fsync(descriptor):
         calls.append(("sync", Path(f"/proc/self/fd/{descriptor}").readlink()))
@@ -95,7 +112,13 @@ def _recorded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Path]]:
         rename(source, target, **more)
 
     monkeypatch.setattr(os, "fsync", noting_fsync)
+
+    def noting_unlink(path, **more):
+        calls.append(("unlink", Path(path)))
+        unlink(path, **more)
+
     monkeypatch.setattr(os, "rename", noting_rename)
+    monkeypatch.setattr(os, "unlink", noting_unlink)
     return calls
 
 

@@ -1,0 +1,194 @@
+"""A home folder after somebody died while a collection was made or deleted, and beside somebody who still does."""
+
+from __future__ import annotations
+
+import pytest
+
+from indexer import library as library_module
+from indexer.backup import backup, restore
+from indexer.encryption import Keyrings, MasterKey
+from indexer.errors import CollectionNotFoundError, KeysError, WriterBusyError
+from indexer.library import Library
+from indexer.store import failpoints
+from tests.indexer.made_collections import SPEC, new, note, shown, store
+
+
+class Killed(BaseException):
+    """Stands for the process's death."""
+
+
+@pytest.fixture
+def home(tmp_path):
+    (tmp_path / "master.key").write_text("5a" * 32)
+    return tmp_path
+
+
+@pytest.fixture
+def library(home):
+    return opened(home)
+
+
+@pytest.fixture
+def dies_at(monkeypatch):
+    """Return what has the process die at a failpoint; what it would clean up on its way out stays."""
+
+    def install(name):
+        def reached(point):
+            if point == name:
+                monkeypatch.setattr("shutil.rmtree", lambda *_, **__: None)
+                raise Killed
+
+        failpoints.install(reached)
+
+    yield install
+    failpoints.install(None)
+
+
+def opened(home):
+    return Library(home, master=MasterKey(home / "master.key"))
+
+
+def entries(home, folder="collections"):
+    return sorted(path.name for path in (home / folder).iterdir())
+
+
+def sealed(library, name="ward"):
+    collection = library.create(name, "letters", SPEC, encrypted=True)
+    store(collection, note("a", "Pain in the chest.", patient_id="p1"))
+    collection.close()
+    return library.keyrings.path(collection.collection_id)
+
+
+def test_what_a_restore_left_that_was_cut_off_goes_with_the_next_look(home, library, dies_at, monkeypatch):
+    with new(home) as ward:
+        store(ward, note("a", "Pain in the chest."))
+        backup(ward, home / "ward.backup")
+    dies_at("create.filled")
+    with pytest.raises(Killed):
+        restore(library, home / "ward.backup", "copy")
+    failpoints.install(None)
+    monkeypatch.undo()
+    assert any(b"Pain in the chest" in path.read_bytes() for path in (home / "collections").glob(".new-*/truth.sqlite"))
+    assert opened(home).names() == ["ward"]
+    assert entries(home) == ["ward"]
+
+
+def test_a_collection_that_is_being_made_is_left_alone(home, library):
+    with library.making("ward") as folder:
+        (folder / "truth.sqlite").write_text("a part of it")
+        assert opened(home).names() == []
+        assert (folder / "truth.sqlite").read_text() == "a part of it"
+    assert opened(home).names() == ["ward"]
+
+
+def test_what_a_deletion_left_that_was_cut_off_goes_with_the_next_look(home, library, dies_at, monkeypatch):
+    new(home).close()
+    new(home, "other").close()
+    dies_at("drop.renamed")
+    with pytest.raises(Killed):
+        library.delete("ward")
+    failpoints.install(None)
+    monkeypatch.undo()
+    assert len(entries(home)) == 2
+    with opened(home).open("other"):
+        assert entries(home) == ["other"]
+
+
+def test_the_keys_of_a_deleted_collection_go_with_the_next_look_and_its_name_is_free(home, library, dies_at):
+    keys = sealed(library)
+    dies_at("drop.renamed")
+    with pytest.raises(Killed):
+        library.delete("ward", with_keys=True)
+    failpoints.install(None)
+    assert keys.exists()
+    with pytest.raises(CollectionNotFoundError):
+        opened(home).open("ward")
+    assert not keys.exists()
+    with opened(home).create("ward", "letters", SPEC, encrypted=True) as again:
+        assert shown(again) == {}
+
+
+def test_a_backup_does_not_come_back_between_a_deletion_with_keys_and_its_end(home, library, dies_at):
+    sealed(library)
+    with library.open("ward") as ward:
+        backup(ward, home / "ward.backup")
+    dies_at("drop.renamed")
+    with pytest.raises(Killed):
+        library.delete("ward", with_keys=True)
+    failpoints.install(None)
+    with pytest.raises(KeysError):
+        restore(opened(home), home / "ward.backup", "ward")
+    assert opened(home).names() == []
+
+
+def test_keys_that_were_brought_back_are_not_destroyed_a_second_time(home, library, dies_at, monkeypatch):
+    keys = sealed(library)
+    content = keys.read_bytes()
+    with library.open("ward") as ward:
+        backup(ward, home / "ward.backup")
+    with monkeypatch.context() as patched:
+        patched.setattr("shutil.rmtree", lambda *_, **__: None)  # the folder cannot be removed
+        library.delete("ward", with_keys=True)
+    assert not keys.exists()
+    keys.write_bytes(content)
+    with restore(opened(home), home / "ward.backup", "ward").collection as again:
+        assert shown(again) == {"a": 1}
+    assert keys.exists()
+
+
+def test_a_deletion_with_keys_waits_for_a_copy_that_is_being_restored(home, library, monkeypatch):
+    keys = sealed(library)
+    monkeypatch.setattr(library_module, "DELETE_TIMEOUT_S", 0.0)
+    with pytest.raises(Killed), library.making("copy"):
+        with pytest.raises(WriterBusyError, match="made or restored"):
+            opened(home).delete("ward", with_keys=True)
+        raise Killed
+    assert library.names() == ["ward"]
+    assert keys.exists()
+    library.delete("ward", with_keys=True)
+    assert not keys.exists()
+
+
+def test_whoever_opens_a_collection_while_it_goes_with_its_keys_is_told_that_it_is_gone(home, library, monkeypatch):
+    sealed(library)
+    open_keys = Keyrings.open
+
+    def late(keyrings, collection_id):
+        opened(home).delete("ward", with_keys=True)
+        return open_keys(keyrings, collection_id)
+
+    monkeypatch.setattr(Keyrings, "open", late)
+    with pytest.raises(CollectionNotFoundError, match="ward"):
+        opened(home).open("ward")
+
+
+def test_keys_whose_making_was_cut_off_are_none(home, library, monkeypatch):
+    def cut_off(*_):
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr("indexer.store.keyring.empty_log", cut_off)
+        with pytest.raises(Killed):
+            library.create("ward", "letters", SPEC, encrypted=True)
+    assert entries(home, "keyring")
+    assert library.keyrings.ids() == []
+    (home / "collections" / ".new-of-who-died").mkdir()
+    assert library.names() == []
+    assert entries(home, "keyring") == []
+
+
+def test_collections_are_read_where_what_is_left_of_another_cannot_be_removed(home, library, dies_at, caplog):
+    new(home, "other").close()
+    sealed(library)
+    dies_at("drop.renamed")
+    with pytest.raises(Killed):
+        library.delete("ward", with_keys=True)
+    failpoints.install(None)
+    (home / "keyring").rename(home / "elsewhere")
+    (home / "keyring").write_text("not a folder")
+    assert opened(home).names() == ["other"]
+    with opened(home).open("other") as other:
+        assert shown(other) == {}
+    assert "cannot be removed" in caplog.text
+    with pytest.raises(OSError):
+        opened(home).create("third", "letters", SPEC)
