@@ -97,7 +97,7 @@ def index_notes(
         if len(batch) >= batch_notes:
             flush()
     flush()
-    collection.publish(always=False)
+    collection.publish_soon()
     return importer.report
 
 

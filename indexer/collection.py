@@ -53,7 +53,10 @@ CHECKED_AT_OPEN = ("meta", "notes", "versions", "changes", "holds", "erasures", 
 ENCRYPTION = "encryption"
 """The fact that a collection is encrypted; its value says how."""
 DELETE_TIMEOUT_S = 5.0
-PUBLISH_BEHIND = 500
+PUBLISH_BEHIND = 100
+"""Derived files are written anew where at least so many changes lie behind them, and at least
+``PUBLISH_SHARE`` of all: whoever opens the collection next has to make up for them, a millisecond or two each."""
+PUBLISH_SHARE = 0.2
 
 
 class Collection:
@@ -368,16 +371,18 @@ class Collection:
         """Take in what was committed so far; what is done during a long import need not be done after it."""
         self._replica.keep_up()
 
-    def publish(self, *, always: bool = True) -> None:
-        """Write the derived files for the state of now.
+    def publish(self) -> None:
+        """Write the derived files for the state of now."""
+        if self._replica.behind()[0]:
+            self._replica.publish()
 
-        Without ``always`` only where many changes lie behind them, in the background, and a full disk is logged and no
-        error: they can be made again at any time. `close` waits for it.
+    def publish_soon(self, beyond: float = PUBLISH_SHARE) -> None:
+        """Write them in the background where more than this share of all changes lies behind those that are there.
+
+        A full disk is logged and no error: they can be made again at any time. `close` waits for it.
         """
         behind, changes = self._replica.behind()
-        if always and behind:
-            self._replica.publish()
-        elif behind >= max(PUBLISH_BEHIND, changes // 5):
+        if behind >= max(PUBLISH_BEHIND, beyond * changes):
             self._replica.publish_soon()
 
 

@@ -6,6 +6,7 @@ Nothing heavy is imported here or by the modules of the commands: `clinrag --hel
 from __future__ import annotations
 
 import errno
+import gc
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -131,7 +132,13 @@ def main() -> None:
         # Notes hold any script; a terminal that cannot show a character gets a mark instead of a traceback.
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
-    cli(prog_name="clinrag")
+    # A command makes a million objects that stay (modules, most of all) and little garbage: looking through them again
+    # and again, and once more at the end, takes as long as a search.
+    gc.set_threshold(50_000)
+    try:
+        cli(prog_name="clinrag")
+    finally:
+        gc.freeze()
 
 
 if __name__ == "__main__":

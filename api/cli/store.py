@@ -16,6 +16,7 @@ from api.cli.options import ColumnMap, collection_option, json_option
 from indexer.records import RowError
 
 _SHOWN = 5
+_PUBLISH_SHARE = 0.02
 
 
 @click.command()
@@ -60,6 +61,8 @@ def index(  # noqa: PLR0913 (a command has as many parameters as it has options)
     target = context.service.open_or_create(collection, encoder)
     with IndexProgress(paths, column_map, input_format, quiet=quiet or as_json) as progress:
         report = context.service.index(target, items, progress.update)
+    # This process ends, and each of the next commands would make up anew for what is not in the derived files.
+    target.publish_soon(beyond=_PUBLISH_SHARE)
     seconds = time.perf_counter() - started
     if skipped is not None:
         write_skipped(skipped, report.rejected)

@@ -61,6 +61,17 @@ def test_strict_exits_1_on_a_rejected_record_and_keeps_the_good_ones(clinrag: Cl
     assert clinrag("index", source, "-c", "ward", "--strict").exit_code == 0
 
 
+def test_what_an_import_stored_need_not_be_analysed_by_the_next_command(clinrag: Clinrag, tmp_path: Path, home: Path):
+    source, derived = tmp_path / "many.jsonl", home / "collections" / "ward" / "derived"
+    source.write_text("".join(f'{{"id": "n{n}", "text": "Note {n}: fever."}}\n' for n in range(120)))
+    assert clinrag("index", source, "-c", "ward", "--encoder", "hashing").exit_code == 0
+    (made,) = (path.name for path in derived.iterdir())
+    with source.open("a") as more:
+        more.write('{"id": "late", "text": "One more."}\n')
+    assert clinrag("index", source, "-c", "ward").exit_code == 0
+    assert [path.name for path in derived.iterdir()] == [made]  # one note is no reason to write all of them anew
+
+
 def test_index_with_a_column_map(clinrag: Clinrag, tmp_path: Path):
     table = tmp_path / "notes.csv"
     table.write_text("row,subject,body\n1,4711,Fever and cough.\n")

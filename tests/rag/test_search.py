@@ -3,10 +3,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from indexer.encoders.catalog import default_encoder_name, load_encoder
 from indexer.encoders.encoder import HashingEncoder
 from indexer.errors import ArgumentError, TooLargeError
 from indexer.records import Scope
-from rag.crossing import crosses
+from rag.crossing import SHIPPED, asked, crosses
 from rag.search import SearchRequest, search
 from tests.rag.collections import ConceptEncoder, HeldCollection, HeldPassage
 
@@ -209,3 +210,10 @@ def test_languages_are_not_evened_out_for_an_encoder_that_does_not_cross_them(mo
 def test_the_hashing_encoder_does_not_cross_languages():
     assert not crosses(HashingEncoder())
     assert crosses(ConceptEncoder())
+
+
+@pytest.mark.skipif(default_encoder_name() != "compact", reason="the shipped weights are not in this tree")
+def test_the_shipped_encoder_crosses_languages_as_it_is_taken_to():
+    encoder = load_encoder("compact")
+    assert encoder.spec.model_id == SHIPPED
+    assert asked(encoder)
