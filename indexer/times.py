@@ -66,7 +66,8 @@ def iso(moment_us: int) -> str:
     >>> iso(0)
     '1970-01-01T00:00:00.000000Z'
     """
-    return (_EPOCH + timedelta(microseconds=moment_us)).strftime("%Y-%m-%dT%H:%M:%S.%fZ").zfill(27)
+    # Not by strftime, which takes twice as long: a search writes a few dozen.
+    return (_EPOCH + timedelta(microseconds=moment_us)).isoformat(timespec="microseconds")[:26] + "Z"
 
 
 def day(moment_us: int) -> str:

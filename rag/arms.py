@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexer.store.selection import evenly
-from rag.fusion import SAMPLE_ROWS, PoolScores, backgrounds, mean_nearness
+from rag.fusion import SAMPLE_ROWS, Background, PoolScores, backgrounds, calibrated, mean_nearness
 
 if TYPE_CHECKING:
     from indexer.collection import View
+    from indexer.store.view import Pool
 
 LEAST_DENSE_SPREAD = 0.01
 """Cosines closer than this are not told apart: below it lies the rounding of float16 rows and of bfloat16 models."""
@@ -52,15 +53,8 @@ def dense_arm(view: View, vector: NDArray[np.float32], depth: int, balanced: boo
         LEAST_DENSE_SPREAD,
         lambda known: _nearness(view, pools, known),
     )
-    ordered = _merged(
-        {
-            language: (pool.ids, told[language].calibrated(pool.scores))
-            for language, pool in found.items()
-            if language in told
-        }
-    )
     exhausted = all(_all(len(pool.ids), depth, len(pools[language])) for language, pool in found.items())
-    return Arm(ordered, exhausted, {})
+    return Arm(_merged(found, told), exhausted, {})
 
 
 def _all(found: int, depth: int, held: int) -> bool:
@@ -94,17 +88,15 @@ def lexical_arm(view: View, terms: Mapping[str, float], depth: int, balanced: bo
         best * LEAST_LEXICAL_SHARE,
         None,
     )
-    ordered = _merged(
-        {language: (pool.ids, told[language].calibrated(pool.scores)) for language, pool in found.items()}
-    )
     reach = {language: float(pool.scores[0]) / best if len(pool.scores) else 0.0 for language, pool in found.items()}
-    return Arm(ordered, all(len(pool.ids) < depth for pool in found.values()), reach)
+    return Arm(_merged(found, told), all(len(pool.ids) < depth for pool in found.values()), reach)
 
 
-def _merged(found: Mapping[str | None, tuple[NDArray[np.int64], NDArray[np.float64]]]) -> NDArray[np.int64]:
-    """Return the rows of all pools by calibrated score, ties by row."""
-    if not found:
+def _merged(found: Mapping[str | None, Pool], told: Mapping[str | None, Background]) -> NDArray[np.int64]:
+    """Return the rows of all pools whose background is known by calibrated score, ties by row."""
+    pools = [(pool, told[language]) for language, pool in found.items() if language in told]
+    if not pools:
         return np.empty(0, np.int64)
-    rows = np.concatenate([ids for ids, _ in found.values()])
-    scores = np.concatenate([values for _, values in found.values()])
+    rows = np.concatenate([pool.ids for pool, _ in pools])
+    scores = calibrated([pool.scores for pool, _ in pools], [background for _, background in pools])
     return rows[np.lexsort((rows, -scores))]

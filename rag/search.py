@@ -249,9 +249,9 @@ def _hits(
         ids, scores = view.search_weighted(terms, len(rows), np.sort(rows))
         lexical = dict(zip(ids.tolist(), scores.tolist(), strict=True))
     hits = []
-    for rank, one in enumerate(shown, start=1):
+    dates = view.dates([one.rows for one in shown])
+    for rank, (one, (first_seen, last_seen)) in enumerate(zip(shown, dates, strict=True), start=1):
         passage = one.passage
-        first_seen, last_seen = view.dates(one.rows)
         hits.append(
             Hit(
                 rank=rank,

@@ -44,6 +44,7 @@ VERSION_COLUMNS: dict[str, Any] = {
 CHUNK_COLUMNS: dict[str, Any] = {"row": np.int64, "language": np.int32, "section": np.int32, "text_key": np.int64}
 STATE_COLUMNS: dict[str, Any] = {"ended_at": np.int64, "alive": np.bool_, "newest": np.int64}
 
+_OWNERS = "owners"  # Worked out from the number of each version's chunks, and kept nowhere.
 _FEW = 16  # Deleted notes that are rather looked for one by one.
 
 
@@ -96,7 +97,8 @@ class Columns:
     """One moment. ``versions`` and ``chunks`` hold a column by name, in the order of the truth's numbers.
 
     ``ended_at`` is when a version's follower was stored (`NEVER` for the newest); ``alive`` falls when a note is
-    deleted; ``newest`` is the position of each note's newest version by note number.
+    deleted; ``newest`` is the position of each note's newest version by note number; ``owners`` is the position of each
+    chunk's version.
     """
 
     versions: Mapping[str, NDArray[Any]]
@@ -104,6 +106,7 @@ class Columns:
     ended_at: Ids
     alive: Mask
     newest: Ids
+    owners: NDArray[np.int32]
     edges: Edges
     codes: Mapping[str, Codes]
     growing: dict[str, Growing]
@@ -120,6 +123,7 @@ class Columns:
         growing = {f"v.{name}": Growing(kind, arrays.get(f"v.{name}")) for name, kind in VERSION_COLUMNS.items()}
         growing |= {f"c.{name}": Growing(kind, arrays.get(f"c.{name}")) for name, kind in CHUNK_COLUMNS.items()}
         growing |= {name: Growing(kind, arrays.get(name)) for name, kind in STATE_COLUMNS.items()}
+        growing[_OWNERS] = Growing(np.int32, _owners(0, growing["v.n_chunks"].view()))
         nothing = np.empty(0, np.int64)
         source, target = arrays.get("edge_source", nothing), arrays.get("edge_target", nothing)
         return cls(
@@ -128,6 +132,7 @@ class Columns:
             ended_at=growing["ended_at"].view(),
             alive=growing["alive"].view(),
             newest=growing["newest"].view(),
+            owners=growing[_OWNERS].view(),
             edges=Edges(source, target, tuple(texts.get("edges", ()))),
             codes={name: Codes(texts.get(name, ())) for name in CODED},
             growing=growing,
@@ -182,6 +187,7 @@ class Columns:
             ended_at=self.growing["ended_at"].view(),
             alive=self.growing["alive"].view(),
             newest=self.growing["newest"].view(),
+            owners=self.growing[_OWNERS].extend(_owners(first, version_columns["n_chunks"])),
             edges=self._edges_after(versions, known, first),
             codes=self.codes,
             growing=self.growing,
@@ -323,6 +329,11 @@ class Columns:
         old = own < len(self.alive)
         dead: NDArray[np.intp] = own[np.concatenate([self.alive[own[old]], np.ones(np.count_nonzero(~old), np.bool_)])]
         return dead
+
+
+def _owners(first: int, counts: Ids) -> NDArray[np.int32]:
+    """Return for each chunk the position of its version, counted from ``first``, from how many each version has."""
+    return np.repeat(np.arange(first, first + len(counts), dtype=np.int32), counts)
 
 
 def text_keys(hashes: Sequence[bytes]) -> Ids:

@@ -31,7 +31,8 @@ class KeyOrder:
         distinct = np.unique(wanted)
         starts, ends = (np.searchsorted(ordered, distinct, side).tolist() for side in ("left", "right"))
         found = [order[start:end] for start, end in zip(starts, ends, strict=True)]
-        behind = np.flatnonzero(np.isin(keys[len(order) :], distinct)) + len(order)
-        places: Ids = np.concatenate([*found, behind])
+        if len(keys) > len(order):
+            found.append(np.flatnonzero(np.isin(keys[len(order) :], distinct)) + len(order))
+        places: Ids = np.concatenate([*found, order[:0]])
         places.sort()
         return places[: int(np.searchsorted(places, len(keys)))]

@@ -8,7 +8,6 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
-from operator import itemgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +16,7 @@ from sqlalchemy import BindParameter, Connection, Row, Select, Table, bindparam,
 
 from indexer.store import schema as t
 from indexer.store import truth
+from indexer.store.checked import Checked
 from indexer.store.cipher import NEEDED, RowCipher, chunk_hash, cipher_of, plain_rows
 from indexer.store.columns import UNDATED, ChunkRow, Deletion, Ids, VersionRow
 
@@ -133,26 +133,6 @@ def pages(connection: Connection, after_version: int, dim: int | None, *, texts:
         after_version = last
 
 
-class _Checked:
-    """A statement that is put together once, and where in its rows the columns lie that checksums cover."""
-
-    def __init__(self, statement: Select[Any], checks: Sequence[tuple[str, Sequence[str], str]]) -> None:
-        """Take the statement and, for each table, its name, its fields and how its columns are labelled."""
-        self.statement = statement
-        place = {name: at for at, name in enumerate(statement.selected_columns.keys())}
-        self._checks = [
-            (table, itemgetter(*(place[prefix + name] for name in fields)), place[prefix + "checksum"])
-            for table, fields, prefix in checks
-        ]
-
-    def check(self, row: Row[Any]) -> None:
-        """Raise `DamagedError` where a row does not match its checksums."""
-        for table, fields, at in self._checks:
-            values = fields(row)
-            if truth.checksum(*values) != row[at]:
-                raise truth.damaged(table, values[0])
-
-
 class _Vector(NamedTuple):
     """A row of the vectors."""
 
@@ -168,7 +148,7 @@ def _labelled(table: Table, fields: Sequence[str], prefix: str) -> list[Any]:
 _AFTER: BindParameter[int] = bindparam("after")
 _LAST: BindParameter[int] = bindparam("last")
 _VECTOR = "vector_"
-_CHANGES = _Checked(
+_CHANGES = Checked(
     select(*(t.changes.c[name] for name in (*truth.CHANGE_FIELDS, "checksum")))
     .where(t.changes.c.seq > _AFTER)
     .order_by(t.changes.c.seq),
@@ -177,7 +157,7 @@ _CHANGES = _Checked(
 
 
 @cache
-def _versions_query(texts: bool) -> _Checked:
+def _versions_query(texts: bool) -> Checked:
     v = t.versions.c
     dated = truth.dated_versions(v.text) if texts else truth.dated_versions()
     checks = [
@@ -185,21 +165,21 @@ def _versions_query(texts: bool) -> _Checked:
         ("notes", truth.NOTE_FIELDS, "owner_"),
         ("changes", truth.CHANGE_FIELDS, "change_"),
     ]
-    return _Checked(dated.where(v.id > _AFTER).order_by(v.id).limit(PAGE_VERSIONS), checks)
+    return Checked(dated.where(v.id > _AFTER).order_by(v.id).limit(PAGE_VERSIONS), checks)
 
 
 @cache
-def _chunks_query(vectors: bool) -> _Checked:
+def _chunks_query(vectors: bool) -> Checked:
     c = t.chunks.c
     columns = [c[name] for name in (*truth.CHUNK_FIELDS, "checksum")]
     checks: list[tuple[str, Sequence[str], str]] = [("chunks", truth.CHUNK_FIELDS, "")]
     within = (c.version_id > _AFTER, c.version_id <= _LAST)
     if not vectors:
-        return _Checked(select(*columns).where(*within).order_by(c.version_id, c.n), checks)
+        return Checked(select(*columns).where(*within).order_by(c.version_id, c.n), checks)
     columns += _labelled(t.vectors, truth.VECTOR_FIELDS, _VECTOR)
     checks.append(("vectors", truth.VECTOR_FIELDS, _VECTOR))
     joined = t.chunks.join(t.vectors, t.vectors.c.key == c.vector)
-    return _Checked(select(*columns).select_from(joined).where(*within).order_by(c.version_id, c.n), checks)
+    return Checked(select(*columns).select_from(joined).where(*within).order_by(c.version_id, c.n), checks)
 
 
 def _vectors(chunks: Sequence[Row[Any]], dim: int, cipher: RowCipher | None) -> NDArray[np.float16]:

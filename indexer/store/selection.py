@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from indexer.errors import ScopeError
 from indexer.records import Coverage, Scope
-from indexer.store.columns import UNDATED, Columns, Ids, text_keys
+from indexer.store.columns import NEVER, UNDATED, Columns, Ids, text_keys
 from indexer.store.growing import NOTHING
 from indexer.store.vectors import positions as places_of
 from indexer.times import day, instant, period
@@ -63,9 +63,8 @@ class Selection:
         """Return the positions of the versions that have chunks here; all that were picked where none was left out."""
         if not self._by_chunk:
             return self.picks
-        first = self.columns.versions["first_chunk"]
-        owners = np.searchsorted(first, self.positions, side="right") - 1  # ascending, as the positions are
-        return owners[np.flatnonzero(np.diff(owners, prepend=-1))]
+        owners = self.columns.owners[self.positions]  # ascending, as the positions are
+        return owners[np.flatnonzero(np.diff(owners, prepend=-1))].astype(np.intp)
 
     def samples(self, limit: int) -> dict[str | None, Ids]:
         """Return at most ``limit`` rows of each language, evenly spaced over its rows; the same arrays every time."""
@@ -75,22 +74,35 @@ class Selection:
 
     def traits(self, rows: Ids) -> Traits:
         """Return the texts, patients and languages of rows of the selection, in any order."""
-        at = self.positions[np.searchsorted(self.rows, rows)]
-        chunks, versions = self.columns.chunks, self.columns.versions
-        owners = np.searchsorted(versions["first_chunk"], at, side="right") - 1
+        at = self._at(rows)
+        chunks, patients = self.columns.chunks, self.columns.versions["patient"]
         languages = (*self.columns.codes["language"].texts, None)  # Codes count from 0; that of none is the last: -1.
-        return Traits(chunks["text_key"][at], versions["patient"][owners], chunks["language"][at], languages)
+        return Traits(chunks["text_key"][at], patients[self.columns.owners[at]], chunks["language"][at], languages)
 
-    def dates(self, rows: Ids) -> tuple[str | None, str | None]:
-        """Return the first and the last day on which the notes of rows were authored, ``None`` where none is dated."""
-        at = self.positions[np.searchsorted(self.rows, rows)]
-        versions = self.columns.versions
-        owners = np.searchsorted(versions["first_chunk"], at, side="right") - 1
-        start = versions["authored_start"][owners]
-        dated = start != UNDATED
-        if not dated.any():
-            return None, None
-        return day(int(start[dated].min())), day(int(versions["authored_end"][owners][dated].max()) - 1)
+    def _at(self, rows: Ids) -> Ids:
+        """Return the positions of rows of the selection, in any order."""
+        first = self.rows[0] if len(self.rows) else 0
+        # Without gaps, as row numbers mostly are, no search is needed.
+        gapless = len(self.rows) > 0 and self.rows[-1] - first == len(self.rows) - 1
+        return self.positions[rows - first if gapless else np.searchsorted(self.rows, rows)]
+
+    def dates(self, groups: Sequence[Ids]) -> list[tuple[str | None, str | None]]:
+        """Return for each group of rows (at least one) the first and the last day on which their notes were authored.
+
+        ``None`` where none of them is dated.
+        """
+        if not groups:
+            return []
+        starts_at = np.cumsum([0, *map(len, groups[:-1])])
+        versions, owners = self.columns.versions, self.columns.owners[self._at(np.concatenate(groups))]
+        start, end = versions["authored_start"][owners], versions["authored_end"][owners]
+        undated = start == UNDATED
+        start[undated], end[undated] = NEVER, UNDATED
+        first, last = (np.minimum.reduceat(start, starts_at), np.maximum.reduceat(end, starts_at))
+        return [
+            (None, None) if lo == NEVER else (day(lo), day(hi - 1))
+            for lo, hi in zip(first.tolist(), last.tolist(), strict=True)
+        ]
 
     def coverage(self) -> Coverage:
         """Return how many notes were searched, in which languages, from when to when."""
@@ -109,16 +121,16 @@ class Selection:
 
     def copy_rows(self, rows: Ids) -> list[Ids]:
         """Return for each row of the selection those with the same text of the same patient, last authored last."""
-        keys = self.columns.chunks["text_key"]
-        at = self.positions[np.searchsorted(self.rows, rows)]
+        keys, versions, every_owner = self.columns.chunks["text_key"], self.columns.versions, self.columns.owners
+        at = self._at(rows)
         alike = self.positions[places_of(self.positions, self.columns.same_texts(at))]
-        versions, first = self.columns.versions, self.columns.versions["first_chunk"]
-        owners = np.searchsorted(first, alike, side="right") - 1
+        owners = every_owner[alike]
         order = np.lexsort((alike, versions["authored_start"][owners]))
         alike, patients = alike[order], versions["patient"][owners[order]]
-        own = versions["patient"][np.searchsorted(first, at, side="right") - 1]
-        same = [(keys[alike] == keys[p]) & (patients == patient) for p, patient in zip(at, own, strict=True)]
-        return [self.columns.chunks["row"][alike[mask]] for mask in same]
+        same = keys[alike] == keys[at][:, None]
+        same &= patients == versions["patient"][every_owner[at]][:, None]
+        found = self.columns.chunks["row"][alike]
+        return [found[mask] for mask in same]
 
     def copies(self, hashes: Sequence[bytes]) -> list[int]:
         """Return for each text how many rows of the selection hold it."""

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import BindParameter, Connection, Engine, Row, bindparam, select
+from sqlalchemy import Connection, Engine, select
 
 from indexer.errors import NoteNotFoundError
-from indexer.records import Coverage, Scope, Status
+from indexer.records import Coverage, Scope
 from indexer.store import schema as t
 from indexer.store import truth
-from indexer.store.cipher import chunk_hash, chunk_title, cipher_of, plain_rows
+from indexer.store.cipher import cipher_of, plain_rows
 from indexer.store.columns import Ids
 from indexer.store.facets import Facets, facets_of
+from indexer.store.passages import read_passages
 from indexer.store.reading import check_absent
 from indexer.store.replica import Replica
 from indexer.store.selection import Selection, Traits
@@ -24,25 +25,11 @@ from indexer.store.sqlite import read_transaction
 from indexer.store.stored import Passage
 from indexer.store.vectors import best, positions, search_pools, widened
 from indexer.text.analysis import analyze_query
-from indexer.times import iso
 
 Scores = NDArray[np.float32]
 
-
 _FEW = 2048
 """A scope of up to so many rows is scored as a whole; its pools and their samples are cut out of that."""
-
-
-# Asked for every search: to put them together anew takes as long as to run them.
-_KEYS: BindParameter[Any] = bindparam("keys", expanding=True)
-_CHUNKS = select(t.chunks).where(t.chunks.c.row.in_(_KEYS))
-_VERSIONS = truth.dated_versions(t.versions.c.text).where(t.versions.c.id.in_(_KEYS))
-_ADDENDA = (
-    select(t.versions.c.id, t.versions.c.appends, t.notes.c.note_id)
-    .select_from(t.versions.join(t.notes, t.notes.c.id == t.versions.c.note))
-    .where(t.versions.c.appends.in_(_KEYS))
-    .order_by(t.versions.c.id)
-)
 
 
 class Pool(NamedTuple):
@@ -144,9 +131,9 @@ class View:
         """Return which of the rows in scope share a text or a patient, and their languages."""
         return self._selection.traits(np.asarray(rows, np.int64))
 
-    def dates(self, rows: Sequence[int] | Ids) -> tuple[str | None, str | None]:
-        """Return the first and last day on which the notes of rows in scope were authored."""
-        return self._selection.dates(np.asarray(rows, np.int64))
+    def dates(self, groups: Sequence[Sequence[int] | Ids]) -> list[tuple[str | None, str | None]]:
+        """Return for each group of rows in scope the first and last day on which their notes were authored."""
+        return self._selection.dates([np.asarray(rows, np.int64) for rows in groups])
 
     def search_vectors(self, query: Scores, k: int, rows: Ids | None = None) -> tuple[Ids, Scores]:
         """Return the k nearest rows and their inner products, best first; ``rows`` (sorted) narrows the scope."""
@@ -214,23 +201,10 @@ class View:
         Raises:
             DamagedError: a stored row does not match its checksum.
         """
-        wanted = [int(row) for row in rows]
         with read_transaction(self._engine) as connection:
-            chunks: dict[int, Row[Any]] = {}
-            for part in truth.parts(dict.fromkeys(wanted)):
-                chunks.update((row.row, row) for row in connection.execute(_CHUNKS, {"keys": part}).all())
-            self._check_deleted(connection, [row for row in wanted if row not in chunks])
-            owners = {row.version_id for row in chunks.values()}
-            versions: dict[int, Row[Any]] = {}
-            for part in truth.parts(sorted(owners)):
-                stored = connection.execute(_VERSIONS, {"keys": part}).all()
-                versions.update((row.id, row) for row in plain_rows(connection, stored))
-            if len(versions) != len(owners):
-                raise truth.damaged("versions", min(owners.difference(versions)))
-            addenda = self._addenda(connection, {row.note_id for row in versions.values()})
-        for row in versions.values():
-            truth.check_dated(row)
-        return [_passage(chunks[row], versions[chunks[row].version_id], addenda) for row in wanted if row in chunks]
+            return read_passages(
+                connection, [int(row) for row in rows], partial(self._check_deleted, connection), self._sees
+            )
 
     def copies(self, text_hashes: Sequence[str]) -> list[int]:
         """Return for each text hash of a passage how many visible chunks in scope have this same text."""
@@ -268,7 +242,7 @@ class View:
             at = int(np.searchsorted(columns.chunks["row"], row))
             if at == len(columns.chunks["row"]) or columns.chunks["row"][at] != row:
                 continue
-            position = int(np.searchsorted(columns.versions["first_chunk"], at, side="right")) - 1
+            position = int(columns.owners[at])
             note, version = (int(columns.versions[name][position]) for name in ("note", "version"))
             gone = select(t.changes).where(c.note == note, c.version >= version, c.kind != truth.STORE)
             found = connection.execute(gone.limit(1)).first()
@@ -276,46 +250,9 @@ class View:
                 raise truth.damaged("chunks", row)
             truth.check_row("changes", truth.CHANGE_FIELDS, found)
 
-    def _addenda(self, connection: Connection, note_ids: set[str]) -> dict[str, list[str]]:
-        """Return for each note the ids of the notes that append to it and may be seen at the view's moment."""
-        found: dict[str, list[str]] = defaultdict(list)
-        for part in truth.parts(sorted(note_ids)):
-            appended = connection.execute(_ADDENDA, {"keys": part}).all()
-            if not appended:
-                continue
-            visible = self._population.columns.versions["version_id"][self._population.picks]
-            for row in appended:
-                at = int(np.searchsorted(visible, row.id))
-                if at < len(visible) and visible[at] == row.id:
-                    found[row.appends].append(row.note_id)
-        return found
-
-
-def _passage(chunk: Row[Any], version: Row[Any], addenda: dict[str, list[str]]) -> Passage:
-    truth.check_row("chunks", truth.CHUNK_FIELDS, chunk)
-    text = version.text[chunk.start_char : chunk.end_char]
-    if chunk_hash(version, text) != chunk.text_hash:
-        raise truth.damaged("versions", version.id)
-    return Passage(
-        row=chunk.row,
-        chunk_id=f"{version.note_id}:{version.version}:{chunk.n}",
-        note_id=version.note_id,
-        version=version.version,
-        patient_id=version.patient_id,
-        encounter_id=version.encounter_id,
-        language=chunk.language,
-        note_type=version.note_type,
-        authored_at=version.authored_at,
-        stored_at=iso(version.change_stored_at),
-        section=chunk.section,
-        section_title=chunk_title(version, chunk),
-        start=chunk.start_char,
-        end=chunk.end_char,
-        text=text,
-        text_hash=chunk.text_hash.hex(),
-        source=version.source,
-        status=Status(version.status),
-        replaces=truth.replaces_of(version.replaces),
-        appends=version.appends,
-        addenda=tuple(addenda.get(version.note_id, ())),
-    )
+    def _sees(self, version_id: int) -> bool:
+        """Return whether a version may be seen at the view's moment."""
+        picks, numbers = self._population.picks, self._population.columns.versions["version_id"]
+        at = int(np.searchsorted(numbers, version_id))
+        place = int(np.searchsorted(picks, at))
+        return place < len(picks) and int(picks[place]) == at and int(numbers[at]) == version_id

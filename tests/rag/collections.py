@@ -154,9 +154,9 @@ class HeldView:
             languages,
         )
 
-    def dates(self, rows):
-        days = sorted(day for row in rows if (day := self._held[int(row)].authored_at))
-        return (days[0], days[-1]) if days else (None, None)
+    def dates(self, groups):
+        every = [sorted(day for row in rows if (day := self._held[int(row)].authored_at)) for rows in groups]
+        return [(days[0], days[-1]) if days else (None, None) for days in every]
 
     def vectors(self, rows):
         return np.array([self._matrix[int(row)] for row in rows], dtype=np.float16).reshape(len(rows), -1)
