@@ -34,7 +34,7 @@ from indexer.store.selection import everything, moment_of
 from indexer.store.selection import select as select_rows
 from indexer.store.snapshots import DERIVED
 from indexer.store.sqlite import (
-    check_header,
+    check_size,
     check_tables,
     create_file,
     disk_bytes,
@@ -85,7 +85,7 @@ class Collection:
         # While the folder is held open its number is nobody else's: a collection made anew is never taken for this one.
         self._held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         weakref.finalize(self, os.close, self._held)
-        check_header(self._path)
+        check_size(self._path)
         self._witness = Witness(folder)
         acknowledged = self._witness.read()
         self._engine = open_engine(self._path)

@@ -10,11 +10,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
+
+from indexer.store.sqlite import raw_bytes
 
 WINDOW = 24
 SHORTEST_ID = 8
@@ -23,6 +27,8 @@ SHORTEST_ID = 8
 LISTS = "texts.json"
 """The derived file that lists values as they are: ids, patients, kinds."""
 
+_DATABASE = ".sqlite"
+"""In the names of databases and of the files beside them, which this process may have open."""
 _WORD = 8
 _BLOCK = 1 << 23
 _FACTORS = (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9)
@@ -199,11 +205,15 @@ def _members(hashes: Hashes, wanted: Hashes) -> NDArray[np.intp]:
     return same
 
 
+def _opened(path: Path) -> AbstractContextManager[IO[bytes]]:
+    return raw_bytes(path) if _DATABASE in path.name else path.open("rb")
+
+
 def _blocks(path: Path, overlap: int) -> Iterator[tuple[int, bytes]]:
     """Yield the file in blocks with where they begin; a place that crosses two is in the second one alone."""
     start, tail = 0, b""
     try:
-        with path.open("rb") as stream:
+        with _opened(path) as stream:
             while block := stream.read(_BLOCK):
                 raw = tail + block
                 yield start, raw

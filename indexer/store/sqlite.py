@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from sqlalchemy import URL, Column, ColumnElement, Connection, and_, create_engine, event, func, select
 from sqlalchemy import Engine as Engine  # callers above name the type without the library
@@ -41,7 +43,8 @@ MAX_VARIABLES = 500
 """How many values one ``IN`` list carries; longer ones are asked in parts."""
 
 _WRITE = "clinrag_write"
-_HEADER = b"SQLite format 3\0"
+_SHORTEST_BYTES = 512
+_COPY = "import shutil, sys; shutil.copyfileobj(open(sys.argv[1], 'rb'), sys.stdout.buffer, 1 << 20)"
 _FULL = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE}
 _DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 MEND_DAMAGE = "'clinrag collections repair' saves what can be read, 'restore' brings back a backup"
@@ -54,18 +57,37 @@ def create_file(path: Path) -> None:
     os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
 
 
-def check_header(path: Path) -> None:
-    """Return if the file begins as a database does.
+def check_size(path: Path) -> None:
+    """Return if the file is as long as a database is at least.
 
     SQLite takes an empty file for a new database and drops the log beside it: a file that was cut off must not get
-    that far.
+    that far. The file is not opened to look: see `raw_bytes`.
 
     Raises:
-        DamagedError: it does not.
+        DamagedError: it is not.
     """
-    with path.open("rb") as stream:
-        if stream.read(len(_HEADER)) != _HEADER:
-            raise DamagedError(f"{path} is no database any more; {MEND_DAMAGE}")
+    if path.stat().st_size < _SHORTEST_BYTES:
+        raise DamagedError(f"{path} is no database any more; {MEND_DAMAGE}")
+
+
+@contextmanager
+def raw_bytes(path: Path) -> Iterator[IO[bytes]]:
+    """Give the bytes of a file that this process may have open as a database, as another process reads them.
+
+    SQLite's locks are POSIX locks: to close any descriptor of a file takes away all that the process has on it. Another
+    process would then write beside a writer, or take itself for the last one and clear away a log that is in use.
+
+    Raises:
+        FileNotFoundError: it is not there; raised as the block ends.
+        OSError: it could not be read to its end; likewise.
+    """
+    command = [sys.executable, "-I", "-S", "-c", _COPY, str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as reader:
+        assert reader.stdout is not None
+        yield reader.stdout
+    if reader.returncode:
+        path.stat()
+        raise OSError(f"{path} cannot be read")
 
 
 def open_engine(path: Path) -> Engine:
