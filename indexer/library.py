@@ -145,6 +145,11 @@ class Library:
         """Return where the collection of that name lies, whether there is one or not."""
         return self._path(name)
 
+    @property
+    def databases(self) -> tuple[Path, ...]:
+        """The folders whose files nothing but this may open: see `indexer.store.sqlite.raw_bytes`."""
+        return self._folder, self.keyrings.folder
+
     def names(self) -> list[str]:
         """Return the names of all collections, sorted."""
         self._tidy()

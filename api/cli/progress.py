@@ -110,11 +110,12 @@ class IndexProgress:
         paths: Sequence[Path],
         column_map: Mapping[str, str] | None,
         input_format: str | None,
+        without: Sequence[Path] = (),
         *,
         quiet: bool,
     ) -> None:
         self._line = ProgressLine("indexing", "notes", quiet=quiet)
-        self._reading = (paths, column_map, input_format)
+        self._reading = (paths, column_map, input_format, without)
         self._over = threading.Event()
 
     def __enter__(self) -> IndexProgress:
@@ -144,10 +145,10 @@ class IndexProgress:
         from indexer.errors import ClinragError
         from indexer.readers import read_sources
 
-        paths, column_map, input_format = self._reading
+        paths, column_map, input_format, without = self._reading
         n_items = 0
         try:
-            for _ in read_sources(paths, column_map=column_map, input_format=input_format):
+            for _ in read_sources(paths, column_map=column_map, input_format=input_format, without=without):
                 n_items += 1
                 if self._over.is_set():
                     return

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 
 import click
@@ -13,7 +14,8 @@ import click
 from api.cli.context import CliContext, pass_context
 from api.cli.counts import counted
 from api.cli.options import ColumnMap, collection_option, json_option
-from indexer.records import RowError
+from indexer.errors import SourceError
+from indexer.records import Note, RowError
 
 _SHOWN = 5
 _PUBLISH_SHARE = 0.02
@@ -55,11 +57,12 @@ def index(  # noqa: PLR0913 (a command has as many parameters as it has options)
 
     context.if_interrupted = "nothing lost; run the same command again to go on"
     started = time.perf_counter()
-    items = read_sources(paths, column_map=column_map, input_format=input_format)
+    without = context.service.library.databases
     if skipped is not None:
         write_skipped(skipped, [])  # a report that cannot be written is better known before the work than after it
+    items = _readable(read_sources(paths, column_map=column_map, input_format=input_format, without=without), skipped)
     target = context.service.open_or_create(collection, encoder)
-    with IndexProgress(paths, column_map, input_format, quiet=quiet or as_json) as progress:
+    with IndexProgress(paths, column_map, input_format, without, quiet=quiet or as_json) as progress:
         report = context.service.index(target, items, progress.update)
     # This process ends, and each of the next commands would make up anew for what is not in the derived files.
     target.publish_soon(beyond=_PUBLISH_SHARE)
@@ -89,6 +92,28 @@ def index(  # noqa: PLR0913 (a command has as many parameters as it has options)
             click.echo("  no notes were found there; --format says what the files are", err=True)
     if strict and report.rejected:
         raise click.exceptions.Exit(1)
+
+
+def _readable(items: Iterator[Note | RowError], skipped: Path | None) -> Iterator[Note | RowError]:
+    """Return the items again, read up to the first that is more than a file that was refused as a whole.
+
+    Raises:
+        SourceError: there is none, so nothing that was named is what it says; the skip report is written.
+    """
+    refused: list[RowError] = []
+    for item in items:
+        if not isinstance(item, RowError) or item.line is not None or item.field is not None:
+            return chain(refused, [item], items)
+        refused.append(item)
+    if not refused:
+        return iter(())
+    if skipped is not None:
+        write_skipped(skipped, refused)
+    more = f" (and {len(refused) - 1:,} more)" if len(refused) > 1 else ""
+    raise SourceError(
+        f"nothing that was named can be read: {refused[0].file} {refused[0].reason}{more}; "
+        "mend the files, or say with --format what they are"
+    )
 
 
 def write_skipped(path: Path, rejected: Iterable[RowError]) -> None:

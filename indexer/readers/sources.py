@@ -6,7 +6,7 @@ import os
 import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 
 from indexer.errors import ArgumentError, SourceError
 from indexer.readers.ccda import read_ccda
@@ -24,7 +24,11 @@ _BRAT_FILES = frozenset((".ann", ".conf"))
 
 
 def read_sources(
-    paths: Sequence[Path], *, column_map: Mapping[str, str] | None = None, input_format: str | None = None
+    paths: Sequence[Path],
+    *,
+    column_map: Mapping[str, str] | None = None,
+    input_format: str | None = None,
+    without: Sequence[Path] = (),
 ) -> Iterator[Note | RowError]:
     """Return an iterator over the notes of files and folders, with an error in the place of each record not taken.
 
@@ -35,22 +39,32 @@ def read_sources(
         paths: Files and folders; the ids of text files are their paths below the folder that was given.
         column_map: Field of a note to the column (of a table) or key (of JSON lines) that holds it.
         input_format: A `Format`, where the content is not to decide.
+        without: Folders that are passed over: databases that this process has open would lose their locks.
 
     Raises:
-        SourceError: a path is not there or cannot be read; raised by this call, before anything is read.
+        SourceError: a path is not there, cannot be read or lies in such a folder; raised by this call, before anything
+            is read.
         ArgumentError: the column map or the format is not of the allowed form.
     """
     check_column_map(column_map or {})
     if input_format is not None and input_format not in list(Format):
         raise ArgumentError("format", f"is not one of {', '.join(Format)}")
     for path in paths:
+        _check_outside(path, without)
         _check_readable(path)
-    return _Run(paths, column_map or {}, None if input_format is None else Format(input_format)).read()
+    return _Run(paths, column_map or {}, None if input_format is None else Format(input_format), without).read()
 
 
 class _Run:
-    def __init__(self, paths: Sequence[Path], column_map: Mapping[str, str], wanted: Format | None) -> None:
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        column_map: Mapping[str, str],
+        wanted: Format | None,
+        without: Sequence[Path],
+    ) -> None:
         self._paths = paths
+        self._without = {os.path.realpath(folder) for folder in without}
         self._column_map = column_map
         self._wanted = wanted
         self._binaries = Binaries(self._json_files)
@@ -96,7 +110,8 @@ class _Run:
             path = Path(entry.path)
             relative = path.relative_to(top).as_posix()
             if entry.is_dir(follow_symlinks=False):
-                yield from self._walk(path, top)
+                if os.path.realpath(path) not in self._without:
+                    yield from self._walk(path, top)
             elif entry.is_dir():
                 yield RowError(shown(path), None, None, "is a link to a folder, which is not followed; give its path")
             elif not entry.is_file():
@@ -159,6 +174,17 @@ def _read_text(source: SourceFile, kind: str) -> Iterator[Note | RowError]:
     if kind == "text" and source.path.with_suffix(".ann").is_file():
         kind = "brat"
     return read_document(source, kind)
+
+
+def _check_outside(path: Path, without: Sequence[Path]) -> None:
+    if "\0" in str(path):
+        return
+    real = PurePath(os.path.realpath(path))
+    for folder in without:
+        if real.is_relative_to(os.path.realpath(folder)):
+            raise SourceError(
+                f"{shown(path)} lies in {shown(folder)}, which clinrag keeps for itself; name other files"
+            )
 
 
 def _check_readable(path: Path) -> None:

@@ -110,6 +110,41 @@ def test_a_file_that_is_not_what_it_says(indexed: Clinrag, tmp_path: Path, name:
     assert one_json(indexed("collections", "info", "ward", "--json").stdout)["notes"] == 4
 
 
+@pytest.mark.parametrize("name", ["empty.jsonl", "empty.txt", "picture.jsonl", "folder"])
+def test_nothing_that_was_named_can_be_read(clinrag: Clinrag, tmp_path: Path, name: str):
+    (tmp_path / "folder").mkdir()
+    for path in (tmp_path / "empty.jsonl", tmp_path / "empty.txt", tmp_path / "folder" / "empty.txt"):
+        path.touch()
+    (tmp_path / "picture.jsonl").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(64))
+    report = tmp_path / "skipped.jsonl"
+    result = clinrag("index", tmp_path / name, tmp_path / "empty.txt", "-c", "ward", "--json", "--skipped", report)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert name in result.stderr
+    assert "(and 1 more)" in result.stderr
+    assert len(report.read_text().splitlines()) == 2
+    assert clinrag("collections", "info", "ward").exit_code == 2, "no collection was made"
+
+
+def test_one_file_that_can_be_read_is_enough(clinrag: Clinrag, tmp_path: Path, notes_file: Path):
+    (tmp_path / "empty.txt").touch()
+    (tmp_path / "bad.jsonl").write_text('{"id": "a"}\n')
+    counts = one_json(clinrag("index", tmp_path / "empty.txt", notes_file, "-c", "ward", "--json").stdout)
+    assert (counts["stored"], counts["rejected"]) == (4, 1)
+    result = clinrag("index", tmp_path / "empty.txt", tmp_path / "bad.jsonl", "-c", "ward", "--json")
+    assert result.exit_code == 0, "a bad record is a failure with --strict alone"
+    assert one_json(result.stdout)["rejected"] == 2
+
+
+def test_the_folders_of_the_collections_are_no_source(indexed: Clinrag, home: Path, tmp_path: Path):
+    counts = one_json(indexed("index", tmp_path, "-c", "ward", "--json").stdout)
+    assert (counts["skipped"], counts["rejected"]) == (4, 0)
+    for inside in (home / "collections", next(home.glob("collections/*/truth.sqlite"))):
+        result = indexed("index", inside, "-c", "ward")
+        assert result.exit_code == 2
+        assert "keeps for itself" in result.stderr
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read and write everywhere")
 def test_folders_without_permission(clinrag: Clinrag, notes_file: Path, home: Path, tmp_path: Path):
     sealed = tmp_path / "sealed"
