@@ -72,29 +72,32 @@ def found_in(chunks: NDArray[np.int32], at: Positions) -> tuple[Positions, NDArr
 def exact_scores(
     state: State, query: Sequence[Term], at: Positions, mean_length: float
 ) -> tuple[Scores, NDArray[np.bool_]]:
-    """Return the score of each position and whether it holds any term: the formula, in double precision."""
+    """Return the score of each position and whether it holds any term: the formula, in double precision.
+
+    The query's terms come by length, and are added in that order however each is read.
+    """
     relative_lengths = state.lengths[at] / mean_length if mean_length else np.ones(len(at))
     damping = K1 * (1 - B + B * relative_lengths)
     scores = np.zeros(len(at))
     holds = np.zeros(len(at), np.bool_)
-    read = [term for term in query if len(term.chunks) <= _LOOKED_UP * len(at)]
-    if read:
-        slots = np.full(len(state.ids), -1, np.int32)
+    n_read = sum(len(term.chunks) <= _LOOKED_UP * len(at) for term in query)
+    if n_read:
+        asked = np.zeros(len(state.ids), np.bool_)
+        asked[at] = True
+        slots = np.empty(len(state.ids), np.int32)
         slots[at] = np.arange(len(at), dtype=np.int32)
-        chunks, every_tf, worth = _joined(read)
-        there = slots[chunks]
-        kept = np.flatnonzero(there >= 0)
-        there, tfs = there[kept], every_tf[kept].astype(np.float64)
-        # Added term by term, in the order of the query.
-        scores += np.bincount(there, worth[kept] * tfs / (tfs + damping[there]), len(at))
+        chunks, every_tf, of = _joined(query[:n_read])
+        kept = np.flatnonzero(asked[chunks])
+        there, tfs = slots[chunks[kept]], every_tf[kept].astype(np.float64)
+        worth = np.array([term.worth for term in query])[of[kept]]
+        scores += np.bincount(there, worth * tfs / (tfs + damping[there]), len(at))
         holds[there] = True
-    for term in query:
-        if len(term.chunks) > _LOOKED_UP * len(at):
-            places, held = found_in(term.chunks, at)
-            if held.any():
-                tfs = term.tfs[places[held]].astype(np.float64)
-                scores[held] += term.worth * tfs / (tfs + damping[held])
-                holds |= held
+    for term in query[n_read:]:
+        places, held = found_in(term.chunks, at)
+        if held.any():
+            tfs = term.tfs[places[held]].astype(np.float64)
+            scores[held] += term.worth * tfs / (tfs + damping[held])
+            holds |= held
     return scores.astype(np.float32), holds
 
 
@@ -104,22 +107,22 @@ def added_up(state: State, query: Sequence[Term], mean_length: float, impacts: I
     totals = _no_totals(state)
     rare = [term for term in query if len(term.chunks) <= _FREQUENT]
     if rare:
-        chunks, tfs, worth = _joined(rare)
-        values = direct(state.lengths, chunks, tfs, worth.astype(np.float32), mean_length)
-        totals += np.bincount(chunks, values, len(totals)).astype(np.float32)
+        chunks, tfs, of = _joined(rare)
+        worth = np.array([term.worth for term in rare], np.float32)[of]
+        np.add.at(totals, chunks, direct(state.lengths, chunks, tfs, worth, mean_length))
     for term in query:
         if len(term.chunks) > _FREQUENT:
             _add(totals, state, term, mean_length, impacts if off is not None else None)
     return totals[: len(state.ids)], _SINGLE_PRECISION / (off or 1.0)
 
 
-def _joined(query: Sequence[Term]) -> tuple[NDArray[np.int32], NDArray[np.uint16], NDArray[np.float64]]:
-    """Return the postings of all terms, one term after the other, and what each is worth."""
+def _joined(query: Sequence[Term]) -> tuple[NDArray[np.int32], NDArray[np.uint16], NDArray[np.int32]]:
+    """Return the postings of all terms, one term after the other, and the number of each one's term."""
     lengths = [len(term.chunks) for term in query]
     return (
         np.concatenate([term.chunks for term in query]),
         np.concatenate([term.tfs for term in query]),
-        np.repeat([term.worth for term in query], lengths),
+        np.repeat(np.arange(len(query), dtype=np.int32), lengths),
     )
 
 

@@ -8,8 +8,8 @@ Three ideas keep it quick without changing a score:
   chunks that can still make it are looked at (MaxScore, Turtle & Flood 1995);
 - a small scope is looked up in the postings, instead of the postings being read through.
 
-The k best are then scored once more in double precision, term by term in the order of the query, so that equal chunks
-tie exactly on whichever way they were found.
+The k best are then scored once more in double precision, term by term, rare ones first, so that equal chunks tie
+exactly on whichever way they were found.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ from indexer.store.vectors import best, positions, same_arrays
 
 _MOST_TF = 2**16 - 1
 _SLAB = 1_000_000  # Postings that are put in order at once.
+_SPARSE = 3  # Where terms have this part of the chunks, those that hold one are picked out before pools are told apart.
+_MOST_POOLS = 2**15
 _PIECE = 500  # Terms between two pauses.
 
 _Asked = tuple[State, list[Term], float]
@@ -47,6 +49,14 @@ class _Base:
     starts: NDArray[np.int64]
     chunks: NDArray[np.int32]
     tfs: NDArray[np.uint16]
+
+
+class _Placed(NamedTuple):
+    """Where the chunks of pools and of their samples lie, and each chunk's pool (none: -1) where no two overlap."""
+
+    pools: list[Positions]
+    samples: list[Positions]
+    of: NDArray[np.int16] | None
 
 
 class _Postings(NamedTuple):
@@ -70,9 +80,8 @@ class PostingsIndex:
         self._base = _Base(np.zeros(1, np.int64), np.empty(0, np.int32), np.empty(0, np.uint16))
         self._fresh: dict[int, tuple[array[int], array[int]]] = {}
         self._impacts = Impacts(np.empty(0, np.int32))
-        self._n_base = 0
         self._last_counted: tuple[State, Ids | None, tuple[NDArray[np.bool_] | None, int, float]] | None = None
-        self._last_placed: tuple[State, tuple[Ids, ...], list[Positions]] | None = None
+        self._last_placed: tuple[State, tuple[Ids, ...], _Placed] | None = None
         self._last_asked: tuple[State, Ids | None, Mapping[str, float], _Asked] | None = None
         self._id_buffer: Ids = np.empty(0, np.int64)
         self._length_buffer: NDArray[np.int32] = np.empty(0, np.int32)
@@ -154,11 +163,15 @@ class PostingsIndex:
         """Return for each pool the k best ids, their scores, and the scores of its sample: all terms are added once."""
         checked_terms(terms, k)
         state, query, mean_length = self._asked(terms, population)
-        at = self._placed(state, pools)
-        sampled = [state.living(positions(state.ids, sample)) for sample in samples]
+        placed = self._placed(state, pools, samples)
+        at, sampled = placed.pools, placed.samples
         if sum(map(len, at)) > FEW:
             totals, slack = added_up(state, query, mean_length, self._impacts)
-            at = [places[reaching(totals[places], k, slack)] for places in at]
+            if placed.of is not None and _SPARSE * sum(len(term.chunks) for term in query) < len(totals):
+                holding = np.flatnonzero(totals > 0)
+                of = placed.of[holding]
+                at = [holding[of == number] for number in range(len(at))]
+            at = [places[reaching(totals.take(places, mode="clip"), k, slack)] for places in at]
             sampled = [places[totals[places] > 0] for places in sampled]
         asked = np.zeros(len(state.ids), np.bool_)
         for places in (*at, *sampled):
@@ -174,14 +187,20 @@ class PostingsIndex:
             found.append((*best(state.ids[every[own]], scores[own], k), background))
         return found
 
-    def _placed(self, state: State, pools: Sequence[Ids]) -> list[Positions]:
-        """Return where the living chunks of each pool lie, kept for the next search: it mostly asks for the same."""
+    def _placed(self, state: State, pools: Sequence[Ids], samples: Sequence[Ids]) -> _Placed:
+        """Return where the living chunks of pools lie, kept for the next search: it mostly asks for the same."""
+        asked = (*pools, *samples)
         known = self._last_placed
-        if known is not None and known[0] is state and same_arrays(known[1], pools):
+        if known is not None and known[0] is state and same_arrays(known[1], asked):
             return known[2]
-        at = [state.living(positions(state.ids, pool)) for pool in pools]
-        self._last_placed = state, tuple(pools), at
-        return at
+        at = [state.living(positions(state.ids, ids)) for ids in asked]
+        of = np.full(len(state.ids), -1, np.int16)
+        for number, places in enumerate(at[: len(pools)]):
+            of[places] = number
+        apart = np.count_nonzero(of >= 0) == sum(map(len, at[: len(pools)])) and len(pools) < _MOST_POOLS
+        placed = _Placed(at[: len(pools)], at[len(pools) :], of if apart else None)
+        self._last_placed = state, asked, placed
+        return placed
 
     def _asked(self, terms: Mapping[str, float], population: Ids | None) -> _Asked:
         """Return the state of now, the terms that some chunk holds with their worth, and the mean length."""
@@ -191,7 +210,8 @@ class PostingsIndex:
             return known[3]
         seen, n_seen, mean_length = self._statistics(state, population)
         found = (self._term(state, name, weight, seen, n_seen) for name, weight in terms.items())
-        asked = state, [term for term in found if term is not None], mean_length
+        by_length = sorted((term for term in found if term is not None), key=lambda term: len(term.chunks))
+        asked = state, by_length, mean_length
         # One query asks for candidates first and for the scores of what is shown then.
         self._last_asked = state, population, terms, asked
         return asked
@@ -257,11 +277,12 @@ class PostingsIndex:
         chunks, tfs = self._postings(term_id, len(state.ids))
         if not len(chunks):
             return None
+        starts = self._base.starts
+        n_base = int(starts[term_id + 1] - starts[term_id]) if term_id + 1 < len(starts) else 0
         if seen is None:
             n_holding = len(chunks) - self._dead_holding(state, term_id, chunks)
         else:
             n_holding = int(np.count_nonzero(seen[chunks]))
-        n_base = int(np.searchsorted(chunks, self._n_base))
         return Term(term_id, n_base, chunks, tfs, weight * idf(n_seen, n_holding) * (K1 + 1))
 
     def _dead_holding(self, state: State, term_id: int, chunks: NDArray[np.int32] | None = None) -> int:
@@ -380,7 +401,6 @@ class PostingsIndex:
         ids = index._id_buffer = np.asarray(arrays["ids"], np.int64)
         lengths = index._length_buffer = np.asarray(arrays["lengths"], np.int32)
         index._impacts = Impacts(lengths)
-        index._n_base = len(lengths)
         n_postings = int(base.starts[-1])
         fits = len(base.starts) == len(index._terms) + 1 == len(cuts) and len(ids) == len(lengths)
         if not fits or not len(base.chunks) == len(base.tfs) == n_postings:

@@ -61,6 +61,35 @@ def test_large_pools_are_added_up_and_give_the_same():
         index, read = read, index
 
 
+@pytest.mark.parametrize(
+    "terms", [{"w59": 1.0, "w50": 0.3}, {"w58": 1.0, "w0": 0.2, "w1": 0.3}], ids=["rare", "frequent"]
+)
+def test_large_pools_that_lie_across_each_other_give_the_same(terms):
+    index, oracle = _both(4000)
+    ids = np.arange(4000) * 2
+    apart = [ids[0::3], ids[1::3], ids[2::3]]
+    samples = [pool[::5] for pool in apart]
+    assert_same_pools(index, oracle, terms, 15, apart, samples)
+    for one in (index, oracle):
+        one.remove(ids[5:900:7])
+        one.add(np.array([8001, 8002]), [["w59", "w0"], ["w58", "w58"]])
+    assert_same_pools(index, oracle, terms, 15, apart, samples)
+    assert_same_pools(index, oracle, terms, 15, [ids, ids[::2], np.append(ids[9::10], 8002)], samples)
+
+
+def test_a_score_is_the_same_whichever_way_it_was_found():
+    index, _ = _both(9000)
+    terms = {"w59": 1.0, "w0": 0.7, "w3": 0.1, "w30": 2.0, "w1": 0.3}
+    ids, scores = index.search(terms, 300)
+    for few in (ids[:1], ids[:9], ids[5:60], ids):
+        found, alone = index.search(terms, 300, np.sort(few))
+        np.testing.assert_array_equal(alone, scores[np.isin(ids, few)])
+        np.testing.assert_array_equal(found, ids[np.isin(ids, few)])
+    pooled, together, _ = index.search_pools(terms, 300, [np.arange(9000) * 2], [ids[:0]])[0]
+    np.testing.assert_array_equal(pooled, ids)
+    np.testing.assert_array_equal(together, scores)
+
+
 def test_pruning_changes_nothing():
     """Frequent terms after rare ones: most chunks that hold only frequent ones are never scored."""
     index, oracle = _both(9000)
