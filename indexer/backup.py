@@ -6,16 +6,16 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from indexer.collection import Collection
 from indexer.erasure import Erased
-from indexer.errors import ArgumentError, DamagedError
+from indexer.errors import ArgumentError, DamagedError, WriterBusyError
 from indexer.library import Library
 from indexer.receipts import Receipt
-from indexer.spaces import TRUTH
+from indexer.spaces import LOCK, TRUTH
 from indexer.store.backup import (
     INCREMENT,
     BackupFacts,
@@ -27,8 +27,12 @@ from indexer.store.backup import (
     write_difference,
 )
 from indexer.store.erasing import By
+from indexer.store.failpoints import failpoint
 from indexer.store.folders import sync_folder
+from indexer.store.lock import exclusive
 from indexer.times import iso, now_us
+
+_WORK = ".clinrag-backup-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +74,7 @@ def backup(collection: Collection, file: Path, since: Path | None = None) -> Bac
                     "'clinrag collections verify' names them"
                 )
             seq, notes = copy.size()
+        failpoint("backup.copied")
         said: dict[str, object] = {
             "collection": collection.name,
             "collection_id": collection.collection_id,
@@ -108,15 +113,13 @@ def restore(library: Library, file: Path, name: str) -> Restored:
         with Collection(folder, name, keyrings=library.keyrings) as made:
             unreadable = made.drop_unreadable()
             findings = made.verify()
-        if findings:
-            raise DamagedError(f"{file.name} holds a damaged collection ({len(findings)} findings); use another backup")
-    collection = library.open(name)
-    try:
-        erased = tuple(_erase_again(library, collection, facts))
-    except BaseException:
-        collection.close()
-        raise
-    return Restored(collection, facts, erased, unreadable)
+            if findings:
+                raise DamagedError(
+                    f"{file.name} holds a damaged collection ({len(findings)} findings); use another backup"
+                )
+            # Before it has its name: what was erased may not answer for a moment, nor for ever behind a crash.
+            erased = tuple(_erase_again(library, made, facts))
+    return Restored(library.open(name), facts, erased, unreadable)
 
 
 def _base(collection: Collection, since: Path) -> BackupFacts:
@@ -186,9 +189,25 @@ def _opened_copy(partial: Path, of: Collection) -> Iterator[Collection]:
 
 @contextmanager
 def _aside(file: Path) -> Iterator[Path]:
-    partial = file.with_name(f".{file.name}.{uuid.uuid4().hex}")
-    os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+    """Give a new file in a folder of its own beside the one to be; all that is made in there goes with the block.
+
+    What a process left there that died goes too: it holds whole copies of notes.
+    """
+    _sweep(file.parent)
+    folder = file.parent / f".clinrag-{uuid.uuid4().hex}"
+    folder.mkdir(mode=0o700)
     try:
-        yield partial
+        with exclusive(folder / LOCK, "a backup"):
+            # From here on its name says that whoever holds the lock is at work in it.
+            folder = folder.rename(file.parent / f"{_WORK}{uuid.uuid4().hex}")
+            partial = folder / "copy"
+            os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+            yield partial
     finally:
-        partial.unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _sweep(folder: Path) -> None:
+    for left in folder.glob(f"{_WORK}*"):
+        with suppress(WriterBusyError, OSError), exclusive(left / LOCK, "a backup"):
+            shutil.rmtree(left, ignore_errors=True)

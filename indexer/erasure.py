@@ -29,6 +29,7 @@ from typing import Protocol
 
 from indexer.errors import ErasurePendingError, StorageFullError, WriterBusyError
 from indexer.receipts import Receipt, Receipts
+from indexer.spaces import forget_repairs
 from indexer.store import erasing
 from indexer.store.cipher import cipher_of
 from indexer.store.dropping import check_droppable
@@ -172,9 +173,7 @@ class Eraser:
             self._reached("packed")
         self._empty_log(deadline)
         for folder in self.path.parents[:2]:
-            for left in folder.glob("damaged-*.sqlite"):
-                if left.is_file():
-                    left.unlink()  # what a repair kept of an unsound database
+            forget_repairs(folder)
         self._reached("emptied")
         self.beside(deadline)
         self._reached("followed")

@@ -120,6 +120,7 @@ def discard(collection: Collection) -> bool:
     with collection.writer(WRITER_TIMEOUT_S):
         folder = collection.spaces.beside()
         if folder is None:
+            collection.spaces.sweep()
             return False
         collection.spaces.drop(folder)
         return True

@@ -8,6 +8,7 @@ whoever wants to look; an erasure removes it.
 from __future__ import annotations
 
 import shutil
+import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,13 +19,14 @@ import numpy as np
 from indexer.collection import DELETE_TIMEOUT_S, Collection, cipher_for
 from indexer.encoders.encoder import Encoder
 from indexer.encryption import Keyrings
-from indexer.errors import CollectionNotFoundError, DamagedError, EncoderMismatchError
+from indexer.errors import CollectionNotFoundError, DamagedError, EncoderMismatchError, WriterBusyError
 from indexer.library import Library
 from indexer.records import Note, Status
-from indexer.spaces import LOCK, TRUTH, Spaces
+from indexer.spaces import DAMAGED, LOCK, REPAIRING, TRUTH, Spaces
 from indexer.store import salvage, truth
 from indexer.store import schema as t
 from indexer.store.embedded import Vectors
+from indexer.store.failpoints import failpoint
 from indexer.store.folders import sync_folder
 from indexer.store.lock import exclusive
 from indexer.store.packing import empty_log
@@ -35,8 +37,6 @@ from indexer.store.stored import Prepared
 from indexer.store.witness import FILE as WITNESS
 from indexer.text.chunks import DEFAULT_CHUNK_TOKENS, split_chunks
 from indexer.times import iso, now_us
-
-DAMAGED = "damaged-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +69,10 @@ def repair(library: Library, name: str, load_encoder: Callable[[str], Encoder]) 
     with exclusive(folder / LOCK, f"collection {name!r}", DELETE_TIMEOUT_S):
         if _is_sound(folder, name, library.keyrings):
             return Repaired(0, 0, (), None)
+        for left in folder.glob(f"{REPAIRING}*"):
+            shutil.rmtree(left, ignore_errors=True)  # who made it is dead: its lock is ours
         found = salvage.read(path, lambda facts: cipher_for(facts, library.keyrings))
-        aside = folder / f".repair-{uuid.uuid4().hex}"
+        aside = folder / f"{REPAIRING}{uuid.uuid4().hex}"
         aside.mkdir(mode=0o700)
         try:
             rebuilder = _rebuilt(found, aside / TRUTH, load_encoder, name)
@@ -81,6 +83,7 @@ def repair(library: Library, name: str, load_encoder: Callable[[str], Encoder]) 
                     f"collection {name!r} cannot be repaired ({findings[0].where} {findings[0].what}); "
                     "nothing was changed; restore it from a backup"
                 )
+            failpoint("repair.made")
             kept = _put_in_place(path, aside / TRUTH)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
@@ -144,15 +147,20 @@ def _rebuilt(found: salvage.Salvage, target: Path, load_encoder: Callable[[str],
 def _put_in_place(path: Path, made: Path) -> Path:
     """Put the new database in the place of the old one, which is kept under another name.
 
-    1. The old log goes into the old file where that is possible: a crash behind step 3 then finds a file without log.
+    1. The old log goes into the old file, once nobody reads a state that needs it: a crash behind step 3 then finds a
+       file without log. One that is too damaged for that is of no use to anybody.
     2. What is derived, and the witness, go: they belong to the old log of changes.
     3. The old log's files go: beside the new database they would be taken for its own.
     4. The new file takes the name in one step.
+
+    Raises:
+        WriterBusyError: somebody read such a state for seconds; nothing was changed.
     """
     folder = path.parent
     engine = open_engine(path)
     try:
-        empty_log(engine, path, 0.0)
+        if not empty_log(engine, path, time.monotonic() + DELETE_TIMEOUT_S):
+            raise WriterBusyError("a process reads an older state of the collection; try again when it is done")
     except DamagedError:
         pass
     finally:
@@ -163,6 +171,7 @@ def _put_in_place(path: Path, made: Path) -> Path:
     (folder / WITNESS).unlink(missing_ok=True)
     for ending in ("-wal", "-shm"):
         path.with_name(path.name + ending).unlink(missing_ok=True)
+    failpoint("repair.cleared")
     made.replace(path)
     sync_folder(folder)
     return kept

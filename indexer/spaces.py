@@ -24,6 +24,10 @@ from indexer.store.witness import FILE as WITNESS
 TRUTH = "truth.sqlite"
 LOCK = "writer.lock"
 LIVE = "live"
+REPAIRING = ".repair-"
+"""Begins the name of the folder in which a repair makes a sound truth."""
+DAMAGED = "damaged-"
+"""Begins the name under which a repair keeps the truth that was not sound."""
 
 _SPACE = re.compile(r"space-(\d+)\Z")
 _GONE = ".gone-"
@@ -36,6 +40,18 @@ class _Pointer:
 
     live: str = "."
     previous: str | None = None
+
+
+def forget_repairs(space: Path) -> None:
+    """Remove what repairs kept of a space's truth, and what one left that was cut off; durably."""
+    kept = [path for path in space.glob(f"{DAMAGED}*.sqlite") if path.is_file()]
+    for path in kept:
+        path.unlink(missing_ok=True)
+    left = list(space.glob(f"{REPAIRING}*"))
+    for path in left:
+        shutil.rmtree(path, ignore_errors=True)
+    if kept or left:
+        sync_folder(space)
 
 
 class Spaces:

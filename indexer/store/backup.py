@@ -148,6 +148,8 @@ def file_sha256(path: Path) -> str:
 def _base_of(file: Path, facts: BackupFacts) -> Path:
     found: list[tuple[bool, Path]] = []
     for other in file.parent.iterdir():
+        if not other.is_file():
+            continue
         with suppress(SourceError):
             said = read_facts(other)
             # Where nothing changed, an increment gives what its base is: that one must not be looked for in itself.

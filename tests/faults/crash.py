@@ -44,8 +44,8 @@ from tests.faults.plan import BATCH, WORDS, Plan, Step
 from tests.faults.processes import as_child, ended_within, in_child
 
 N_STEPS = 240
-ELSEWHERE = ("reencode.", "cutover.", "discard.", "erase.beside", "erase.withdrawn")
-"""Failpoints of what no step of a plan does: tests of a change of the encoder and of erasing stop there."""
+ELSEWHERE = ("reencode.", "cutover.", "discard.", "backup.", "repair.", "erase.beside", "erase.withdrawn")
+"""Failpoints of what no step of a plan does: tests of each, and of what is left behind, stop there."""
 OF_KEYS = ("keys.",)
 """Failpoints that a plain collection never comes to."""
 KILLS_A_SESSION = 25

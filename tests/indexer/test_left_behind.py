@@ -1,0 +1,183 @@
+"""What a process leaves that is killed while it backs up, restores, repairs or discards: nothing that outlives the next
+step of the same kind, nothing that an erasure does not reach, and nothing that answers again.
+"""
+
+from __future__ import annotations
+
+import signal
+import sqlite3
+import subprocess
+import sys
+import textwrap
+from contextlib import closing
+
+import pytest
+
+from indexer.backup import backup, restore
+from indexer.build import index_notes
+from indexer.errors import WriterBusyError
+from indexer.library import Library
+from indexer.reencoding import discard, reencode
+from indexer.repair import repair
+from tests.indexer.made_collections import LetterEncoder, new, note, shown
+from tests.indexer.test_reencoding import WordEncoder
+
+RARE = "Zuclopenthixol decanoate was given to this patient."
+TEXTS = {"note-1": "Pain in the chest.", "note-2": RARE, "note-3": "The plan is rest."}
+
+CHILD = """
+    import os, signal, sys
+    from pathlib import Path
+    from indexer.backup import backup, restore
+    from indexer.library import Library
+    from indexer.reencoding import discard
+    from indexer.repair import repair
+    from indexer.store import failpoints
+    from tests.indexer.made_collections import LetterEncoder
+
+    home, point = Path(sys.argv[1]), sys.argv[2]
+
+    def die(reached):
+        if reached == point:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    failpoints.install(die)
+    library = Library(home)
+"""
+
+
+def killed_at(home, point, work):
+    """Do the work in a process that dies at a failpoint."""
+    script = textwrap.dedent(CHILD) + work
+    done = subprocess.run([sys.executable, "-c", script, str(home), point], capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+
+
+@pytest.fixture
+def home(tmp_path):
+    home = tmp_path / "home"
+    with new(home) as ward:
+        notes = [note(note_id, text, patient_id=f"p{n}") for n, (note_id, text) in enumerate(TEXTS.items())]
+        index_notes(ward, LetterEncoder(), notes)
+    return home
+
+
+def opened(home, name="ward"):
+    return Library(home).open(name)
+
+
+def damage(home):
+    with closing(sqlite3.connect(home / "collections" / "ward" / "truth.sqlite", isolation_level=None)) as database:
+        database.execute("UPDATE versions SET text = text || ' of before' WHERE id = 1")
+
+
+def holding(folder, text=RARE):
+    return [path for path in folder.rglob("*") if path.is_file() and text.encode() in path.read_bytes()]
+
+
+def test_a_restore_that_was_cut_off_brings_nothing_back_that_was_erased(home):
+    with opened(home) as ward:
+        backup(ward, home / "ward.backup")
+        Library(home).erase(ward, "notes", ["note-2"])
+    killed_at(home, "create.renamed", 'restore(library, home / "ward.backup", "copy")')
+    with opened(home, "copy") as copy:
+        assert shown(copy) == {"note-1": 1, "note-3": 1}
+    assert holding(home / "collections") == []
+
+
+def test_a_copy_is_not_there_before_it_has_lost_what_was_erased(home, monkeypatch):
+    seen = []
+    library = Library(home)
+    with opened(home) as ward:
+        backup(ward, home / "ward.backup")
+        library.erase(ward, "notes", ["note-2"])
+    erase = Library.erase
+
+    def looking(self, *arguments):
+        seen.append(self.names())
+        return erase(self, *arguments)
+
+    monkeypatch.setattr(Library, "erase", looking)
+    restored = restore(library, home / "ward.backup", "copy")
+    restored.collection.close()
+    assert [one.receipt.collection for one in restored.erased] == ["copy"]
+    assert seen == [["ward"]]
+
+
+def test_a_backup_that_was_cut_off_leaves_no_copy_behind_the_next_one(home, tmp_path):
+    files = tmp_path / "backups"
+    files.mkdir()
+    first, second = files / "first.backup", files / "second.backup"
+    killed_at(home, "backup.copied", f'backup(library.open("ward"), Path({str(first)!r}))')
+    assert holding(files), "a copy of the notes lies beside"
+    with opened(home) as ward:
+        backup(ward, second)
+    assert [path.name for path in files.iterdir()] == ["second.backup"]
+
+
+def test_a_backup_leaves_alone_what_another_process_is_about_to_write(home, tmp_path, monkeypatch):
+    files = tmp_path / "backups"
+    files.mkdir()
+    verify = type(opened(home)).verify
+    with opened(home) as ward:
+
+        def meanwhile(collection):
+            with monkeypatch.context() as patched:
+                patched.setattr(type(ward), "verify", verify)
+                with opened(home) as again:
+                    backup(again, files / "second.backup")
+            return verify(collection)
+
+        monkeypatch.setattr(type(ward), "verify", meanwhile)
+        backup(ward, files / "first.backup")
+    assert sorted(path.name for path in files.iterdir()) == ["first.backup", "second.backup"]
+
+
+@pytest.mark.parametrize("point", ["repair.made", "repair.cleared"])
+def test_an_erasure_reaches_what_a_repair_left_that_was_cut_off(home, point):
+    damage(home)
+    killed_at(home, point, 'repair(library, "ward", lambda name: LetterEncoder())')
+    ward = home / "collections" / "ward"
+    assert len(holding(ward)) > 1
+    with opened(home) as collection:
+        Library(home).erase(collection, "notes", ["note-2"])
+    assert holding(ward) == []
+
+
+@pytest.mark.parametrize("point", ["repair.made", "repair.cleared"])
+def test_a_repair_that_was_cut_off_is_done_by_the_next_one(home, point):
+    damage(home)
+    killed_at(home, point, 'repair(library, "ward", lambda name: LetterEncoder())')
+    repair(Library(home), "ward", lambda name: LetterEncoder())
+    with opened(home) as ward:
+        assert shown(ward) == {"note-2": 1, "note-3": 1}
+        assert ward.verify() == []
+    assert list((home / "collections" / "ward").glob(".repair-*")) == []
+
+
+def test_a_repair_waits_for_who_needs_the_log_that_it_would_take_away(home, monkeypatch):
+    monkeypatch.setattr("indexer.repair.DELETE_TIMEOUT_S", 0.0)
+    path = home / "collections" / "ward" / "truth.sqlite"
+    with opened(home) as ward, closing(sqlite3.connect(path, isolation_level=None)) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM notes").fetchone()
+        index_notes(ward, LetterEncoder(), [note("note-4", "Stored behind the reader.")])
+        damage(home)
+        with pytest.raises(WriterBusyError, match="reads"):
+            repair(Library(home), "ward", lambda name: LetterEncoder())
+        assert sorted(one.note_id for one in ward.list_notes()) == ["note-1", "note-2", "note-3", "note-4"]
+        reader.execute("COMMIT")
+    repair(Library(home), "ward", lambda name: LetterEncoder())
+    with opened(home) as ward:
+        assert shown(ward) == {"note-2": 1, "note-3": 1, "note-4": 1}
+
+
+def test_what_a_discard_left_that_was_cut_off_goes_when_it_is_asked_for_again(home):
+    with opened(home) as ward:
+        reencode(ward, "words", WordEncoder())
+    killed_at(home, "discard.begun", 'discard(library.open("ward"))')
+    space = home / "collections" / "ward" / "space-2"
+    assert space.exists()
+    with opened(home) as ward:
+        assert not discard(ward)
+    assert not space.exists()
