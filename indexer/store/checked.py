@@ -1,18 +1,16 @@
-"""Statements that are put together once, and what their rows' checksums cover.
-
-A search reads a few rows from three statements. To put these together, and to look columns up by name, took longer
-than SQLite takes to run them.
-"""
+"""Statements that are put together once, and what their rows' checksums cover."""
 
 from __future__ import annotations
 
+from collections import namedtuple
 from collections.abc import Iterable, Sequence
 from operator import itemgetter
 from typing import Any
 
-from sqlalchemy import Column, Connection, Row, Select
+from sqlalchemy import Column, Select
 
 from indexer.store import truth
+from indexer.store.sqlite import text_of
 
 Check = tuple[str, Sequence[str], str]
 """A table's name, the fields that its checksum covers, and how its columns are labelled."""
@@ -30,7 +28,7 @@ class Checked:
             for table, fields, prefix in checks
         ]
 
-    def check(self, row: Row[Any]) -> None:
+    def check(self, row: Any) -> None:
         """Raise `DamagedError` where a row does not match its checksums."""
         for table, fields, at in self._checks:
             values = fields(row)
@@ -39,28 +37,34 @@ class Checked:
 
 
 class CheckedByKey(Checked):
-    """A statement without parameters of its own, asked for the rows that hold one of some keys. Thread safe."""
+    """A statement without parameters of its own, asked of the driver for rows that hold some keys. Thread safe.
+
+    A row has its columns as attributes and, as a row of SQLAlchemy has, all of them by name in ``_mapping``.
+    """
 
     def __init__(self, statement: Select[Any], key: Column[Any], checks: Sequence[Check] = ()) -> None:
         """Take the statement (without a condition), the column of the keys and what is to be checked."""
         super().__init__(statement, checks)
-        self._key = key
+        self._start = f"{text_of(statement)} WHERE {key} IN "
         self._texts: dict[int, str] = {}
+        fields: Any = namedtuple("Fields", statement.selected_columns.keys())  # type: ignore[misc]
+        row: Any = type("Row", (fields,), {"__slots__": (), "_mapping": property(fields._asdict)})
+        self._made = row._make
 
-    def rows(self, connection: Connection, keys: Iterable[Any]) -> list[Row[Any]]:
-        """Return the rows, unchecked, in no order."""
-        found: list[Row[Any]] = []
+    def rows(self, cursor: Any, keys: Iterable[Any]) -> list[Any]:
+        """Return the rows in no order. Raises `DamagedError` where one does not match its checksums."""
+        found: list[Any] = []
         for part in truth.parts(keys):
             # A key that is asked for twice is found once: so a few texts serve for lists of every length.
             n_marks = 1 << (len(part) - 1).bit_length()
             asked = (*part, *part[-1:] * (n_marks - len(part)))
-            found += connection.exec_driver_sql(self._text(connection, n_marks), asked).all()
+            found += map(self._made, cursor.execute(self._text(n_marks), asked).fetchall())
+        for row in found:
+            self.check(row)
         return found
 
-    def _text(self, connection: Connection, n_marks: int) -> str:
+    def _text(self, n_marks: int) -> str:
         text = self._texts.get(n_marks)
         if text is None:
-            whole = str(self.statement.compile(connection, compile_kwargs={"literal_binds": True}))
-            text = f"{whole} WHERE {self._key} IN ({', '.join('?' * n_marks)})"
-            self._texts[n_marks] = text
+            text = self._texts[n_marks] = f"{self._start}({', '.join('?' * n_marks)})"
         return text

@@ -238,7 +238,7 @@ def cipher_of(connection: Connection | Engine) -> RowCipher | None:
     return cast("RowCipher | None", connection.get_execution_options().get(_OPTION))
 
 
-def plain_rows(connection: Connection, rows: Iterable[AnyRow]) -> Iterable[AnyRow]:
+def plain_rows(connection: Connection | Engine, rows: Iterable[AnyRow]) -> Iterable[AnyRow]:
     """Return the rows so that their attributes are plain; where nothing is sealed they are given back as they are."""
     cipher = cipher_of(connection)
     return rows if cipher is None else map(cipher.row, rows)

@@ -4,44 +4,46 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Row, select
+from sqlalchemy import Engine, select
 
 from indexer.records import Status
 from indexer.store import schema as t
 from indexer.store import truth
 from indexer.store.checked import CheckedByKey
 from indexer.store.cipher import chunk_hash, chunk_title, plain_rows
+from indexer.store.sqlite import read_cursor
 from indexer.store.stored import Passage
 from indexer.times import iso
 
 
-@cache
-def _chunks() -> CheckedByKey:
-    columns = [t.chunks.c[name] for name in (*truth.CHUNK_FIELDS, "checksum")]
-    return CheckedByKey(select(*columns), t.chunks.c.row, [("chunks", truth.CHUNK_FIELDS, "")])
+class _Statements(NamedTuple):
+    chunks: CheckedByKey
+    versions: CheckedByKey
+    appending: CheckedByKey
 
 
 @cache
-def _versions() -> CheckedByKey:
-    checks: list[tuple[str, Sequence[str], str]] = [
+def _statements() -> _Statements:
+    """Asked for every search: to put them together anew takes as long as to run them."""
+    c, v = t.chunks.c, t.versions.c
+    columns = [c[name] for name in (*truth.CHUNK_FIELDS, "checksum")]
+    dated = [
         ("versions", truth.VERSION_FIELDS, ""),
         ("notes", truth.NOTE_FIELDS, "owner_"),
         ("changes", truth.CHANGE_FIELDS, "change_"),
     ]
-    return CheckedByKey(truth.dated_versions(t.versions.c.text), t.versions.c.id, checks)
-
-
-@cache
-def _appending() -> CheckedByKey:
-    v = t.versions.c
-    joined = t.versions.join(t.notes, t.notes.c.id == v.note)
-    return CheckedByKey(select(v.id, v.appends, t.notes.c.note_id).select_from(joined), v.appends)
+    noted = t.versions.join(t.notes, t.notes.c.id == v.note)
+    return _Statements(
+        CheckedByKey(select(*columns), c.row, [("chunks", truth.CHUNK_FIELDS, "")]),
+        CheckedByKey(truth.dated_versions(v.text), v.id, dated),
+        CheckedByKey(select(v.id, v.appends, t.notes.c.note_id).select_from(noted), v.appends),
+    )
 
 
 def read_passages(
-    connection: Connection,
+    engine: Engine,
     rows: Sequence[int],
     check_deleted: Callable[[Sequence[int]], None],
     seen: Callable[[int], bool],
@@ -54,25 +56,24 @@ def read_passages(
     Raises:
         DamagedError: a stored row does not match its checksum.
     """
-    chunks = {row.row: row for row in _chunks().rows(connection, dict.fromkeys(rows))}
-    if len(chunks) < len(rows):
-        check_deleted([row for row in rows if row not in chunks])
-    owners = {row.version_id for row in chunks.values()}
-    stored = _versions().rows(connection, sorted(owners))
-    versions = {row.id: row for row in plain_rows(connection, stored)}
+    ask = _statements()
+    with read_cursor(engine) as cursor:
+        chunks = {row.row: row for row in ask.chunks.rows(cursor, dict.fromkeys(rows))}
+        owners = {row.version_id for row in chunks.values()}
+        stored = ask.versions.rows(cursor, sorted(owners))
+        appending = ask.appending.rows(cursor, {row.note_id for row in stored})
+    check_deleted([row for row in rows if row not in chunks])
+    versions = {row.id: row for row in plain_rows(engine, stored)}
     if len(versions) != len(owners):
         raise truth.damaged("versions", min(owners.difference(versions)))
-    for row in stored:
-        _versions().check(row)
     addenda: dict[str, list[str]] = {}
-    for row in sorted(_appending().rows(connection, {row.note_id for row in stored})):
+    for row in sorted(appending):
         if seen(row.id):
             addenda.setdefault(row.appends, []).append(row.note_id)
     return [_passage(chunks[row], versions[chunks[row].version_id], addenda) for row in rows if row in chunks]
 
 
-def _passage(chunk: Row[Any], version: Row[Any], addenda: Mapping[str, Iterable[str]]) -> Passage:
-    _chunks().check(chunk)
+def _passage(chunk: Any, version: Any, addenda: Mapping[str, Iterable[str]]) -> Passage:
     text = version.text[chunk.start_char : chunk.end_char]
     if chunk_hash(version, text) != chunk.text_hash:
         raise truth.damaged("versions", version.id)

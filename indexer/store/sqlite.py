@@ -17,8 +17,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from sqlalchemy import URL, Column, ColumnElement, Connection, and_, create_engine, event, func, select
+from sqlalchemy import URL, Column, ColumnElement, Connection, Select, and_, create_engine, event, func, select
 from sqlalchemy import Engine as Engine  # callers above name the type without the library
+from sqlalchemy.dialects import sqlite as sqlite_dialect
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DatabaseError
 
@@ -124,6 +125,27 @@ def read_transaction(engine: Engine) -> Iterator[Connection]:
     """Give a connection whose statements all see one committed state."""
     with mapped_errors(), engine.connect() as connection, connection.begin():
         yield connection
+
+
+@contextmanager
+def read_cursor(engine: Engine) -> Iterator[sqlite3.Cursor]:
+    """Give the driver's own cursor, whose statements all see one committed state: for the few rows of a search.
+
+    Through SQLAlchemy to begin, to put a statement together and to end takes longer than SQLite takes for the rows.
+    """
+    with mapped_errors():
+        connection = engine.raw_connection()
+        try:
+            cursor: Any = connection.cursor()
+            cursor.execute("BEGIN")
+            yield cursor
+        finally:
+            connection.close()  # back to the pool, which ends the transaction
+
+
+def text_of(statement: Select[Any]) -> str:
+    """Return a statement without parameters as the driver takes it."""
+    return str(statement.compile(dialect=sqlite_dialect.dialect(), compile_kwargs={"literal_binds": True}))
 
 
 @contextmanager

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import Connection, Engine, select
+from sqlalchemy import Engine, select
 
 from indexer.errors import NoteNotFoundError
 from indexer.records import Coverage, Scope
@@ -173,7 +172,7 @@ class View:
                     if row.chunk_hash != row.text_hash:
                         raise truth.damaged("chunks", row.row)
                     found[row.row] = row.vector if cipher is None else cipher.vector_of(row)
-            self._check_deleted(connection, [row for row in wanted if row not in found])
+        self._check_deleted([row for row in wanted if row not in found])
         blobs = [found[row] for row in wanted if row in found]
         return (
             np.frombuffer(b"".join(blobs), "<f2").reshape(len(blobs), self._replica.dim).astype(np.float16, copy=False)
@@ -201,10 +200,7 @@ class View:
         Raises:
             DamagedError: a stored row does not match its checksum.
         """
-        with read_transaction(self._engine) as connection:
-            return read_passages(
-                connection, [int(row) for row in rows], partial(self._check_deleted, connection), self._sees
-            )
+        return read_passages(self._engine, [int(row) for row in rows], self._check_deleted, self._sees)
 
     def copies(self, text_hashes: Sequence[str]) -> list[int]:
         """Return for each text hash of a passage how many visible chunks in scope have this same text."""
@@ -235,7 +231,7 @@ class View:
             return own if rows is None else rows
         return own[positions(own, np.asarray(rows, np.int64))]
 
-    def _check_deleted(self, connection: Connection, rows: Sequence[int]) -> None:
+    def _check_deleted(self, rows: Sequence[int]) -> None:
         """Raise `DamagedError` where a row of this view is gone and the change log does not say that it was deleted."""
         columns, c = self._population.columns, t.changes.c
         for row in rows:
@@ -245,7 +241,8 @@ class View:
             position = int(columns.owners[at])
             note, version = (int(columns.versions[name][position]) for name in ("note", "version"))
             gone = select(t.changes).where(c.note == note, c.version >= version, c.kind != truth.STORE)
-            found = connection.execute(gone.limit(1)).first()
+            with read_transaction(self._engine) as connection:
+                found = connection.execute(gone.limit(1)).first()
             if found is None:
                 raise truth.damaged("chunks", row)
             truth.check_row("changes", truth.CHANGE_FIELDS, found)
