@@ -105,6 +105,7 @@ class Eraser:
             DamagedError: passages do not agree with their indexes; nothing was asked for.
             NoteNotFoundError: nothing of them is stored or waits to be; nothing was erased.
             ErasurePendingError: readers or a writer did not end within ``wait_s``; the erasure goes on later.
+            StorageError: a file cannot be removed; the erasure goes on later.
         """
         deadline = time.monotonic() + wait_s
         self._check_droppable()
@@ -198,7 +199,7 @@ class Eraser:
         cipher.keyring.destroy(lambda owner: any(covers(owner) for covers in covered), deadline)
 
     def _empty_log(self, deadline: float) -> None:
-        if not empty_log(self.engine, self.path, deadline):
+        if not empty_log(self.engine, self.path, deadline, synced=True):
             raise ErasurePendingError(
                 "the notes are deleted, but a reader still holds an older snapshot, so their bytes cannot go yet; "
                 f"the erasure is not complete: {_AGAIN}"

@@ -5,7 +5,6 @@ Locks are taken in one order, the live space's before the one beside, so that no
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -24,6 +23,7 @@ from indexer.store.cipher import RowCipher, use_cipher
 from indexer.store.embedded import MissingVectorsError
 from indexer.store.erasing import pending_erasures
 from indexer.store.failpoints import failpoint
+from indexer.store.folders import remove_folder
 from indexer.store.lock import exclusive
 from indexer.store.mirror import Cut, SourceVersion
 from indexer.store.packing import empty_log, pack
@@ -200,6 +200,7 @@ def forget_beside(name: str, spaces: Spaces, live: Engine, deadline: float) -> N
     Raises:
         WriterBusyError: the space is being written to until the deadline (of ``time.monotonic``).
         ErasurePendingError: a reader holds an older state of it until then.
+        StorageError: a file of it cannot be removed.
     """
     spaces.sweep()
     folder = spaces.beside()
@@ -213,11 +214,11 @@ def forget_beside(name: str, spaces: Spaces, live: Engine, deadline: float) -> N
                 mirror.remove_gone(source, target)
             failpoint("erase.beside")
             pack(engine, deadline)
-            if not empty_log(engine, folder / TRUTH, deadline):
+            if not empty_log(engine, folder / TRUTH, deadline, synced=True):
                 raise ErasurePendingError("a reader still holds an older snapshot of the vectors beside")
         finally:
             engine.dispose()
-        shutil.rmtree(folder / DERIVED, ignore_errors=True)
+        remove_folder(folder / DERIVED)
 
 
 def _cut(encoder: Encoder, version: SourceVersion) -> Cut:

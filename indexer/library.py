@@ -21,6 +21,7 @@ from indexer.errors import (
     CollectionNotFoundError,
     DamagedError,
     KeysError,
+    StorageError,
     WriterBusyError,
 )
 from indexer.follower import facts_of
@@ -29,7 +30,7 @@ from indexer.records import EncoderSpec
 from indexer.spaces import LOCK, TRUTH, Spaces
 from indexer.store.erasing import By
 from indexer.store.failpoints import failpoint
-from indexer.store.folders import private_folder, sync_folder
+from indexer.store.folders import private_folder, remove_folder, sync_folder
 from indexer.store.lock import exclusive, folder_lock
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
@@ -248,7 +249,10 @@ class Library:
             for path in self._folder.glob(f"{_NEW}*"):
                 self._set_aside(path)
         for path in self._folder.glob(f"{_GONE}*"):
-            shutil.rmtree(path, ignore_errors=True)
+            try:
+                remove_folder(path)
+            except StorageError as exc:  # nothing else waits for it
+                log.warning("%s", exc)
 
     def _set_aside(self, path: Path) -> None:
         """Let nothing be left to do with a folder but to remove it."""

@@ -171,6 +171,7 @@ def _put_in_place(path: Path, made: Path) -> Path:
     (folder / WITNESS).unlink(missing_ok=True)
     for ending in ("-wal", "-shm"):
         path.with_name(path.name + ending).unlink(missing_ok=True)
+    sync_folder(folder)  # before the new file has the name: it must not meet the old log, whatever a power cut keeps
     failpoint("repair.cleared")
     made.replace(path)
     sync_folder(folder)

@@ -10,14 +10,13 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
 from indexer.errors import DamagedError
 from indexer.store.failpoints import failpoint
-from indexer.store.folders import sync_folder
+from indexer.store.folders import remove_folder, sync_folder
 from indexer.store.snapshots import DERIVED
 from indexer.store.witness import FILE as WITNESS
 
@@ -43,14 +42,17 @@ class _Pointer:
 
 
 def forget_repairs(space: Path) -> None:
-    """Remove what repairs kept of a space's truth, and what one left that was cut off; durably."""
+    """Remove what repairs kept of a space's truth, and what one left that was cut off; durably.
+
+    Raises:
+        StorageError: something cannot be removed.
+    """
+    for path in space.glob(f"{REPAIRING}*"):
+        remove_folder(path)
     kept = [path for path in space.glob(f"{DAMAGED}*.sqlite") if path.is_file()]
     for path in kept:
         path.unlink(missing_ok=True)
-    left = list(space.glob(f"{REPAIRING}*"))
-    for path in left:
-        shutil.rmtree(path, ignore_errors=True)
-    if kept or left:
+    if kept:
         sync_folder(space)
 
 
@@ -111,7 +113,11 @@ class Spaces:
         self.sweep()
 
     def sweep(self) -> None:
-        """Remove what is left of spaces that were dropped."""
+        """Remove what is left of spaces that were dropped.
+
+        Raises:
+            StorageError: something of it cannot be removed.
+        """
         live = self.live()
         for folder in (self.root, *self._numbered()):
             if folder != live and not (folder / TRUTH).is_file():
@@ -121,11 +127,13 @@ class Spaces:
 
     def _clear(self, folder: Path) -> None:
         if folder != self.root:
-            shutil.rmtree(folder, ignore_errors=True)
+            remove_folder(folder)
             return
-        for name in _FILES:
-            (folder / name).unlink(missing_ok=True)
-        shutil.rmtree(folder / DERIVED, ignore_errors=True)
+        left = [folder / name for name in _FILES if (folder / name).exists()]
+        for path in left:
+            path.unlink(missing_ok=True)
+        if left or (folder / DERIVED).exists():
+            remove_folder(folder / DERIVED)
 
     def _pointer(self) -> _Pointer:
         try:

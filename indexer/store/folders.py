@@ -1,13 +1,21 @@
-"""Folders that are there after a power cut: a synced file is lost with a folder whose own name is not synced."""
+"""Folders after a power cut: what one holds, or has lost, is durable when it is synced, and those above it are."""
 
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
+
+from indexer.errors import StorageError
 
 
 def sync_folder(path: Path) -> None:
-    """Make what was created or renamed in a folder durable."""
+    """Make what was created, renamed or removed in a folder durable."""
+    sync_file(path)
+
+
+def sync_file(path: Path) -> None:
+    """Make what a file holds now durable. Not for a database: see `indexer.store.sqlite.raw_bytes`."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -24,3 +32,22 @@ def private_folder(path: Path) -> None:
     for each in reversed(missing):
         each.mkdir(mode=0o700, exist_ok=True)
         sync_folder(each.parent)
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder with all that is in it, durably; where there is none, nothing is done.
+
+    Raises:
+        StorageError: something of it cannot be removed.
+    """
+    faster = True
+    while faster:
+        faster = False
+        try:
+            shutil.rmtree(path)
+        except FileNotFoundError:
+            faster = path.exists()  # another process removes it too, and was at a part of it before
+        except OSError as exc:
+            raise StorageError(f"{path} cannot be removed ({exc.strerror}); remove it, then do the same again") from exc
+    if path.parent.is_dir():
+        sync_folder(path.parent)

@@ -304,7 +304,7 @@ class Keyring:
 
     def _pack(self, deadline: float) -> None:
         pack(self._engine, deadline)
-        if not empty_log(self._engine, self._path, deadline):
+        if not empty_log(self._engine, self._path, deadline, synced=True):
             raise ErasurePendingError("a process that reads the collection's keys holds an older state of them")
 
     def _unlocked(self, facts: Mapping[str, bytes], otherwise: str) -> tuple[Wrapping, bytes]:

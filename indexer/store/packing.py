@@ -14,6 +14,7 @@ from pathlib import Path
 from sqlalchemy import Engine
 
 from indexer.errors import WriterBusyError
+from indexer.store.folders import sync_file
 from indexer.store.sqlite import BUSY_TIMEOUT_MS, mapped_errors
 
 _POLL_S = 0.02
@@ -36,12 +37,18 @@ def pack(engine: Engine, deadline: float) -> None:
             return
 
 
-def empty_log(engine: Engine, path: Path, deadline: float) -> bool:
-    """Move the log into the database and cut it to nothing; ``False`` where readers held it until the deadline."""
+def empty_log(engine: Engine, path: Path, deadline: float, *, synced: bool = False) -> bool:
+    """Move the log into the database and cut it to nothing; ``False`` where readers held it until the deadline.
+
+    ``synced`` makes that last through a power cut: SQLite does not, as what comes back then is of no use to it. To open
+    the log for that takes away no lock; SQLite has none on that file.
+    """
     log = path.with_name(path.name + "-wal")
     while True:
         busy = _run(engine, "PRAGMA wal_checkpoint(TRUNCATE)", deadline)
         if not busy and (not log.exists() or log.stat().st_size == 0):
+            if synced and log.exists():
+                sync_file(log)
             return True
         if time.monotonic() >= deadline:
             return False

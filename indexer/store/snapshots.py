@@ -42,7 +42,7 @@ from indexer.store.blocks import (
 )
 from indexer.store.failpoints import failpoint
 from indexer.store.file_cipher import FileCipher
-from indexer.store.folders import sync_folder
+from indexer.store.folders import remove_folder, sync_folder
 
 T = TypeVar("T")
 
@@ -235,9 +235,13 @@ class Snapshots:
         self._remove(path)
 
     def clear(self) -> None:
-        """Remove every generation."""
-        for path in self.paths():
-            self._remove(path)
+        """Remove every generation, and what a publisher left half done. Called while nobody publishes.
+
+        Raises:
+            StorageError: something cannot be removed.
+        """
+        for path in [*self.paths(), *self.folder.glob(f"{_ASIDE}*")]:
+            remove_folder(path)
 
     def publish(self, origin: Origin, files: Mapping[str, Callable[[IO[bytes]], object]]) -> Path:
         """Write a generation, make it durable and visible at once, and remove the older ones.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,8 +15,10 @@ from indexer.build import index_notes
 from indexer.encoders.encoder import HashingEncoder
 from indexer.encryption import MasterKey
 from indexer.library import Library
+from indexer.reencoding import completed, reencode
 from tests.faults import shim
 from tests.faults.writes import notes
+from tests.indexer.test_reencoding import WordEncoder
 
 pytestmark = pytest.mark.faults
 
@@ -99,26 +102,69 @@ def test_the_first_file_of_keys_is_synced_with_its_folder(tmp_path, monkeypatch)
     assert ("sync", tmp_path / "keyring") in calls[keys:renamed], "behind the name that the file got"
 
 
+def test_what_an_erasure_removed_is_durably_gone_before_its_receipt_is_there(tmp_path, monkeypatch):
+    encoder = HashingEncoder()
+    library = Library(tmp_path)
+    with library.create("main", "hashing", encoder.spec) as collection:
+        index_notes(collection, encoder, notes(0, 6))
+        collection.publish()
+        reencode(collection, "words", WordEncoder())
+        with completed(collection, WordEncoder):
+            pass
+        root = tmp_path / "collections" / "main"
+        (root / "damaged-2020.sqlite").write_text("what a repair kept")
+        for left in (root / ".repair-0123", root / "derived" / ".new-0123", root / "space-7"):
+            left.mkdir()
+            (left / "anything").write_text("what somebody left who was cut off")
+        (root / "space-7" / "derived").mkdir()
+        calls = _recorded(monkeypatch)
+        library.erase(collection, "notes", ["n2"])
+        monkeypatch.undo()
+    receipt = next(n for n, (call, path) in enumerate(calls) if call == "rename" and path.name.startswith(".receipt-"))
+    removals = [(n, path) for n, (call, path) in enumerate(calls[:receipt]) if call in ("unlink", "rmdir")]
+    removals += [(n, path) for n, (call, path) in enumerate(calls[:receipt]) if call == "rename"]
+    names = {path.relative_to(root).as_posix() for _, path in removals if path.is_relative_to(root)}
+    assert {"damaged-2020.sqlite", ".repair-0123", "derived/.new-0123", "space-7", "space-2/derived"} <= names
+    assert any(re.fullmatch(r"derived/\d{12}/terms\.npz", name) for name in names)
+    for n, path in removals:
+        gone = {folder for at, folder in removals if at > n}
+        # Within a folder that is removed itself, it is that one's removal that must last.
+        if path.is_relative_to(root) and path.parent not in gone:
+            assert ("sync", path.parent) in calls[n:receipt], f"{path} is gone, and may come back"
+
+
+@needs_compiler
+def test_the_log_of_an_erasure_is_cut_durably_before_its_receipt_is_there(tmp_path):
+    calls = _in_a_process_with_the_shim(tmp_path, "erasing")
+    receipt = next(n for n, (call, path) in enumerate(calls) if call == "rename" and "/receipts/" in path)
+    log = [call for call, path in calls[:receipt] if path.endswith("truth.sqlite-wal")]
+    assert "truncate" in log
+    last = len(log) - 1 - log[::-1].index("truncate")
+    assert "sync" in log[last:]
+
+
 def _recorded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Path]]:
+    """Return a list of the calls that change folders, each with its path, as they are made from now on."""
     calls: list[tuple[str, Path]] = []
-    fsync, rename, unlink = os.fsync, os.rename, os.unlink
+    fsync = os.fsync
 
     def noting_fsync(descriptor):
         calls.append(("sync", Path(f"/proc/self/fd/{descriptor}").readlink()))
         fsync(descriptor)
 
-    def noting_rename(source, target, **more):
-        calls.append(("rename", Path(source)))
-        rename(source, target, **more)
+    def noting(name):
+        real = getattr(os, name)
+
+        def noted(path, *arguments, dir_fd=None, **more):
+            below = Path() if dir_fd is None else Path(f"/proc/self/fd/{dir_fd}").readlink()
+            calls.append(("rename" if name == "replace" else name, below / path))
+            real(path, *arguments, **more | ({} if dir_fd is None else {"dir_fd": dir_fd}))
+
+        monkeypatch.setattr(os, name, noted)
 
     monkeypatch.setattr(os, "fsync", noting_fsync)
-
-    def noting_unlink(path, **more):
-        calls.append(("unlink", Path(path)))
-        unlink(path, **more)
-
-    monkeypatch.setattr(os, "rename", noting_rename)
-    monkeypatch.setattr(os, "unlink", noting_unlink)
+    for name in ("rename", "replace", "unlink", "rmdir"):
+        noting(name)
     return calls
 
 
@@ -191,6 +237,19 @@ def _first_keys(home: Path) -> list[tuple[str, str]]:
     return calls
 
 
+def _erasing(home: Path) -> list[tuple[str, str]]:
+    """Erase a note."""
+    preloaded = shim.loaded()
+    assert preloaded is not None
+    encoder = HashingEncoder()
+    library = Library(home)
+    with library.create("main", "hashing", encoder.spec) as collection:
+        index_notes(collection, encoder, notes(0, 5))
+        with preloaded.noted(str(home)) as calls:
+            library.erase(collection, "notes", ["n2"])
+    return calls
+
+
 if __name__ == "__main__":
-    done = _first_keys if sys.argv[2:] == ["sealed"] else _three_commits
+    done = {"sealed": _first_keys, "erasing": _erasing}.get("".join(sys.argv[2:]), _three_commits)
     print(json.dumps(done(Path(sys.argv[1]))))  # noqa: T201

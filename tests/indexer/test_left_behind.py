@@ -4,6 +4,8 @@ step of the same kind, nothing that an erasure does not reach, and nothing that 
 
 from __future__ import annotations
 
+import errno
+import os
 import signal
 import sqlite3
 import subprocess
@@ -15,7 +17,7 @@ import pytest
 
 from indexer.backup import backup, restore
 from indexer.build import index_notes
-from indexer.errors import WriterBusyError
+from indexer.errors import StorageError, WriterBusyError
 from indexer.library import Library
 from indexer.reencoding import discard, reencode
 from indexer.repair import repair
@@ -170,6 +172,28 @@ def test_a_repair_waits_for_who_needs_the_log_that_it_would_take_away(home, monk
     repair(Library(home), "ward", lambda name: LetterEncoder())
     with opened(home) as ward:
         assert shown(ward) == {"note-2": 1, "note-3": 1, "note-4": 1}
+
+
+def test_an_erasure_is_not_complete_as_long_as_a_file_cannot_be_removed(home, monkeypatch):
+    library = Library(home)
+    unlink = os.unlink
+
+    def refusing(path, **more):
+        if str(path).endswith("terms.npz"):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        unlink(path, **more)
+
+    with opened(home) as ward:
+        ward.publish()
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "unlink", refusing)
+            with pytest.raises(StorageError, match="cannot be removed"):
+                library.erase(ward, "notes", ["note-2"])
+        assert shown(ward) == {"note-1": 1, "note-3": 1}
+        assert library.receipts.all() == []
+    with opened(home) as ward:
+        assert [receipt.counts["notes"] for receipt in library.receipts.all()] == [1]
+        assert ward.scan([RARE.encode()]) == []
 
 
 def test_what_a_discard_left_that_was_cut_off_goes_when_it_is_asked_for_again(home):
