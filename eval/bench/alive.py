@@ -32,6 +32,7 @@ NAME = "alive"
 PATIENTS = 200
 SENTENCES = 4
 TICK_S = 0.05
+_MARGIN_S = 5.0  # Notes for so much longer than searches are measured: a stream must not end before.
 STREAMED = "streamed"
 
 _STEMS = "card neph hepat gastr pulm neur derm oste hem ocul angi arthr cyst enter pancre"
@@ -161,22 +162,30 @@ def searches(collection: Collection, encoder: HashingEncoder, seconds: float, pa
     return latency(times)
 
 
-def stream(collection: Collection, rate: int, stopped: Callable[[], bool], seed: int) -> int:
-    """Store notes at a rate, every 50 ms a batch, until told to stop; return how many."""
-    encoder, done, began = HashingEncoder(), 0, time.perf_counter()
-    size = max(1, round(rate * TICK_S))
-    while not stopped():
-        batch = [prepared(done + n, STREAMED, seed) for n in range(size)]
+def stream(collection: Collection, rate: int, seconds: float, stopped: Callable[[], bool], seed: int) -> int:
+    """Store notes at a rate, every 50 ms a batch, until told to stop or for so many seconds; return how many.
+
+    They are made before the first is stored: what comes in has its vectors.
+    """
+    encoder, size = HashingEncoder(), max(1, round(rate * TICK_S))
+    batches = []
+    for first in range(0, round(rate * seconds), size):
+        batch = [prepared(first + n, STREAMED, seed) for n in range(size)]
+        batches.append((batch, embedded(encoder, batch)))
+    done, began = 0, time.perf_counter()
+    for batch, vectors in batches:
+        if stopped():
+            break
         with collection.writer(10.0) as writer:
-            writer.store(batch, embedded(encoder, batch))
+            writer.store(batch, vectors)
         done += size
         time.sleep(max(0.0, began + done / rate - time.perf_counter()))
     return done
 
 
-def _stream_apart(home: str, rate: int, stop: multiprocessing.synchronize.Event, done: object, seed: int) -> None:
+def _stream_apart(home: str, rate: int, seconds: float, stop: multiprocessing.synchronize.Event, seed: int) -> None:
     with Library(Path(home)).open(NAME) as collection:
-        done.value = stream(collection, rate, stop.is_set, seed)  # type: ignore[attr-defined]
+        stream(collection, rate, seconds, stop.is_set, seed)
 
 
 def measure(home: Path, chunks: int, n: int, seconds: float, rate: int, writer: str, pause_s: float) -> Measured:
@@ -189,14 +198,14 @@ def measure(home: Path, chunks: int, n: int, seconds: float, rate: int, writer: 
         load = os.getloadavg()[0]
         quiet = searches(collection, encoder, seconds, pause_s)
         context = multiprocessing.get_context("spawn")
-        stop, done = context.Event(), context.Value("q", 0)
-        arguments = (str(home), rate, stop, done, 4)
+        stop = context.Event()
+        lasting = seconds + _MARGIN_S
         if writer == "process":
             worker: threading.Thread | multiprocessing.process.BaseProcess = context.Process(
-                target=_stream_apart, args=arguments
+                target=_stream_apart, args=(str(home), rate, lasting, stop, 4)
             )
         else:
-            worker = threading.Thread(target=_stream_apart, args=arguments)
+            worker = threading.Thread(target=stream, args=(collection, rate, lasting, stop.is_set, 4))
         worker.start()
         while not _arrived(collection):
             time.sleep(0.05)

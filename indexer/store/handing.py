@@ -24,11 +24,15 @@ class Listener(Protocol):
     """Who follows a truth in the process that writes to it."""
 
     def listens(self, seq: int) -> bool:
-        """Say whether it is worth the trouble to hand over what follows this change."""
+        """Say whether it is worth the trouble to hand over what is about to be committed behind this change."""
         ...
 
     def take(self, before: int, batch: Callable[[], Batch]) -> None:
         """Take in what was committed behind a change just now. The writer lock is held."""
+        ...
+
+    def expect_nothing(self) -> None:
+        """Know that whatever was about to be committed was handed over, or was not committed after all."""
         ...
 
 

@@ -128,8 +128,9 @@ class Held:
             if len(gone):
                 self.vectors.remove(gone)
         if self.lexical is not None:
-            if page.texts is not None:
-                self.lexical.add(rows, _terms(page.texts, [chunk.language for chunk in page.chunks]))
+            terms = analysed(page).terms
+            if terms is not None:
+                self.lexical.add(rows, terms)
             if len(gone):
                 self.lexical.remove(gone)
         # Last: whoever has these columns finds their rows.
@@ -189,6 +190,13 @@ class Held:
         arrays = index.arrays()
         if len(arrays["ids"]) == len(self.rows):
             self.lexical = PostingsIndex.from_arrays(arrays)
+
+
+def analysed(page: log.Page) -> log.Page:
+    """Return a page with the terms of its texts."""
+    if page.texts is None or page.terms is not None:
+        return page
+    return page._replace(terms=_terms(page.texts, [chunk.language for chunk in page.chunks]))
 
 
 def _terms(texts: Sequence[str], languages: Sequence[str | None]) -> list[list[str]]:

@@ -27,13 +27,15 @@ PAGE_CHUNKS = 20_000
 class Page(NamedTuple):
     """Some note versions in the order of their numbers, with all their chunks in theirs.
 
-    ``vectors`` are those of the chunks, ``(n, dim)``, and ``texts`` their texts, where they were asked for.
+    ``vectors`` are those of the chunks, ``(n, dim)``, and ``texts`` their texts, where they were asked for; ``terms``
+    those of the texts, where somebody analysed them already.
     """
 
     versions: list[VersionRow]
     chunks: list[ChunkRow]
     vectors: NDArray[np.float16] | None
     texts: list[str] | None
+    terms: list[list[str]] | None = None
 
 
 NO_PAGE = Page([], [], None, None)

@@ -23,7 +23,19 @@ from indexer.store.background import Attendant, Errand, pause
 from indexer.store.cipher import cipher_of
 from indexer.store.columns import Columns
 from indexer.store.file_cipher import FileCipher
-from indexer.store.held import COLUMNS, EXACT_CHUNKS, MATRIX, ROWS, STRUCTURE, TERMS, TEXTS, Erased, Held, Identity
+from indexer.store.held import (
+    COLUMNS,
+    EXACT_CHUNKS,
+    MATRIX,
+    ROWS,
+    STRUCTURE,
+    TERMS,
+    TEXTS,
+    Erased,
+    Held,
+    Identity,
+    analysed,
+)
 from indexer.store.lexical import LexicalIndex
 from indexer.store.lock import exclusive
 from indexer.store.mending import MendedVectors
@@ -72,6 +84,7 @@ class Replica:
         self._watch = Watch(path, identity.name)
         self._held: Held | None = None
         self._tried_seq = 0
+        self._coming: int | None = None
         self._mended = MendedVectors(self._index, self._lose_vectors)
         self._attendant = Attendant(self, f"follows {identity.name}")
         self._errand = Errand(f"keeps {identity.name}")
@@ -134,35 +147,49 @@ class Replica:
     def listens(self, seq: int) -> bool:
         """Say whether a writer of this process should hand over what it commits behind a change."""
         held = self._held
-        return held is not None and held.seq == seq
+        if held is None or held.seq != seq:
+            return False
+        self._coming = seq
+        return True
+
+    def expect_nothing(self) -> None:
+        """Look at the truth again from now on."""
+        self._coming = None
 
     def take(self, before: int, batch: Callable[[], log.Batch]) -> None:
         """Take in what a writer of this process committed behind a change just now; it still holds the writer lock.
 
         Where that cannot be done at once, the next search finds it in the truth like anybody's.
         """
-        if not self._lock.acquire(timeout=HANDED_TIMEOUT_S):
-            return
         try:
-            held = self._held
-            if held is not None and held.seq == before:
-                # Nobody else commits changes while the writer lock is held: the look sees this commit and no other.
-                self._watch.moved()
-                if held.take(batch()):
-                    self._settle_if_due(held)
-                else:
-                    self._watch.reset()
+            handed, held = batch(), self._held
+            if held is not None and held.lexical is not None:
+                handed = handed._replace(page=analysed(handed.page))  # The longest part: searches go on meanwhile.
+            if self._lock.acquire(timeout=HANDED_TIMEOUT_S):
+                try:
+                    self._take(before, handed)
+                finally:
+                    self._lock.release()
         except Exception as exc:
             self._forget()  # What was committed is committed: the next search reads all of it.
             logger.warning("collection %r is loaded anew (%s)", self._identity.name, type(exc).__name__)
-        finally:
-            self._lock.release()
+
+    def _take(self, before: int, handed: log.Batch) -> None:
+        held = self._held
+        if held is None or held.seq != before:
+            return
+        # Nobody else commits changes while the writer lock is held: the look sees this commit and no other.
+        self._watch.moved()
+        if held.take(handed):
+            self._settle_if_due(held)
+        else:
+            self._watch.reset()
 
     def attend(self) -> bool:
         """Take in what was committed, before somebody asks for it; say whether there was anything."""
         try:
             with self._lock:
-                if self._held is None or not self._watch.moved():
+                if self._held is None or self._is_coming(self._held) or not self._watch.moved():
                     return False
                 with read_transaction(self._engine) as connection:
                     columns = self._followed(connection, self._held).columns
@@ -250,10 +277,20 @@ class Replica:
             self._watch.reset()
 
     def _current(self) -> Held:
+        if self._held is not None and self._is_coming(self._held):
+            return self._held
         if self._watch.moved() or self._held is None:
             with read_transaction(self._engine) as connection:
                 return self._advanced(connection)
         return self._held
+
+    def _is_coming(self, held: Held) -> bool:
+        """Say whether a writer of this process is about to hand over all that may lie behind what is held.
+
+        It holds the writer lock, so nobody else commits, and whoever called it was not told yet: to read the same from
+        the truth beside it would only cost a search the time.
+        """
+        return self._coming == held.seq
 
     def _advanced(self, connection: Connection) -> Held:
         """Return what is held, as new as the connection sees; loaded where nothing is, or where some was erased."""

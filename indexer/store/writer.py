@@ -64,23 +64,27 @@ class Writer:
             MissingVectorsError: a chunk's vector is neither given nor stored; nothing was stored.
             StorageFullError: the disk is full; nothing was stored.
         """
-        with _keys(self._engine, batch) as key_of, write_transaction(self._engine) as connection:
-            known = _known(connection, [prepared.note.note_id for prepared in batch])
-            refused: list[Refusal] = []
-            wanted: list[Prepared] = []
-            for index, prepared in enumerate(batch):
-                verdict = _verdict(connection, prepared, known.get(prepared.note.note_id))
-                if verdict is None:
-                    wanted.append(prepared)
-                elif verdict:
-                    refused.append(Refusal(index, "stored_at", verdict))
-            written = _Batch(connection, known, vectors, key_of)
-            end = written.write(wanted)
-            listening = wanted and self._listener is not None and self._listener.listens(written.before)
-            handed = written.handed(wanted) if listening else None
-        self.last = written.log.last
-        if handed is not None and self._listener is not None:
-            self._listener.take(written.before, handed)
+        try:
+            with _keys(self._engine, batch) as key_of, write_transaction(self._engine) as connection:
+                known = _known(connection, [prepared.note.note_id for prepared in batch])
+                refused: list[Refusal] = []
+                wanted: list[Prepared] = []
+                for index, prepared in enumerate(batch):
+                    verdict = _verdict(connection, prepared, known.get(prepared.note.note_id))
+                    if verdict is None:
+                        wanted.append(prepared)
+                    elif verdict:
+                        refused.append(Refusal(index, "stored_at", verdict))
+                written = _Batch(connection, known, vectors, key_of)
+                end = written.write(wanted)
+                listening = wanted and self._listener is not None and self._listener.listens(written.before)
+                handed = written.handed(wanted) if listening else None
+            self.last = written.log.last
+            if handed is not None and self._listener is not None:
+                self._listener.take(written.before, handed)
+        finally:
+            if self._listener is not None:
+                self._listener.expect_nothing()
         return Committed(
             stored=len(wanted),
             skipped=len(batch) - len(wanted) - len(refused),

@@ -100,6 +100,36 @@ def test_what_this_process_stored_is_not_read_to_be_found(ward, monkeypatch):
     assert ward.view().coverage.notes_searched == 3
 
 
+def test_a_search_beside_a_commit_does_not_read_what_its_writer_is_about_to_hand_over(ward, monkeypatch):
+    notes = []
+    take = type(ward._replica).take
+
+    def taking(self, before, batch):
+        with monkeypatch.context() as during:
+            during.setattr("indexer.store.replica.read_transaction", None)
+            # On the disk, but its writer was not told yet.
+            notes.append(ward.view().coverage.notes_searched)
+            assert not self.attend()
+        take(self, before, batch)
+
+    monkeypatch.setattr(type(ward._replica), "take", taking)
+    store(ward, note("late", "Zoster."))
+    assert (notes, ward.view().coverage.notes_searched) == ([4], 5)
+
+
+def test_a_commit_that_failed_hides_nobody_elses(ward, tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError(5, "the disk")
+
+    with monkeypatch.context() as failing:
+        failing.setattr("indexer.store.writer._Batch.handed", fail)
+        with pytest.raises(OSError, match="the disk"):
+            store(ward, note("lost", "Zoster."))
+    with Library(tmp_path).open("ward") as other:
+        store(other, note("late", "Zoster."))
+    assert ward.view().coverage.notes_searched == 5
+
+
 def test_others_commits_are_taken_in_before_anybody_asks(ward, tmp_path, monkeypatch):
     with Library(tmp_path).open("ward") as other:
         store(other, note("late", "Zoster."))
