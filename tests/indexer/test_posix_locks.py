@@ -78,7 +78,17 @@ def published(library, ward):
     ward.rebuild()
 
 
-THINGS = [opened_again, opened_by_another_library, scanned, backed_up, looked_at, published]
+def erased(library, ward):
+    erasure = library.erase(ward, "notes", ["a"])
+    assert library.receipts.judge(erasure.receipt).good
+
+
+def rekeyed(library, ward):
+    (ward.path.parents[2] / "new.key").write_text("a5" * 32)
+    library.keyrings.rekey(ward.collection_id, MasterKey(ward.path.parents[2] / "new.key", new=True))
+
+
+THINGS = [opened_again, opened_by_another_library, scanned, backed_up, looked_at, published, erased, rekeyed]
 
 
 def another_process(path):
@@ -89,8 +99,10 @@ def another_process(path):
     return could
 
 
-@pytest.mark.parametrize("which", ["truth", "keys"])
-@pytest.mark.parametrize("thing", THINGS)
+@pytest.mark.parametrize(
+    ("thing", "which"),
+    [*((thing, "truth") for thing in THINGS), (opened_again, "keys"), (erased, "keys"), (rekeyed, "keys")],
+)
 def test_another_process_does_not_clear_away_a_log_that_is_in_use(library, ward, thing, which):
     path = ward.path if which == "truth" else library.keyrings.path(ward.collection_id)
     log = path.with_name(path.name + "-wal")
