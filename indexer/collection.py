@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import uuid
-import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -13,8 +11,9 @@ from pathlib import Path
 from indexer.check import verify
 from indexer.encryption import Keyrings
 from indexer.erasure import Eraser, Waiting
-from indexer.errors import CollectionNotFoundError, DamagedError, EncoderMismatchError, KeysError, NoteNotFoundError
+from indexer.errors import DamagedError, EncoderMismatchError, KeysError, NoteNotFoundError
 from indexer.follower import forget_beside
+from indexer.presence import Presence
 from indexer.receipts import Receipts
 from indexer.records import EncoderSpec, Scope
 from indexer.scan import Trace, traces
@@ -76,15 +75,10 @@ class Collection:
             KeysError: it is encrypted, and its keys are not there or not the right ones.
         """
         self._path = folder / TRUTH
-        if not self._path.is_file():
-            raise CollectionNotFoundError(f"no collection {name!r}; 'clinrag collections list' names those there are")
         self.name = name
         self._folder = folder
         self.spaces = Spaces(folder if root is None else root)
-        self._inode = self._path.stat().st_ino
-        # While the folder is held open its number is nobody else's: a collection made anew is never taken for this one.
-        self._held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        weakref.finalize(self, os.close, self._held)
+        self._presence = Presence(name, folder, self.spaces)
         check_size(self._path)
         self._witness = Witness(folder)
         acknowledged = self._witness.read()
@@ -153,22 +147,7 @@ class Collection:
 
     def present(self) -> bool:
         """Return whether this is still the collection of its name: not deleted, made anew or cut over by a process."""
-        return self._exists() and self.spaces.live() == self._folder
-
-    def _exists(self) -> bool:
-        try:
-            in_place = os.path.samestat(self._folder.stat(), os.fstat(self._held))
-            return in_place and self._path.stat().st_ino == self._inode
-        except FileNotFoundError:
-            return False
-
-    def _check_present(self) -> None:
-        if self._exists() and self.spaces.live() != self._folder:
-            raise EncoderMismatchError(
-                f"collection {self.name!r} was cut over to another encoder while it was in use; do the same again"
-            )
-        if not self._exists():
-            raise CollectionNotFoundError(f"collection {self.name!r} was deleted while it was in use")
+        return self._presence.live()
 
     def check_encoder(self, spec: EncoderSpec) -> None:
         """Return if the encoder's vectors fit those stored.
@@ -192,10 +171,10 @@ class Collection:
             WriterBusyError: another process or thread is writing; names it.
             CollectionNotFoundError: it was deleted since it was opened, perhaps made anew.
         """
-        self._check_present()
+        self._presence.check()
         with exclusive(self._folder / LOCK, f"collection {self.name!r}", timeout_s):
             # Again under the lock, which a deletion takes too: what is written from here on is in the living file.
-            self._check_present()
+            self._presence.check()
             writer = Writer(self._engine, self._replica)
             yield writer
             last = writer.last

@@ -20,7 +20,6 @@ from indexer.errors import (
     CollectionExistsError,
     CollectionNotFoundError,
     DamagedError,
-    KeysError,
     StorageError,
     WriterBusyError,
 )
@@ -118,10 +117,11 @@ class Library:
         self._tidy()
         try:
             opened = Collection(Spaces(root).live(), name, root, self.keyrings)
-        except KeysError as exc:
+        except Exception as exc:
             if _living(root):
                 raise
-            raise _not_found(name) from exc  # it was deleted with its keys just now
+            # Whatever a deletion in the middle makes of files and keys that are gone, this is what happened.
+            raise _not_found(name) from exc
         try:
             opened.eraser(self.receipts, self._waiting).resume()
         except ClinragError as exc:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from indexer import collection as collection_module
 from indexer import library as library_module
 from indexer.backup import backup, restore
 from indexer.encryption import Keyrings, MasterKey
@@ -158,6 +159,21 @@ def test_whoever_opens_a_collection_while_it_goes_with_its_keys_is_told_that_it_
         return open_keys(keyrings, collection_id)
 
     monkeypatch.setattr(Keyrings, "open", late)
+    with pytest.raises(CollectionNotFoundError, match="ward"):
+        opened(home).open("ward")
+
+
+@pytest.mark.parametrize("step", ["check_size", "Witness", "open_engine", "check_tables", "Replica"])
+def test_whoever_opens_a_collection_while_it_is_deleted_is_told_that_it_is_gone(home, library, monkeypatch, step):
+    new(home).close()
+    real = getattr(collection_module, step)
+
+    def late(*arguments):
+        monkeypatch.undo()
+        opened(home).delete("ward")
+        return real(*arguments)
+
+    monkeypatch.setattr(collection_module, step, late)
     with pytest.raises(CollectionNotFoundError, match="ward"):
         opened(home).open("ward")
 
