@@ -86,10 +86,11 @@ def exact_scores(
         asked[at] = True
         slots = np.empty(len(state.ids), np.int32)
         slots[at] = np.arange(len(at), dtype=np.int32)
-        chunks, every_tf, of = _joined(query[:n_read])
-        kept = np.flatnonzero(asked[chunks])
+        chunks, every_tf = _joined(query[:n_read])
+        kept = np.flatnonzero(asked.take(chunks, mode="clip"))
         there, tfs = slots[chunks[kept]], every_tf[kept].astype(np.float64)
-        worth = np.array([term.worth for term in query])[of[kept]]
+        ends = np.cumsum([len(term.chunks) for term in query[:n_read]])
+        worth = np.array([term.worth for term in query])[np.searchsorted(ends, kept, side="right")]
         scores += np.bincount(there, worth * tfs / (tfs + damping[there]), len(at))
         holds[there] = True
     for term in query[n_read:]:
@@ -107,8 +108,8 @@ def added_up(state: State, query: Sequence[Term], mean_length: float, impacts: I
     totals = _no_totals(state)
     rare = [term for term in query if len(term.chunks) <= _FREQUENT]
     if rare:
-        chunks, tfs, of = _joined(rare)
-        worth = np.array([term.worth for term in rare], np.float32)[of]
+        chunks, tfs = _joined(rare)
+        worth = np.repeat(np.array([term.worth for term in rare], np.float32), [len(term.chunks) for term in rare])
         np.add.at(totals, chunks, direct(state.lengths, chunks, tfs, worth, mean_length))
     for term in query:
         if len(term.chunks) > _FREQUENT:
@@ -116,14 +117,9 @@ def added_up(state: State, query: Sequence[Term], mean_length: float, impacts: I
     return totals[: len(state.ids)], _SINGLE_PRECISION / (off or 1.0)
 
 
-def _joined(query: Sequence[Term]) -> tuple[NDArray[np.int32], NDArray[np.uint16], NDArray[np.int32]]:
-    """Return the postings of all terms, one term after the other, and the number of each one's term."""
-    lengths = [len(term.chunks) for term in query]
-    return (
-        np.concatenate([term.chunks for term in query]),
-        np.concatenate([term.tfs for term in query]),
-        np.repeat(np.arange(len(query), dtype=np.int32), lengths),
-    )
+def _joined(query: Sequence[Term]) -> tuple[NDArray[np.int32], NDArray[np.uint16]]:
+    """Return the postings of all terms, one term after the other."""
+    return np.concatenate([term.chunks for term in query]), np.concatenate([term.tfs for term in query])
 
 
 def promising(
@@ -165,7 +161,7 @@ def _add(totals: Scores, state: State, term: Term, mean_length: float, impacts: 
         impacts.add_to(totals, term.term_id, term.chunks[:n_kept], term.tfs[:n_kept], term.worth)
     chunks, tfs = term.chunks[n_kept:], term.tfs[n_kept:]
     if len(chunks):
-        totals[chunks] += direct(state.lengths, chunks, tfs, term.worth, mean_length)
+        np.add.at(totals, chunks, direct(state.lengths, chunks, tfs, term.worth, mean_length))
 
 
 def reaching(totals: Scores, k: int, slack: float) -> Positions:

@@ -52,7 +52,7 @@ class Impacts:
             if len(chunks) > _FREQUENT:
                 self._keep(term_id, values)
         if len(values) == len(chunks):
-            totals[chunks] += values * np.float32(worth)
+            np.add.at(totals, chunks, values * np.float32(worth))  # A third of the time of taking and putting.
         else:
             totals[: len(values)] += values * np.float32(worth)
 
