@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import IO
 
 from api.codes import JobNotFoundError, QueueFullError, message_of
-from api.withdrawals import RawNote, WaitingNotes, forget_input, write_private
+from api.withdrawals import LOCK, RawNote, WaitingNotes, forget_input, write_private
 from indexer.errors import DamagedError, StorageFullError, WriterBusyError
+from indexer.store.folders import private_folder
 from indexer.times import iso, now_us
 
 _JOB_ID = re.compile(r"[0-9a-f]{32}\Z")
@@ -93,10 +94,13 @@ class JobRunner:
         """Take up unfinished jobs that no living process owns, start the thread, and return how many there were."""
         found = []
         for folder in sorted(self._folder.iterdir()) if self._folder.is_dir() else []:
-            if _JOB_ID.match(folder.name) and (folder / "input.json").exists() and self._own(folder):
+            if not _JOB_ID.match(folder.name):
+                continue
+            if not (folder / "state.json").exists():
+                if self._abandoned(folder):
+                    shutil.rmtree(folder, ignore_errors=True)  # never accepted: its process died before it answered
+            elif (folder / "input.json").exists() and self._own(folder):
                 found.append(folder)
-            elif not (folder / "state.json").exists() and self._abandoned(folder):
-                shutil.rmtree(folder, ignore_errors=True)  # never accepted: its process died before it answered
         for folder in sorted(found, key=lambda path: _read_state(path).created_at):
             self._queue.put(folder.name)
         self._prune()
@@ -116,8 +120,8 @@ class JobRunner:
                 raise QueueFullError(f"{self._max_queued} indexing jobs are waiting; try again later")
             job_id = secrets.token_hex(16)
             folder = self._folder / job_id
-            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            folder.mkdir(mode=0o700)
+            private_folder(self._folder)
+            private_folder(folder)  # durably: what is in it would be lost with it
             self._own(folder)
         state = JobState(job_id, collection, "queued", len(notes), iso(now_us()))
         try:
@@ -187,7 +191,7 @@ class JobRunner:
         self._disown(state.job_id)
 
     def _own(self, folder: Path) -> bool:
-        file = (folder / "lock").open("a")
+        file = (folder / LOCK).open("a")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -197,7 +201,7 @@ class JobRunner:
         return True
 
     def _abandoned(self, folder: Path) -> bool:
-        if not _JOB_ID.match(folder.name) or not self._own(folder):
+        if not self._own(folder):
             return False
         self._disown(folder.name)
         return True

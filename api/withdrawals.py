@@ -26,6 +26,8 @@ RawNote = Mapping[str, object]
 INPUT = "input.json"
 STATE = "state.json"
 WITHDRAWN_BY = "withdrawn.json"
+LOCK = "lock"
+_PARTIAL = "input.partial"
 WITHDRAWN: RawNote = {"withdrawn": True}
 """What stands in a job's input in the place of an erased note, so that the others keep theirs."""
 
@@ -57,9 +59,12 @@ class WaitingJobs:
     def withdraw(self, collection: str, details: Details) -> int:
         """Take the covered notes out of every unfinished job and return how many there are."""
         count = 0
+        for partial in self._folder.glob(f"*/{_PARTIAL}"):
+            if _abandoned(partial.parent):
+                partial.unlink(missing_ok=True)  # of a process that died before it accepted the job
         for folder in self._jobs(collection):
             with _input_lock(folder):
-                (folder / INPUT).with_suffix(".partial").unlink(missing_ok=True)
+                (folder / _PARTIAL).unlink(missing_ok=True)
                 if not (folder / INPUT).exists():
                     continue
                 notes = _notes(folder)
@@ -113,6 +118,14 @@ def _input_lock(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def _abandoned(folder: Path) -> bool:
+    """Say whether no living process owns a job."""
+    with contextlib.suppress(OSError), (folder / LOCK).open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    return False
 
 
 def _notes(folder: Path) -> list[RawNote]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import stat
 import threading
 from collections.abc import Callable, Sequence
@@ -13,7 +14,9 @@ import pytest
 from api import jobs as jobs_module
 from api.codes import JobNotFoundError, QueueFullError
 from api.jobs import JobRunner, JobState, Outcome, RawNote, Rejected
+from api.withdrawals import WaitingJobs
 from indexer.errors import CollectionNotFoundError, WriterBusyError
+from indexer.store.erasing import Details
 
 NOTES = [{"id": f"n{number}", "text": f"text {number}"} for number in range(6)]
 
@@ -104,6 +107,52 @@ def test_a_stopped_server_goes_on_at_its_next_start_and_counts_each_note_once(tm
     second.stop()
     assert (state.status, state.done, state.stored, state.skipped) == ("done", 6, 6, 0)
     assert len(store.stored) == 6
+
+
+@pytest.mark.parametrize("left", [(), ("input.partial",), ("input.json",), ("input.json", "state.partial")])
+def test_a_job_whose_taking_in_was_cut_off_was_never_accepted_and_does_not_keep_a_server_from_starting(
+    tmp_path: Path, left: tuple[str, ...]
+):
+    folder = tmp_path / "jobs" / ("0" * 32)
+    folder.mkdir(parents=True)
+    for name in left:
+        (folder / name).write_text(json.dumps(NOTES))
+    runner = JobRunner(tmp_path, Store(), 4)
+    assert runner.start() == 0
+    assert finished(runner, runner.submit("ward", NOTES)).stored == 6
+    runner.stop()
+    assert not folder.exists()
+
+
+def test_an_erasure_reaches_a_job_whose_taking_in_was_cut_off_and_not_one_that_is_taken_in(tmp_path: Path):
+    runner = JobRunner(tmp_path, Store(), 4)  # never started
+    living = tmp_path / "jobs" / runner.submit("ward", NOTES)
+    dead = tmp_path / "jobs" / ("0" * 32)
+    dead.mkdir()
+    for folder in (dead, living):
+        (folder / "input.partial").write_text(json.dumps(NOTES))
+    (living / "input.json").unlink()
+    assert WaitingJobs(tmp_path).withdraw("ward", Details("notes", "00" * 32, ())) == 0
+    assert not (dead / "input.partial").exists()
+    assert (living / "input.partial").exists()
+    runner.stop()
+
+
+def test_a_job_is_durable_before_it_is_accepted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    synced: list[Path] = []
+    fsync = os.fsync
+
+    def noting(descriptor: int) -> None:
+        synced.append(Path(f"/proc/self/fd/{descriptor}").readlink())
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noting)
+    home = tmp_path / "home"
+    runner = JobRunner(home, Store(), 4)
+    folder = home / "jobs" / runner.submit("ward", NOTES)
+    runner.stop()
+    assert synced[:3] == [tmp_path, home, home / "jobs"], "each folder in the one above it"
+    assert synced[-2:] == [folder / "state.partial", folder]
 
 
 def test_a_job_that_a_living_server_owns_is_not_taken(tmp_path: Path):
