@@ -11,6 +11,7 @@ from api.app import create_app
 from api.logs import SERVER, set_up
 from api.settings import Settings
 from indexer.errors import ArgumentError
+from indexer.store.background import take_turns
 
 
 def run(settings: Settings) -> None:
@@ -19,6 +20,7 @@ def run(settings: Settings) -> None:
     Raises:
         ArgumentError: the address cannot be listened on, or needs keys that are not there.
     """
+    take_turns()
     app = create_app(settings)
     listening = listen(settings.host, settings.port)
     set_up(settings.log_level)

@@ -25,6 +25,7 @@ from indexer.collection import Collection
 from indexer.encoders.encoder import HashingEncoder
 from indexer.library import Library
 from indexer.records import Chunk, Note, Scope
+from indexer.store.background import take_turns
 from indexer.store.stored import Prepared
 from indexer.store.truth import content_hash, text_hash
 
@@ -205,6 +206,7 @@ def measure(home: Path, chunks: int, n: int, seconds: float, rate: int, writer: 
                 target=_stream_apart, args=(str(home), rate, lasting, stop, 4)
             )
         else:
+            take_turns()  # as the server does
             worker = threading.Thread(target=stream, args=(collection, rate, lasting, stop.is_set, 4))
         worker.start()
         while not _arrived(collection):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 import weakref
@@ -15,6 +16,7 @@ LATER_S = 0.25
 """How long it takes at most where nothing happens."""
 
 _PAUSE_S = 0.0005
+_TURN_S = 0.0005
 
 
 class Attentive(Protocol):
@@ -101,3 +103,11 @@ class Errand:
 def pause() -> None:
     """Let the threads that somebody waits for go first: without it they would wait for their turn of some ms."""
     time.sleep(_PAUSE_S)
+
+
+def take_turns() -> None:
+    """Let the threads of this process take turns ten times as often as Python does, for who serves while it stores.
+
+    A search lets go of the interpreter a dozen times, and waits up to a turn each time while notes are being stored.
+    """
+    sys.setswitchinterval(_TURN_S)
