@@ -14,7 +14,7 @@ from pathlib import Path
 from eval import bundled
 from eval.bench import parts, workload
 from eval.bench.corpus import Corpus, load
-from eval.bench.engines import ENGINES
+from eval.bench.engines import ENGINES, OWN_KINDS
 from eval.bench.measuring import Figures, Kept
 from eval.bench.report import draw, tables
 from indexer.encoders.catalog import load_encoder
@@ -64,7 +64,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m eval.bench", description=__doc__)
     parser.add_argument("--parts", default=",".join(PARTS), help="comma separated, of: " + ", ".join(PARTS))
     parser.add_argument("--engines", default=",".join(ENGINES), help="comma separated, of: " + ", ".join(ENGINES))
-    parser.add_argument("--kinds", default="codes,ivf", help="indexes for the part with very many rows")
+    parser.add_argument("--kinds", default="store,codes", help="of the part many: " + ", ".join(OWN_KINDS))
     parser.add_argument("--rows", type=int, default=100_000, help="of the part vectors")
     parser.add_argument("--queries", type=int, default=300)
     parser.add_argument("--growth", type=int, default=1_000_000, help="chunks that the store grows to")

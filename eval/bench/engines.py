@@ -57,28 +57,39 @@ EFFORTS: tuple[int, ...] = (16, 32, 64, 128, 256)
 """Candidates that a graph keeps in view."""
 
 
+OWN_KINDS: dict[str, dict[str, Any]] = {
+    "flat": {"kind": "flat"},
+    "codes": {"kind": "codes", "exact_scope": 2**62},
+    "cells": {"kind": "codes", "exact_scope": 20_000},
+    "store": {"kind": "codes"},
+}
+"""clinrag's own index: float16 rows scanned in place; codes of all rows, exact; of the nearest cells wherever that is
+possible; or as a collection has it, which answers exactly up to 200,000 rows."""
+
+
 class Clinrag(Untuned):
-    """clinrag's own index: float16 rows scanned in place, 4-bit codes of all rows, or of the nearest cells."""
+    """clinrag's own index of a kind of `OWN_KINDS`."""
 
     filters = True
 
-    def __init__(self, kind: Any) -> None:
-        """Take the kind: flat, codes or ivf."""
+    def __init__(self, kind: str) -> None:
+        """Take the kind."""
         self.name, self._kind = f"clinrag {kind}", kind
-        if kind == "ivf":
-            self.efforts = (2, 4, 8, 16, 32)
+        if kind == "cells":
+            self.efforts = (5, 8, 13, 20, 25, 30)
 
     def tune(self, effort: int) -> None:
-        """Look into one cell in ``64 / effort``."""
-        cells: Any = self._index._structure
-        cells.nprobe = max(1, cells.nlist * effort // 64)
+        """Look at ``effort`` hundredths of the rows; before this is called, at as many as the index itself chose."""
+        coded = self._index._coded
+        assert coded is not None and coded.cells is not None
+        coded.cells.shares[:] = effort / 100
 
     def build(self, work: Workload) -> None:
         """Take all rows as the collection would: a float16 matrix."""
         from indexer.store.faiss_index import FaissVectorIndex
 
         ids = np.arange(len(work.vectors), dtype=np.int64)
-        self._index = FaissVectorIndex.from_matrix(ids, work.vectors.astype(np.float16), kind=self._kind)
+        self._index = FaissVectorIndex.from_matrix(ids, work.vectors.astype(np.float16), **OWN_KINDS[self._kind])
         self._allowed = {share: None if share == 1.0 else work.allowed(share) for share in work.groups}
 
     def search(self, query: Floats, k: int, selectivity: float) -> Found:
@@ -298,7 +309,7 @@ class MilvusLite(Untuned):
 ENGINES: dict[str, Callable[[], Engine]] = {
     "clinrag-flat": lambda: Clinrag("flat"),
     "clinrag-codes": lambda: Clinrag("codes"),
-    "clinrag-ivf": lambda: Clinrag("ivf"),
+    "clinrag-cells": lambda: Clinrag("cells"),
     "faiss-hnsw": FaissHnsw,
     "hnswlib": Hnswlib,
     "usearch": Usearch,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eval.bench.corpus import Corpus
-from eval.bench.engines import ENGINES, Engine
+from eval.bench.engines import ENGINES, OWN_KINDS, Engine
 from eval.bench.measuring import Clock, Figures, anonymous_mb, apart, folder_mb, timed
 from eval.bench.workload import SELECTIVITIES, Workload, noisy
 from indexer.library import Library
@@ -47,7 +48,26 @@ def vectors(name: str, work: Workload, seconds: float) -> Figures:
         found["efforts"].append(_searches(engine, work, 1.0, seconds) | {"effort": effort})
     if not engine.efforts:
         found["efforts"].append(found["filters"][0] | {"effort": None})
+    found["together"] = _together(engine, work, seconds)
     return found
+
+
+def _together(engine: Engine, work: Workload, seconds: float) -> Figures:
+    """Return how many searches a second two threads get done, each one after the other, and their recall.
+
+    After the last effort, or with what the engine chooses itself.
+    """
+    exact = work.exact(1.0, K)
+    n = len(work.queries)
+    with ThreadPoolExecutor(2) as threads:
+        list(threads.map(lambda at: engine.search(work.queries[at], K, 1.0), range(min(n, 20))))
+        clock = Clock.started()
+        answers: list[NDArray[np.int64]] = []
+        while not answers or clock.figures()["wall_s"] < seconds:
+            answers += threads.map(lambda at: engine.search(work.queries[at], K, 1.0), range(n))
+        passed = clock.figures()
+    recalls = [_recall(work, at, exact[at], answers[at], 1.0) for at in range(n)]
+    return {"a_second": len(answers) / passed["wall_s"], "recall": float(np.mean(recalls)), "n": len(answers)}
 
 
 def _searches(engine: Engine, work: Workload, selectivity: float, seconds: float) -> Figures:
@@ -155,7 +175,7 @@ def _batches(corpus: Corpus, chunks: int) -> Iterator[tuple[list[Prepared], dict
         yield batch, given
 
 
-def many_rows(work: Workload, kind: Any, folder: Path, seconds: float) -> Figures:
+def many_rows(work: Workload, kind: str, folder: Path, seconds: float) -> Figures:
     """Return an index over very many rows as a collection keeps it: files, opened cold, rows mapped, not read."""
     from indexer.store.faiss_index import FaissVectorIndex
 
@@ -166,12 +186,12 @@ def many_rows(work: Workload, kind: Any, folder: Path, seconds: float) -> Figure
         rows.flush()
         ids = np.arange(len(rows), dtype=np.int64)
         clock = Clock.started()
-        structure.write_bytes(FaissVectorIndex.from_matrix(ids, rows, kind=kind).structure())
+        structure.write_bytes(FaissVectorIndex.from_matrix(ids, rows, **OWN_KINDS[kind]).structure())
         built = clock.figures()
         return {"build": built, "disk_mb": folder_mb(Path(home))} | _opened(work, kind, matrix, structure, seconds)
 
 
-def _opened(work: Workload, kind: Any, matrix: Path, structure: Path, seconds: float) -> Figures:
+def _opened(work: Workload, kind: str, matrix: Path, structure: Path, seconds: float) -> Figures:
     from indexer.store.faiss_index import FaissVectorIndex
 
     exact = work.exact(1.0, K)
@@ -181,11 +201,14 @@ def _opened(work: Workload, kind: Any, matrix: Path, structure: Path, seconds: f
         before, clock = anonymous_mb(), Clock.started()
         rows = np.memmap(matrix, np.float16, "r", shape=shape)
         ids = np.arange(len(rows), dtype=np.int64)
-        index = FaissVectorIndex.from_matrix(ids, rows, kind=kind, structure=structure.read_bytes())
+        index = FaissVectorIndex.from_matrix(ids, rows, structure=structure.read_bytes(), **OWN_KINDS[kind])
         index.search(queries[0], K)
         first = clock.figures()
         figures, answers = timed(lambda n: index.search(queries[n], K)[0], len(queries), seconds)
-        recalls = [len(np.intersect1d(want, got)) / K for want, got in zip(exact, answers, strict=False)]
+        recalls = [
+            _recall(work, number, want, got, 1.0)
+            for number, (want, got) in enumerate(zip(exact, answers, strict=False))
+        ]
         return figures | {"open": first, "recall": float(np.mean(recalls)), "memory_mb": anonymous_mb() - before}
 
     return apart(opened)

@@ -1,38 +1,52 @@
-"""A base matrix searched by its codes: which of some rows can be among the k best.
+"""A base matrix searched by its codes: which of some rows can be among the k best, or nearly all of those.
 
-Codes are packed by the pools that are asked for, so that a language's rows are scanned by themselves. How they are
-packed decides how much is scanned, never what is found.
+Codes are laid out by the pools that are asked for, so that a language's rows are scanned by themselves; other
+selections of rows are found by a selector, which passes over blocks without any. Where there are more rows than an
+exact search covers, codes lie in cells, and a search may look into the nearest of these alone (`faiss_cells`). How they
+are laid out decides how much is scanned, never what an exact search finds.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from indexer.store.faiss_codes import Asked, Part, RowCodes, parted, scanned
+from indexer.store.faiss_cells import Cells
+from indexer.store.faiss_codes import Asked, Lists, Part, RowCodes, parted, selector_of
 from indexer.store.row_matrix import Positions, RowState
-from indexer.store.vectors import Scores, row_scores
+from indexer.store.vectors import Rows, Scores, row_scores
 
-SCREENED = 8192  # Rows from which on a look at their codes pays.
-COVERED = 6  # A row costs so many times its code: where less of the codes is asked for, rows are scanned.
-DRAFT = 16  # One row in so many is taken from the codes at first,
-DRAFT_PLACES = 16  # ... and so many for each place: a second look costs more than all of these.
+SCREENED = 4096  # Rows from which on a look at their codes pays.
+COVERED = 16  # A row costs so many times its code: where less of the codes is asked for, rows are scanned.
+DRAFT = 256  # One row in so many is taken from the codes at first,
+DRAFT_PLACES = 16  # ... and so many for each place, but not fewer than
+DRAFT_LEAST = 512  # ... this: keeping more while scanning costs little, a second look as much as the first.
 HEAD_PLACES = 4  # So many of the first are scored for each place: the more, the fewer must be scored after them.
+PROPOSED, PROPOSED_PLACES = 128, 12  # So many rows of the nearest cells are scored, and so many for each place.
+
+
+_ONE_LIST = np.zeros(1, np.int64)
 
 
 class Pool(NamedTuple):
-    """Rows of one search: all of them, and how their codes are scanned; ``parts`` is empty where they are not."""
+    """Rows of one search, and how their codes are scanned; ``n_coded`` is zero where they are not.
 
-    at: Positions
-    parts: list[Part]
-    among: NDArray[np.bool_] | None
-    """Which rows of the base may be found, where it is not all of the parts."""
-    long: Positions
-    """Rows whose codes say too little."""
+    ``at`` are the rows' positions, ``None`` for every row there is; the ``n_coded`` of them that lie in the base are
+    those of the ``parts``, or those that the ``selector`` lets through. Of ``long`` ones the codes say too little.
+    ``in_cells`` says how many each cell holds, where only the nearest cells are looked into.
+    """
+
+    at: Positions | None
     fresh: Positions
+    n_coded: int = 0
+    parts: Sequence[Part] = ()
+    selector: Any = None
+    long: Positions = np.empty(0, np.intp)
+    in_cells: NDArray[np.intp] | None = None
 
 
 class Candidates(NamedTuple):
@@ -49,77 +63,120 @@ class _Cut(NamedTuple):
     of_row: NDArray[np.int16]
 
 
-def scan_only(at: Positions) -> Pool:
+def scan_only(at: Positions | None) -> Pool:
     """Return rows that are scanned themselves."""
-    return Pool(at, [], None, at[:0], at[:0])
+    return Pool(at, np.empty(0, np.intp))
 
 
 class CodedRows:
-    """The codes of a base matrix, packed for scanning. Thread safe: a cut is replaced, never changed."""
+    """The codes of a base matrix, laid out for scanning. Thread safe: a cut is replaced, never changed."""
 
-    def __init__(self, codes: RowCodes) -> None:
-        """Pack nothing yet."""
+    def __init__(self, codes: RowCodes, cells: Cells | None = None) -> None:
+        """Lay out nothing yet."""
         self.codes = codes
+        self.cells = cells
         self._cut: _Cut | None = None
         self._short = np.ones(len(codes), np.bool_)
         self._short[codes.long_residuals] = False
 
-    def pool(self, at: Positions) -> Pool:
-        """Return how the rows at ascending positions are searched."""
-        if self._cut is None:
-            self._cut = _Cut(*parted(self.codes, []))
-        return self._pool(self._cut, at)
+    @classmethod
+    def of(cls, rows: Rows, exact_scope: int) -> CodedRows:
+        """Return the codes of float16 rows, and cells where there are more than are always searched exactly."""
+        return cls(RowCodes.of(rows), Cells.of(rows, exact_scope) if len(rows) > exact_scope else None)
 
-    def pools(self, every: Sequence[Positions]) -> list[Pool]:
-        """Return how each of several is searched; codes are packed anew where most of them can then be passed over."""
-        found = [self.pool(at) for at in every]
-        asked = sum(map(len, every))
-        if 2 * asked >= len(self.codes) and 2 * sum(len(part) for pool in found for part in pool.parts) > 3 * asked:
-            n_base = len(self.codes)
+    def tobytes(self) -> bytes:
+        """Return all there is to keep; `frombytes` takes it back."""
+        return self.codes.tobytes() + (b"" if self.cells is None else self.cells.tobytes())
+
+    @classmethod
+    def frombytes(cls, kept: bytes, n_rows: int, dim: int) -> CodedRows:
+        """Return the codes, and the cells, of a matrix of so many rows.
+
+        Raises:
+            DamagedError: they are those of another matrix.
+        """
+        codes, end = RowCodes.frombytes(kept, n_rows, dim)
+        return cls(codes, Cells.frombytes(kept[end:], n_rows, dim) if len(kept) > end else None)
+
+    @cached_property
+    def _in_order(self) -> Lists:
+        """All codes in one list, of which selectors pass over blocks: rows of a scope often lie together."""
+        return Lists(self.codes, np.zeros(len(self.codes), np.int8), 1)
+
+    @cached_property
+    def _in_cells(self) -> Lists:
+        assert self.cells is not None
+        return Lists(self.codes, self.cells.of_row, len(self.cells), coarse=True)
+
+    def pool(self, at: Positions | None, n: int) -> Pool:
+        """Return how those of ``n`` rows at ascending positions (``None``: all) are searched exactly."""
+        if self.cells is None and self._cut is None:
+            self._cut = _Cut(*parted(self.codes, []))
+        return self._pool(self._cut, at, n)
+
+    def pools(self, every: Sequence[Positions], n: int) -> list[Pool]:
+        """Return how each of several is searched exactly; codes are laid out by them where most are scanned then."""
+        found = [self.pool(at, n) for at in every]
+        n_base = len(self.codes)
+        asked, selected = (sum(pool.n_coded for pool in some) for some in (found, [p for p in found if not p.parts]))
+        if self.cells is None and 2 * asked >= n_base and 3 * selected > asked:
             self._cut = cut = _Cut(*parted(self.codes, [at[: int(np.searchsorted(at, n_base))] for at in every]))
-            found = [self._pool(cut, at) for at in every]
+            found = [self._pool(cut, at, n) for at in every]
         return found
 
-    def _pool(self, cut: _Cut, at: Positions) -> Pool:
+    def _pool(self, cut: _Cut | None, at: Positions | None, n: int) -> Pool:
         n_base, long = len(self.codes), self.codes.long_residuals
+        if at is None:
+            if cut is None:
+                return scan_only(None)
+            return Pool(None, np.arange(n_base, n), n_base, cut.parts, None, long)
+        split = int(np.searchsorted(at, n_base))
+        in_base, fresh = at[:split], at[split:]
+        if split < SCREENED:
+            return scan_only(at)
+        if cut is not None:
+            touched = np.flatnonzero(np.bincount(cut.of_row[in_base])).tolist()
+            parts = [cut.parts[number] for number in touched]
+            if split == sum(map(len, parts)):
+                return Pool(at, fresh, split, parts, None, long[np.isin(cut.of_row[long], touched)])
+        if COVERED * split < n_base:
+            return scan_only(at)
+        among = _among(in_base, n_base)
+        return Pool(at, fresh, split, (), selector_of(among), long[among[long]])
+
+    def near_pool(self, at: Positions | None, n: int) -> Pool:
+        """Return how those of ``n`` rows at ascending positions (``None``: all) are searched by the nearest cells."""
+        assert self.cells is not None
+        n_base = len(self.codes)
+        if at is None:
+            return Pool(None, np.arange(n_base, n), n_base, in_cells=self.cells.sizes)
         split = int(np.searchsorted(at, n_base))
         if split < SCREENED:
             return scan_only(at)
-        in_base, fresh = at[:split], at[split:]
-        touched = list(range(len(cut.parts)))
-        if split < n_base:
-            touched = np.flatnonzero(np.bincount(cut.of_row[in_base])).tolist()
-        parts = [cut.parts[number] for number in touched]
-        n_coded = sum(map(len, parts))
-        if COVERED * split < n_coded:
-            return scan_only(at)
-        if split == n_coded:
-            own = long if split == n_base else long[np.isin(cut.of_row[long], touched)]
-            return Pool(at, parts, None, own, fresh)
-        among = np.zeros(n_base, np.bool_)
-        among[in_base] = True
-        return Pool(at, parts, among, long[among[long]], fresh)
+        in_cells = np.bincount(self.cells.of_row[at[:split]], minlength=len(self.cells))
+        return Pool(at, at[split:], split, selector=selector_of(_among(at[:split], n_base)), in_cells=in_cells)
+
+    def near(self, asked: Asked, k: int, pool: Pool) -> Positions | None:
+        """Return rows of the base among which nearly all of a pool's k best are, ``None`` where they are too few."""
+        assert self.cells is not None and pool.in_cells is not None
+        if not asked.query.any():
+            return None
+        lists = self.cells.nearest(asked.query, k, pool.in_cells)
+        places, _ = self._in_cells.scanned(asked, lists, PROPOSED + PROPOSED_PLACES * k, pool.selector)
+        return places if len(places) >= min(k, pool.n_coded) else None
 
     def candidates(self, state: RowState, asked: Asked, k: int, pool: Pool) -> Candidates | None:
         """Return which rows can be among the k best of a pool, or ``None`` where codes leave too many.
 
         The k-th best exact score of those that the codes put first bounds what the others must reach.
         """
-        if not pool.parts or not asked.query.any():  # Nothing is nearer than anything else to a query of zeros.
+        if not pool.n_coded or not asked.query.any():  # Nothing is nearer than anything else to a query of zeros.
             return None
-        n_coded = sum(map(len, pool.parts))
-        n_wanted = len(pool.at) - len(pool.fresh)
-        fetch = max(n_coded // DRAFT, DRAFT_PLACES * k, 128)
-        if pool.among is not None:
-            fetch *= -(-n_coded // n_wanted)
+        fetch = max(pool.n_coded // DRAFT, DRAFT_PLACES * k, DRAFT_LEAST)
         while True:
-            drafts = [scanned(part, asked, fetch) for part in pool.parts]
-            # Whatever was not fetched lies below the last that was.
-            cut_off = [rough[-1] for (_, rough), part in zip(drafts, pool.parts, strict=True) if len(rough) < len(part)]
-            below = max(cut_off, default=-np.inf)
-            places, rough = _joined(drafts)
+            places, rough, below = self._drafts(asked, pool, fetch)
             # Rows whose codes say too little are added in any case.
-            kept = self._short[places] if pool.among is None else pool.among[places] & self._short[places]
+            kept = self._short[places]
             places, rough = places[kept], rough[kept]
             least, head = -np.inf, rough[:0]
             if len(places) > k:
@@ -127,12 +184,36 @@ class CodedRows:
                 state.touch(first)
                 head = row_scores(state.base.take(first, axis=0), asked.query)
                 least = self.codes.least(asked, float(np.partition(head, len(head) - k)[len(head) - k]))
-            if not cut_off or below < least:
+            if below == -np.inf or below < least:
                 near = places[: int(np.searchsorted(-rough, -least, side="right"))]
                 return Candidates(np.concatenate([near, pool.long, pool.fresh]), head[: len(near)])
-            fetch *= 2
-            if 4 * fetch > n_coded:
+            fetch *= 4
+            if 4 * fetch > pool.n_coded:
                 return None
+
+    def _drafts(self, asked: Asked, pool: Pool, fetch: int) -> tuple[Positions, Scores, float]:
+        """Return the first rows by rough score, best first, and what no other's exceeds."""
+        if pool.selector is not None:
+            places, rough = self._in_order.scanned(asked, _ONE_LIST, fetch, pool.selector)
+            return places, rough, _left(rough, pool.n_coded)
+        drafts = [part.scanned(asked, fetch) for part in pool.parts]
+        return *_joined(drafts), max(
+            _left(rough, len(part)) for (_, rough), part in zip(drafts, pool.parts, strict=True)
+        )
+
+
+def _left(rough: Scores, n: int) -> float:
+    """Return what the rough score of none of ``n`` rows exceeds, if these are the best."""
+    if len(rough) == n:
+        return -np.inf
+    return float(rough[-1]) if len(rough) else np.inf
+
+
+def _among(at: Positions, n: int) -> NDArray[np.bool_]:
+    """Return which of ``n`` positions these are."""
+    among = np.zeros(n, np.bool_)
+    among[at] = True
+    return among
 
 
 def _joined(drafts: Sequence[tuple[Positions, Scores]]) -> tuple[Positions, Scores]:

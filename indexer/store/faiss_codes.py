@@ -5,6 +5,10 @@ of a row's rough score is spread like a normal of standard deviation |query| |re
 (the argument of RaBitQ: Gao & Long 2024), so a margin of ``MARGIN`` deviations below the k-th best exact score leaves
 out nothing: over all rows of a scan about one search in 10,000 would miss a place. Rows whose residual is much longer
 than the others' are always looked at.
+
+Vectors of texts share a direction, their mean, which is most of a query's length and of which rows differ little. So
+rows are stretched along it before they are rounded and queries shrunk, which leaves every score what it is: the product
+of both lengths, and with it the margin, becomes smaller (by half for vectors of E5 models).
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -29,21 +34,27 @@ else:
     except ImportError as error:
         raise MissingExtraError("the FAISS index", "cpu") from error
 
+_untyped: Any = faiss  # Its Python layer widens signatures at import, which its stubs do not know.
+
 MARGIN = 5.0
 """Standard deviations of the codes' error that a row must lie below the k-th best to be left out."""
 
-_STEP = 0.3352  # Between 16 even levels of a normal of deviation 1 (Max 1960).
+# Between 16 even levels of a normal of deviation 1. Somewhat wider than what is best for the mean error (.3352, Max
+# 1960): fewer coordinates lie beyond the last level, and it is the longest residuals that set the margin.
+_STEP = 0.42
+_MOST_STRETCH = 16.0
 _LONG_RESIDUALS = 0.001  # Share of the rows that are always looked at.
 _SAMPLE = 65_536  # Rows by which the levels are placed.
 _BLOCK = 8192  # Rows that are rotated and rounded at once.
 _SEED = 20_240_521
 _HEADER = struct.Struct("<8sqqqdd")
-_MAGIC = b"codes/1\0"
+_MAGIC = b"codes/2\0"
+_TOGETHER = 32  # Codes that are scanned at once, and lie together.
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Some rows of the matrix with their packed codes: ``positions`` ``(n,)`` ascending."""
+    """Some rows of the matrix, their codes laid out to be scanned as a whole: ``positions`` ``(n,)`` ascending."""
 
     positions: Positions
     index: Any
@@ -51,6 +62,18 @@ class Part:
     def __len__(self) -> int:
         """Return how many rows there are."""
         return len(self.positions)
+
+    def scanned(self, asked: Asked, fetch: int) -> tuple[Positions, Scores]:
+        """Return the ``fetch`` best ``(positions, rough scores)``, best first; of the least score some may lack."""
+        fetch = min(fetch, len(self))
+        scores, found = np.empty(fetch, np.float32), np.empty(fetch, np.int64)
+        # Straight to the library: its Python layer costs as much as the scan of a thousand rows.
+        self.index.search_c(
+            1, faiss.swig_ptr(asked.rotated), fetch, faiss.swig_ptr(scores), faiss.swig_ptr(found), None
+        )
+        if found[-1] < 0:
+            found, scores = found[found >= 0], scores[found >= 0]
+        return self.positions[found], scores
 
 
 class Asked(NamedTuple):
@@ -63,11 +86,11 @@ class Asked(NamedTuple):
 
 
 class RowCodes:
-    """Codes of all rows of one matrix. Never changed; parts of it are packed for scanning by `part`."""
+    """Codes of all rows of one matrix. Never changed; `part` and `Lists` lay them out for scanning."""
 
     def __init__(
         self,
-        rotation: NDArray[np.float32],
+        turns: NDArray[np.float32],
         lowest: NDArray[np.float32],
         step: NDArray[np.float32],
         codes: NDArray[np.uint8],
@@ -77,25 +100,25 @@ class RowCodes:
     ) -> None:
         """Take what `of` worked out.
 
-        ``rotation`` is ``(dim, dim)``; coordinate ``j`` of code ``c`` is ``lowest[j] + c * step[j]``; ``codes`` are
-        ``(n, ceil(dim / 2))``, two to a byte. ``spread`` bounds the residuals of all but ``long_residuals``,
-        ``shrinkage`` their share of a row's squared length.
+        ``turns`` ``(2, dim, dim)`` turn rows, and queries so that every inner product stays; coordinate ``j`` of code
+        ``c`` is ``lowest[j] + c * step[j]``; ``codes`` are ``(n, ceil(dim / 2))``, two to a byte. ``spread`` bounds the
+        residuals of all but ``long_residuals``, ``shrinkage`` their share of a row's squared length.
         """
-        self._rotation = rotation
+        self._turns = turns
         self._lowest = lowest
         self._step = step
-        self._codes = codes
+        self.codes = codes
         self.long_residuals = long_residuals
         self._spread = spread
         self._shrinkage = shrinkage
         self._mean: Scores = lowest + np.float32(7.5) * step
-        self._quantizer: Any = faiss.ProductQuantizer(len(step), len(step), 4)
+        self.quantizer: Any = faiss.ProductQuantizer(len(step), len(step), 4)
         levels = lowest[:, None] + step[:, None] * np.arange(16, dtype=np.float32)
-        faiss.copy_array_to_vector(levels.astype(np.float32).ravel(), self._quantizer.centroids)
+        faiss.copy_array_to_vector(levels.astype(np.float32).ravel(), self.quantizer.centroids)
 
     def __len__(self) -> int:
         """Return how many rows are coded."""
-        return len(self._codes)
+        return len(self.codes)
 
     @property
     def dim(self) -> int:
@@ -106,13 +129,19 @@ class RowCodes:
     def of(cls, rows: Rows) -> RowCodes:
         """Return the codes of float16 rows; the same bytes for the same rows."""
         n, dim = rows.shape
-        rotation = np.linalg.qr(np.random.default_rng(_SEED).standard_normal((dim, dim)))[0].astype(np.float32)
-        sample = widened(rows[np.linspace(0, n - 1, min(n, _SAMPLE)).astype(np.intp)]) @ rotation
-        scale = sample.std(axis=0)
-        step = np.maximum(scale, max(float(scale.mean()) * 1e-3, 1e-12)) * np.float32(_STEP)
-        lowest = sample.mean(axis=0) - np.float32(7.5) * step
+        sample = widened(rows[np.linspace(0, n - 1, min(n, _SAMPLE)).astype(np.intp)])
+        turns = _turns(sample)
+        sample = sample @ turns[0]
+        scale, mean = sample.std(axis=0), sample.mean(axis=0)
+        # Levels must differ beside the mean: where all rows are one, the scan would divide by nothing.
+        least = max(float(scale.mean()) * 1e-3, float(np.abs(mean).max()) * 1e-5, 1e-12)
+        step = np.maximum(scale, least) * np.float32(_STEP)
+        # Each coordinate's levels are moved by some part of a step: where rows lie in a few heaps, all coordinates
+        # would be off to the same side otherwise, and their errors would add up (dither: Schuchman 1964).
+        moved = np.random.default_rng(_SEED).uniform(7.0, 8.0, size=(dim,)).astype(np.float32)
+        lowest = mean - moved * step
         none = np.empty((0, (dim + 1) // 2), np.uint8)
-        return cls(rotation, lowest, step, none, np.empty(0, np.intp), 0.0, 0.0)._filled(rows)
+        return cls(turns, lowest, step, none, np.empty(0, np.intp), 0.0, 0.0)._filled(rows)
 
     def _filled(self, rows: Rows) -> RowCodes:
         """Return the same with the codes of these rows, and what their residuals are."""
@@ -121,7 +150,7 @@ class RowCodes:
         residual, length = np.empty(n, np.float32), np.empty(n, np.float32)
         for start in range(0, n, _BLOCK):
             block = slice(start, start + _BLOCK)
-            turned = (widened(rows[block]) @ self._rotation - self._lowest) / self._step
+            turned = (widened(rows[block]) @ self._turns[0] - self._lowest) / self._step
             levels = np.clip(np.rint(turned), 0, 15)
             whole = levels.astype(np.uint8)
             codes[block] = whole[:, ::2]
@@ -132,19 +161,19 @@ class RowCodes:
         spread, most = (float(np.quantile(values, 1 - _LONG_RESIDUALS)) for values in (residual, share))
         # A row near the mean has little length to shrink: what the others' margin covers need not be looked at.
         long = np.flatnonzero((residual > spread) | ((share > most) & (residual > 0.5 * spread)))
-        return RowCodes(self._rotation, self._lowest, self._step, codes, long, spread, min(most * most, 1.0))
+        return RowCodes(self._turns, self._lowest, self._step, codes, long, spread, min(most * most, 1.0))
 
     def tobytes(self) -> bytes:
         """Return all there is to keep; `frombytes` takes it back."""
         header = _HEADER.pack(
-            _MAGIC, len(self._codes), self.dim, len(self.long_residuals), self._spread, self._shrinkage
+            _MAGIC, len(self.codes), self.dim, len(self.long_residuals), self._spread, self._shrinkage
         )
-        arrays = (self._rotation, self._lowest, self._step, self.long_residuals.astype(np.int64), self._codes)
+        arrays = (self._turns, self._lowest, self._step, self.long_residuals.astype(np.int64), self.codes)
         return header + b"".join(np.ascontiguousarray(array).tobytes() for array in arrays)
 
     @classmethod
-    def frombytes(cls, kept: bytes, n_rows: int, dim: int) -> RowCodes:
-        """Return the codes of a matrix of so many rows. The bytes are not copied.
+    def frombytes(cls, kept: bytes, n_rows: int, dim: int) -> tuple[RowCodes, int]:
+        """Return the codes of a matrix of so many rows, and how many bytes they are. The bytes are not copied.
 
         Raises:
             DamagedError: they are those of another matrix.
@@ -152,39 +181,42 @@ class RowCodes:
         magic, n, width, n_long, spread, shrinkage = (
             _HEADER.unpack_from(kept) if len(kept) >= _HEADER.size else (b"", 0, 0, 0, 0.0, 0.0)
         )
-        sizes = (dim * dim * 4, dim * 4, dim * 4, n_long * 8, n * ((dim + 1) // 2))
-        if (magic, n, width) != (_MAGIC, n_rows, dim) or len(kept) != _HEADER.size + sum(sizes):
+        sizes = (2 * dim * dim * 4, dim * 4, dim * 4, n_long * 8, n * ((dim + 1) // 2))
+        if (magic, n, width) != (_MAGIC, n_rows, dim) or len(kept) < _HEADER.size + sum(sizes):
             raise DamagedError("the codes belong to another matrix: rebuild the collection")
         cuts = np.cumsum((_HEADER.size, *sizes))
         whole = np.frombuffer(kept, np.uint8)
-        rotation, lowest, step, long, codes = (whole[cuts[at] : cuts[at + 1]] for at in range(5))
+        turns, lowest, step, long, codes = (whole[cuts[at] : cuts[at + 1]] for at in range(5))
         return cls(
-            np.frombuffer(rotation.tobytes(), np.float32).reshape(dim, dim),
+            np.frombuffer(turns.tobytes(), np.float32).reshape(2, dim, dim),
             np.frombuffer(lowest.tobytes(), np.float32),
             np.frombuffer(step.tobytes(), np.float32),
             codes.reshape(n, (dim + 1) // 2),
             np.frombuffer(long.tobytes(), np.int64).astype(np.intp),
             spread,
             shrinkage,
-        )
+        ), int(cuts[-1])
 
-    def part(self, positions: Positions) -> Part:
-        """Return the rows at ascending positions, packed for scanning."""
-        plain: Any = faiss.IndexPQ(self.dim, self.dim, 4, faiss.METRIC_INNER_PRODUCT)
-        plain.pq = self._quantizer
-        plain.is_trained = True
-        codes = self._codes if len(positions) == len(self._codes) else self._codes[positions]
-        faiss.copy_array_to_vector(np.ascontiguousarray(codes).reshape(-1), plain.codes)
-        plain.ntotal = len(positions)
-        return Part(positions, faiss.IndexPQFastScan(plain))
+    def part(self, at: Positions) -> Part:
+        """Return the rows at ascending positions, laid out for scanning."""
+        return Part(at, _laid_out(self.quantizer, self.codes if len(at) == len(self) else self.codes[at]))
+
+    def coarse_quantizer(self) -> Any:
+        """Return what pairs of levels are rounded to in `_coarse`; an odd dimension is paired with nothing."""
+        n_pairs = (self.dim + 1) // 2
+        quantizer: Any = faiss.ProductQuantizer(2 * n_pairs, n_pairs, 4)
+        lowest, step = (np.append(values, np.zeros(self.dim % 2, np.float32)) for values in (self._lowest, self._step))
+        pairs = lowest.reshape(-1, 1, 2) + step.reshape(-1, 1, 2) * _pairs_of_levels()[0]
+        faiss.copy_array_to_vector(pairs.astype(np.float32).ravel(), quantizer.centroids)
+        return quantizer
 
     def asked(self, query: Scores) -> Asked:
         """Return the query as the codes see it."""
-        rotated = query @ self._rotation
+        rotated = query @ self._turns[1]
         reach = np.abs(rotated) * self._step * 15
         # The scan rounds what each level is worth to a byte, and their sum to two.
         step = max(float(reach.max()) / 255, float(reach.sum()) / 65_535)
-        length = float(np.linalg.norm(query))
+        length = float(np.linalg.norm(rotated))
         deviation = np.hypot(self._spread * length / self.dim**0.5, step * (self.dim / 12) ** 0.5)
         return Asked(query, rotated, float(self._mean @ rotated), MARGIN * float(deviation))
 
@@ -193,13 +225,122 @@ class RowCodes:
         return min(kth, asked.centre + (kth - asked.centre) * (1 - self._shrinkage)) - asked.margin - abs(kth) * 1e-5
 
 
-def scanned(part: Part, asked: Asked, fetch: int) -> tuple[Positions, Scores]:
-    """Return the ``fetch`` best ``(positions, rough scores)`` of a part, best first."""
-    fetch = min(fetch, len(part))
-    scores, found = np.empty(fetch, np.float32), np.empty(fetch, np.int64)
-    # Straight to the library: its Python layer costs as much as the scan of a thousand rows.
-    part.index.search_c(1, faiss.swig_ptr(asked.rotated), fetch, faiss.swig_ptr(scores), faiss.swig_ptr(found), None)
-    return part.positions[found], scores
+def _turns(sample: Scores) -> NDArray[np.float32]:
+    """Return what turns rows, and what turns queries, ``(2, dim, dim)``: one is the other's transposed inverse.
+
+    A stretch by ``a`` along the mean makes rows ``var (a^2 - 1)`` longer, squared, and leaves ``(mean^2 + var) / a^2``
+    of a query, if queries are as rows are: least in their product at ``a^4 = 1 + mean^2 / var``.
+    """
+    dim = sample.shape[1]
+    rotation = np.linalg.qr(np.random.default_rng(_SEED).standard_normal((dim, dim)))[0]
+    mean = sample.mean(axis=0, dtype=np.float64)
+    length = float(np.linalg.norm(mean))
+    if length == 0.0 or dim == 1:
+        return np.stack([rotation, rotation]).astype(np.float32)
+    along = mean / length
+    variance = float((sample @ along.astype(np.float32)).var(dtype=np.float64))
+    stretch = min((1 + length**2 / max(variance, 1e-12 * length**2)) ** 0.25, _MOST_STRETCH)
+    own = np.outer(along, along @ rotation)
+    return np.stack([rotation + (stretch - 1) * own, rotation + (1 / stretch - 1) * own]).astype(np.float32)
+
+
+class Lists:
+    """The codes of a matrix in lists: some of them, or some rows of them, are scanned and the others passed over.
+
+    Where ``coarse``, pairs of levels are rounded to one of 16: two bits a dimension, which say how rows rank but have
+    no margin.
+    """
+
+    def __init__(
+        self, codes: RowCodes, of_row: NDArray[np.integer[Any]], n_lists: int, *, coarse: bool = False
+    ) -> None:
+        """Put row ``p`` into list ``of_row[p]``."""
+        self.sizes = np.bincount(of_row, minlength=n_lists)
+        quantizer = codes.coarse_quantizer() if coarse else codes.quantizer
+        self._width = quantizer.d
+        self._unasked = faiss.IndexFlatIP(quantizer.d)  # Who searches chooses the lists.
+        index: Any = _untyped.IndexIVFPQFastScan(
+            self._unasked, quantizer.d, n_lists, quantizer.M, 4, faiss.METRIC_INNER_PRODUCT, _TOGETHER
+        )
+        index.by_residual = False
+        index.pq = quantizer
+        index.is_trained = True
+        order = np.argsort(of_row, kind="stable").astype(np.int64)
+        for number, at in enumerate(np.split(order, np.cumsum(self.sizes)[:-1])):
+            if len(at):
+                own = codes.codes[at]
+                laid_out = _laid_out(quantizer, _coarse(own) if coarse else own)
+                index.invlists.add_entries(number, len(at), faiss.swig_ptr(at), laid_out.codes.get())
+        index.ntotal = len(codes)
+        self._index = index
+        self._distances = np.zeros(n_lists, np.float32)
+
+    def scanned(
+        self, asked: Asked, lists: NDArray[np.int64], fetch: int, selector: Any = None
+    ) -> tuple[Positions, Scores]:
+        """Return the ``fetch`` best ``(positions, rough scores)`` of some lists; best first, as `Part.scanned`.
+
+        ``selector`` is FAISS's, of the positions that may be found.
+        """
+        if faiss.omp_get_max_threads() != 1:  # A setting of each thread: more of them make one query slower.
+            faiss.omp_set_num_threads(1)
+        rotated = asked.rotated
+        if len(rotated) != self._width:
+            rotated = np.append(rotated, np.float32(0))
+        scores, found = np.empty(fetch, np.float32), np.empty(fetch, np.int64)
+        options = _untyped.IVFSearchParameters(sel=selector, nprobe=len(lists))
+        self._index.search_preassigned_c(
+            1,
+            faiss.swig_ptr(rotated),
+            fetch,
+            faiss.swig_ptr(lists),
+            faiss.swig_ptr(self._distances),
+            faiss.swig_ptr(scores),
+            faiss.swig_ptr(found),
+            False,
+            options,
+        )
+        if found[-1] < 0:
+            found, scores = found[found >= 0], scores[found >= 0]
+        return found, scores
+
+
+def _laid_out(quantizer: Any, codes: NDArray[np.uint8]) -> Any:
+    """Return a FAISS index in whose ``codes`` these lie as a scan reads them."""
+    plain: Any = faiss.IndexPQ(quantizer.d, quantizer.M, 4, faiss.METRIC_INNER_PRODUCT)
+    plain.pq = quantizer
+    plain.is_trained = True
+    faiss.copy_array_to_vector(np.ascontiguousarray(codes).reshape(-1), plain.codes)
+    plain.ntotal = len(codes)
+    return _untyped.IndexPQFastScan(plain, _TOGETHER)
+
+
+def _coarse(codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return codes of half the length: which of 16 pairs of levels each byte's pair is nearest to."""
+    pairs = _pairs_of_levels()[1][codes]
+    halves = pairs[:, ::2].copy()
+    halves[:, : pairs.shape[1] // 2] |= pairs[:, 1::2] << 4
+    return halves
+
+
+@cache
+def _pairs_of_levels() -> tuple[NDArray[np.float64], NDArray[np.uint8]]:
+    """Return 16 pairs of levels, fit for two normals (k-means over all pairs), and the nearest to each byte's pair."""
+    low, high = np.arange(256) & 15, np.arange(256) >> 4
+    pairs = np.stack([low, high], axis=1).astype(np.float64)
+    weights = np.exp(-0.5 * (((pairs - 7.5) * _STEP) ** 2).sum(axis=1))
+    centres = 7.5 + 4.0 * np.random.default_rng(_SEED).standard_normal((16, 2)) * _STEP
+    for _ in range(100):
+        nearest = ((pairs[:, None] - centres) ** 2).sum(axis=2).argmin(axis=1)
+        held = np.bincount(nearest, weights, 16)
+        sums = np.stack([np.bincount(nearest, weights * pairs[:, axis], 16) for axis in (0, 1)], axis=1)
+        centres = np.where(held[:, None] > 0, sums / np.maximum(held, 1e-300)[:, None], centres)
+    return centres, ((pairs[:, None] - centres) ** 2).sum(axis=2).argmin(axis=1).astype(np.uint8)
+
+
+def selector_of(among: NDArray[np.bool_]) -> Any:
+    """Return FAISS's selector of the positions where it is true."""
+    return _untyped.IDSelectorBitmap(np.packbits(among, bitorder="little"))
 
 
 def parted(codes: RowCodes, groups: Sequence[Positions]) -> tuple[list[Part], NDArray[np.int16]]:

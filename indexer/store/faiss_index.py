@@ -1,10 +1,11 @@
-"""The vector index on FAISS: exact scans of float16 rows, and two approximate structures over them.
+"""The vector index on FAISS: exact scans of float16 rows, and what makes them shorter.
 
-Kinds, measured at 384 dimensions (see ``FaissVectorIndex``):
+Kinds:
 
 - ``flat``: every search scans float16 rows where they lie; nothing is built, copied or trained;
-- ``codes``: 4-bit codes of all rows say which can be among the best (`faiss_codes`), and those are scored exactly;
-- ``ivf``: 4-bit codes of the nearest cells only propose candidates, which are scored exactly: for millions of rows.
+- ``codes``: 4-bit codes of all rows say which can be among the best (`faiss_codes`), and those are scored exactly. Over
+  more rows than are always searched exactly, only the codes of the nearest cells are looked at (`faiss_cells`);
+- ``ivf``: an inverted file that a GPU built (`faiss_gpu`) proposes candidates, which are scored exactly.
 
 FAISS's own thread pool makes a single query two to three times slower, so each searching thread sets it to one.
 """
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 
 from indexer.errors import DamagedError, MissingExtraError
 from indexer.store.coded_rows import SCREENED, CodedRows, Pool, scan_only
-from indexer.store.faiss_codes import Asked, RowCodes
+from indexer.store.faiss_codes import Asked
 from indexer.store.row_matrix import Positions, RowMatrix, RowState, Touch, exact_best
 from indexer.store.vectors import Ids, Rows, Scores, best, checked_query, row_scores, same_arrays
 
@@ -44,9 +45,9 @@ _GATHER = 1024  # Rows gathered at once; they stay in the second-level cache.
 _LONG = 256  # Neighbours, on average, from which on scanning each run in place beats gathering the rows.
 _SPARE = 24  # Candidates asked for beyond k, so that rounding cannot cost a place.
 _ROUNDING = 4e-6  # FAISS sums in another order than the exact scores.
+_MOST_NEAR = 256  # More places than this are filled by an exact search in any case.
 _NOTHING = np.float32(np.finfo(np.float32).min)  # What FAISS writes where it has no more rows.
 _SCORED = 4096  # Rows that are scored as they are; more are narrowed down by FAISS before.
-_ENCODED_AT_ONCE = 16_384
 
 
 class _Scanner(threading.local):
@@ -108,18 +109,22 @@ class _Scanner(threading.local):
 class FaissVectorIndex:
     """Vectors searched by FAISS. Searches need no lock; every answer is ranked by exact scores.
 
-    A search is exact where ``plan`` says so: always for ``flat``, and for the other kinds under a scope of up to
-    ``EXACT_SCOPE`` rows or while there are fewer than ``exact_below`` rows. Where a structure proposes too few
-    candidates inside the scope, the scope is scanned: an answer is never short.
+    A search is exact where ``plan`` says so: always for ``flat``, and for the other kinds among up to ``exact_scope``
+    rows or while there are fewer than ``exact_below``. Where a structure proposes too few candidates inside the scope,
+    the scope is scanned: an answer is never short.
     """
 
-    def __init__(self, dim: int, kind: Kind = "flat", *, exact_below: int = 20_000) -> None:
+    def __init__(
+        self, dim: int, kind: Kind = "flat", *, exact_below: int = 20_000, exact_scope: int = EXACT_SCOPE
+    ) -> None:
         """Start empty. Rows added later are scanned exactly; ``from_matrix`` and ``rebuilt`` build structures."""
         self._kind: Kind = kind
         self._exact_below = exact_below
+        self._exact_scope = exact_scope
         self._structure: faiss.Index | None = None
         self._coded: CodedRows | None = None
-        self._last_pools: tuple[RowState, tuple[Ids, ...], list[Pool]] | None = None
+        self._last_whole: tuple[RowState, bool, Pool] | None = None
+        self._last_pools: tuple[RowState, bool, tuple[Ids, ...], list[Pool]] | None = None
         self._matrix = RowMatrix(np.empty(0, np.int64), np.empty((0, dim), np.float16))
         self._scanner = _Scanner(dim)
 
@@ -132,44 +137,47 @@ class FaissVectorIndex:
         kind: Kind = "flat",
         structure: bytes = b"",
         exact_below: int = 20_000,
+        exact_scope: int = EXACT_SCOPE,
         touch: Touch = lambda _: None,
     ) -> FaissVectorIndex:
         """Return an index over a whole C-contiguous float16 matrix (which may be memory-mapped; it is not copied).
 
-        ``structure`` is what ``structure()`` of an index of this kind over the same matrix gave; without it, it is
-        built. The matrix must not change afterwards. ``touch`` is called before any of its rows is read.
+        ``structure`` is what ``structure()`` of an index of this kind over the same matrix gave; without it, codes are
+        made here. The matrix must not change afterwards. ``touch`` is called before any of its rows is read.
 
         Raises:
             DamagedError: ``structure`` belongs to another matrix.
         """
-        index = cls(rows.shape[1], kind, exact_below=exact_below)
+        index = cls(rows.shape[1], kind, exact_below=exact_below, exact_scope=exact_scope)
         index._matrix = RowMatrix(np.ascontiguousarray(ids, np.int64), np.ascontiguousarray(rows), touch)
         if kind == "codes":
             if structure:
-                index._coded = CodedRows(RowCodes.frombytes(structure, len(rows), rows.shape[1]))
+                index._coded = CodedRows.frombytes(structure, len(rows), rows.shape[1])
             elif len(rows) >= exact_below:
                 touch(None)
-                index._coded = CodedRows(RowCodes.of(rows))
+                index._coded = CodedRows.of(rows, exact_scope)
         elif structure:
             index._structure = faiss.deserialize_index(np.frombuffer(structure, np.uint8))
             if index._structure.ntotal != len(rows) or index._structure.d != rows.shape[1]:
                 raise DamagedError("the FAISS structure belongs to another matrix: rebuild the collection")
-        elif kind != "flat" and len(rows) >= exact_below:
-            touch(None)
-            index._structure = _cells(rows)
         return index
 
     def rebuilt(self) -> FaissVectorIndex:
         """Return an index of the same kind whose base holds every row that is there now."""
         state = self._matrix.state
         at = state.wanted(None)
-        rows = state.rows_at(at)
-        return FaissVectorIndex.from_matrix(state.ids[at], rows, kind=self._kind, exact_below=self._exact_below)
+        return FaissVectorIndex.from_matrix(
+            state.ids[at],
+            state.rows_at(at),
+            kind=self._kind,
+            exact_below=self._exact_below,
+            exact_scope=self._exact_scope,
+        )
 
     def structure(self) -> bytes:
         """Return what was built over the base matrix, to be kept beside it; empty where there is nothing to keep."""
         if self._coded is not None:
-            return self._coded.codes.tobytes()
+            return self._coded.tobytes()
         return b"" if self._structure is None else faiss.serialize_index(self._structure).tobytes()
 
     @property
@@ -191,36 +199,62 @@ class FaissVectorIndex:
 
     def plan(self, n_allowed: int | None) -> Plan:
         """Return how a search among so many allowed rows (``None``: no scope) is answered."""
-        if self._structure is None and (self._coded is None or len(self) <= EXACT_SCOPE):
+        if self._structure is not None:
+            return "exact" if n_allowed is not None and n_allowed <= self._exact_scope else "approximate"
+        if self._coded is None or self._coded.cells is None:
             return "exact"
-        return "exact" if n_allowed is not None and n_allowed <= EXACT_SCOPE else "approximate"
+        return "exact" if (len(self) if n_allowed is None else n_allowed) <= self._exact_scope else "approximate"
 
     def search(self, query: Scores, k: int, allowed: Ids | None = None) -> tuple[Ids, Scores]:
         """Return the k best ids and scores."""
         vector = checked_query(query, k, self.dim)
         state = self._matrix.state
-        if self._coded is not None and (allowed is None or len(allowed) >= SCREENED):
-            return self._found(state, self._coded.codes.asked(vector), k, self._coded.pool(state.wanted(allowed)))
+        n_allowed = None if allowed is None else len(allowed)
+        near = self.plan(n_allowed) == "approximate"
+        if self._coded is not None and (n_allowed is None or n_allowed >= SCREENED):
+            asked = self._coded.codes.asked(vector)
+            return self._found(state, asked, k, self._pool(state, allowed, near=near and k <= _MOST_NEAR))
         at = None if allowed is None and not state.n_dead else state.wanted(allowed)
-        if self._structure is not None and self.plan(None if allowed is None else len(allowed)) == "approximate":
+        if self._structure is not None and near:
             places = self._proposed(state, vector, k, at)
             if places is not None:
                 return best(state.ids[places], row_scores(state.rows_at(places), vector), k)
         return self._scanned(state, vector, k, at)
 
     def search_pools(self, query: Scores, k: int, pools: Sequence[Ids]) -> list[tuple[Ids, Scores]]:
-        """Return for each pool (sorted ids) what `search` finds in it. What was passed must not be changed."""
+        """Return for each pool (sorted ids) what `search` finds in it. What was passed must not be changed.
+
+        They are searched as their union would be: exactly where that is.
+        """
         vector = checked_query(query, k, self.dim)
         state = self._matrix.state
+        near = k <= _MOST_NEAR and self.plan(sum(map(len, pools))) == "approximate"
         known = self._last_pools
-        if known is None or known[0] is not state or not same_arrays(known[1], pools):
+        if known is None or known[0] is not state or known[1] is not near or not same_arrays(known[2], pools):
             wanted = [state.wanted(pool) for pool in pools]
-            resolved = list(map(scan_only, wanted)) if self._coded is None else self._coded.pools(wanted)
-            known = self._last_pools = state, tuple(pools), resolved
+            known = self._last_pools = state, near, tuple(pools), self._pools(wanted, len(state.ids), near=near)
         if self._coded is None:
-            return [self._scanned(state, vector, k, pool.at) for pool in known[2]]
+            return [self._scanned(state, vector, k, pool.at) for pool in known[3]]
         asked = self._coded.codes.asked(vector)
-        return [self._found(state, asked, k, pool) for pool in known[2]]
+        return [self._found(state, asked, k, pool) for pool in known[3]]
+
+    def _pools(self, wanted: list[Positions], n: int, *, near: bool) -> list[Pool]:
+        """Return how each of several pools is searched."""
+        if self._coded is None:
+            return [scan_only(at) for at in wanted]
+        return [self._coded.near_pool(at, n) for at in wanted] if near else self._coded.pools(wanted, n)
+
+    def _pool(self, state: RowState, allowed: Ids | None, *, near: bool) -> Pool:
+        """Return how allowed rows are searched; that of all rows is kept with the moment."""
+        assert self._coded is not None
+        known = self._last_whole
+        if allowed is None and known is not None and known[0] is state and known[1] is near:
+            return known[2]
+        at = None if allowed is None and not state.n_dead else state.wanted(allowed)
+        pool = (self._coded.near_pool if near else self._coded.pool)(at, len(state.ids))
+        if allowed is None:
+            self._last_whole = state, near, pool
+        return pool
 
     def scores(self, query: Scores, ids: Ids) -> Scores:
         """Return the exact score of each id. Raises ``KeyError`` for an id that is not there."""
@@ -236,6 +270,12 @@ class FaissVectorIndex:
     def _found(self, state: RowState, asked: Asked, k: int, pool: Pool) -> tuple[Ids, Scores]:
         """Return the k best of a pool, by the codes where that helps."""
         assert self._coded is not None
+        if pool.in_cells is not None:
+            places = self._coded.near(asked, k, pool)
+            if places is not None:
+                places = np.concatenate([places, self._best_fresh(state, pool.fresh, asked.query, k)])
+                return best(state.ids[places], row_scores(state.rows_at(places), asked.query), k)
+            return self._scanned(state, asked.query, k, pool.at)
         near = self._coded.candidates(state, asked, k, pool)
         if near is None:
             return self._scanned(state, asked.query, k, pool.at)
@@ -334,19 +374,3 @@ class FaissVectorIndex:
             return fresh
         ids, _ = self._scanned(state, query, k, fresh)
         return np.searchsorted(state.ids, ids)
-
-
-def _cells(rows: Rows) -> faiss.Index:
-    """Return trained and filled cells over float16 rows."""
-    n, dim = rows.shape
-    quantizer = f"PQ{dim // 2 if dim % 2 == 0 else dim}x4fs"
-    n_cells = max(1, min(int(4 * n**0.5), n // 40))
-    structure: Any = faiss.index_factory(dim, f"IVF{n_cells},{quantizer}", faiss.METRIC_INNER_PRODUCT)
-    structure.cp.niter = 10  # More rounds of clustering move few rows and take as long each.
-    structure.nprobe = max(16, n_cells // 6)
-    n_training = min(n, 40 * n_cells)
-    structure.train(rows[np.linspace(0, n - 1, n_training).astype(np.intp)].astype(np.float32))
-    for start in range(0, n, _ENCODED_AT_ONCE):
-        structure.add(rows[start : start + _ENCODED_AT_ONCE].astype(np.float32))
-    built: faiss.Index = structure
-    return built

@@ -239,7 +239,10 @@ def vector_index(
     coded: bool = False,
     touch: Touch = lambda _: None,
 ) -> VectorIndex:
-    """Return the best index over a matrix that is installed; ``touch`` verifies rows before they are read."""
+    """Return the best index over a matrix that is installed; ``touch`` verifies rows before they are read.
+
+    ``coded`` makes all of it that is kept on disk.
+    """
     try:
         from indexer.store.faiss_index import FaissVectorIndex, Kind
     except MissingExtraError:
@@ -248,4 +251,13 @@ def vector_index(
         index.add(rows, matrix)
         return index
     kind: Kind = "codes" if coded or structure or len(rows) > EXACT_CHUNKS else "flat"
-    return FaissVectorIndex.from_matrix(rows, matrix, kind=kind, structure=structure, touch=touch)
+    return FaissVectorIndex.from_matrix(
+        rows,
+        matrix,
+        kind=kind,
+        structure=structure,
+        exact_below=CODED_CHUNKS,
+        # Cells of a million rows take half a minute: a collection that is opened without them does not wait.
+        exact_scope=EXACT_CHUNKS if coded or structure else len(rows),
+        touch=touch,
+    )

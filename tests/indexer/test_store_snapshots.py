@@ -229,3 +229,22 @@ def test_beyond_the_exact_size_a_structure_is_kept_and_answers_stay(home, monkey
         assert ward.verify() == []
         assert ward.view().plan == "exact"
     assert_same(answers(home), before)
+
+
+def test_cells_are_made_with_a_generation_and_a_damaged_one_is_made_anew(home, monkeypatch):
+    before = answers(home)
+    for name, limit in (("held.CODED_CHUNKS", 2), ("held.EXACT_CHUNKS", 3), ("replica.EXACT_CHUNKS", 3)):
+        monkeypatch.setattr(f"indexer.store.{name}", limit)
+    with Library(home).open("ward") as ward:
+        assert ward.view().plan == "exact"  # Opening does not wait for cells.
+        ward.rebuild()
+    assert_same(answers(home), before)
+    with Library(home).open("ward") as ward:
+        assert ward.view().plan == "approximate"
+    structure = generation(home) / "vectors.faiss"
+    content = bytearray(structure.read_bytes())
+    content[-3] ^= 1
+    structure.write_bytes(content)
+    assert_same(answers(home), before)
+    with Library(home).open("ward") as ward:
+        assert ward.verify() == []

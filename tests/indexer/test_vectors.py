@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from indexer.errors import DamagedError
@@ -96,7 +96,8 @@ def test_codes_find_in_each_pool_what_a_scan_finds(coded, monkeypatch):
             assert ids.tolist() == want_ids.tolist()
             np.testing.assert_allclose(scores, want, atol=1e-5)
         assert index.search(query, 20)[0].tolist() == oracle.search(query, 20)[0].tolist()
-    assert len(index._coded.pools([index._matrix.state.wanted(pool) for pool in pools])[0].parts) == 1
+    state = index._matrix.state
+    assert len(index._coded.pools([state.wanted(pool) for pool in pools], len(state.ids))[0].parts) == 1
 
 
 def test_pools_without_codes_are_scanned(coded):
@@ -149,16 +150,21 @@ def _matrix(n: int = 3000) -> tuple[np.ndarray, np.ndarray]:
     return np.arange(n) * 2, (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float16)
 
 
-@pytest.fixture(scope="module", params=["codes", "ivf"])
-def approximate(request):
+@pytest.fixture(scope="module")
+def built():
+    """Return an index of codes in cells, as over more rows than are always searched exactly; its ids and rows."""
     ids, rows = _matrix()
-    return FaissVectorIndex.from_matrix(ids, rows, kind=request.param, exact_below=1000), ids, rows
+    return FaissVectorIndex.from_matrix(ids, rows, kind="codes", **CELLS), ids, rows
+
+
+CELLS = {"exact_below": 1000, "exact_scope": 500}
 
 
 @pytest.fixture
-def small_exact_scope(monkeypatch):
-    """Let scopes of this test's size go through the structure."""
-    monkeypatch.setattr(faiss_index, "EXACT_SCOPE", 50)
+def small_pools(monkeypatch):
+    """Let scopes of this test's size go through codes and cells."""
+    monkeypatch.setattr(faiss_index, "SCREENED", 8)
+    monkeypatch.setattr(coded_rows, "SCREENED", 8)
 
 
 def _oracle(ids, rows):
@@ -167,39 +173,63 @@ def _oracle(ids, rows):
     return oracle
 
 
-def test_structure_finds_nearly_all_and_scores_exactly(approximate):
-    index, ids, rows = approximate
+def test_cells_find_nearly_all_and_score_exactly(built):
+    index, ids, rows = built
     oracle = _oracle(ids, rows)
-    found = 0
-    for row in rows[:40].astype(np.float32):
-        got_ids, got = index.search(row, 10)
-        np.testing.assert_allclose(got, oracle.scores(row, got_ids), atol=1e-5)
-        assert (np.diff(got) <= 0).all() and len(got_ids) == 10
-        found += len(set(got_ids.tolist()) & set(oracle.search(row, 10)[0].tolist()))
-    assert found >= 0.97 * 400
+    rng = np.random.default_rng(2)
+    queries = rows[:40].astype(np.float32) + 0.1 * rng.standard_normal((40, DIM)).astype(np.float32)
+    for k in (1, 10, 60):
+        found = 0
+        for query in queries:
+            got_ids, got = index.search(query, k)
+            np.testing.assert_allclose(got, oracle.scores(query, got_ids), atol=1e-5)
+            assert (np.diff(got) <= 0).all() and len(got_ids) == k
+            found += len(set(got_ids.tolist()) & set(oracle.search(query, k)[0].tolist()))
+        assert found >= 0.97 * 40 * k
 
 
-def test_scope_under_a_structure_is_exact_up_to_the_limit(approximate):
-    index, ids, rows = approximate
-    assert index.plan(2000) == "exact"
-    assert index.plan(None) == ("approximate" if index._kind == "ivf" else "exact")
-    assert_same(index, _oracle(ids, rows), rows[5].astype(np.float32), 10, ids[::2])
+def test_cells_are_not_looked_into_for_what_is_searched_exactly(built, small_pools):
+    index, ids, rows = built
+    assert [index.plan(n) for n in (None, 501, 500)] == ["approximate", "approximate", "exact"]
+    oracle = _oracle(ids, rows)
+    rng = np.random.default_rng(3)
+    for number in range(20):
+        query = rng.standard_normal(DIM).astype(np.float32)
+        scope = np.sort(rng.choice(ids, 500, replace=False)) if number % 2 else ids[number * 50 : number * 50 + 500]
+        assert_same(index, oracle, query, 10, scope)
+        assert_same(index, oracle, query, 1000, scope)
 
 
-def test_scope_over_the_limit_holds_and_is_never_short(approximate, small_exact_scope):
-    index, ids, rows = approximate
-    assert index.plan(51) == "approximate"
+def test_pools_are_searched_as_their_union_is(built, small_pools):
+    index, ids, rows = built
+    oracle = _oracle(ids, rows)
+    for pools in ([ids[:250], ids[1000:1250]], [ids[:900], ids[1000:2500:2], ids[2500:2504]]):
+        shares = []
+        for row in rows[:20].astype(np.float32):
+            for (got, scores), pool in zip(index.search_pools(row, 10, pools), pools, strict=True):
+                want = oracle.search(row, 10, pool)[0].tolist()
+                assert len(got) == len(want) and set(got.tolist()) <= set(pool.tolist())
+                np.testing.assert_allclose(scores, oracle.scores(row, got), atol=1e-5)
+                shares.append(len(set(got.tolist()) & set(want)) / len(want))
+        assert np.mean(shares) >= (1.0 if sum(map(len, pools)) <= 500 else 0.97)
+
+
+def test_scope_over_the_limit_holds_and_is_never_short(built, small_pools):
+    index, ids, rows = built
     query = rows[5].astype(np.float32)
-    for allowed in (ids[::2], ids[1::40], ids[np.argsort(rows.astype(np.float32) @ query)[:100]]):
-        allowed = np.sort(allowed)
-        found, _ = index.search(query, 60, allowed)
-        assert len(found) == min(60, len(allowed))
-        assert set(found.tolist()) <= set(allowed.tolist())
+    far = ids[np.argsort(rows.astype(np.float32) @ query)[:600]]
+    for allowed in (ids[::2], np.append(ids[1::40], ids[-501:]), far):
+        allowed = np.unique(allowed)
+        assert index.plan(len(allowed)) == "approximate"
+        for k in (60, 256, 599, 2000):
+            found, _ = index.search(query, k, allowed)
+            assert len(found) == min(k, len(allowed))
+            assert set(found.tolist()) <= set(allowed.tolist())
 
 
-def test_fresh_and_removed_rows_beside_a_structure(small_exact_scope):
+def test_fresh_and_removed_rows_beside_cells(small_pools):
     ids, rows = _matrix()
-    index = FaissVectorIndex.from_matrix(ids, rows, kind="codes", exact_below=1000)
+    index = FaissVectorIndex.from_matrix(ids, rows, kind="codes", **CELLS)
     oracle = _oracle(ids, rows)
     query = rows[5].astype(np.float32)
     nearest = oracle.search(query, 300)[0]
@@ -210,40 +240,117 @@ def test_fresh_and_removed_rows_beside_a_structure(small_exact_scope):
     assert len(rebuilt) == len(index) == 3000 - 200 + 50
     for one in (index, rebuilt):
         for allowed in (None, np.append(ids[::2], np.arange(10**5, 10**5 + 200))):
+            assert one.plan(None if allowed is None else len(allowed)) == "approximate"
             got, scores = one.search(query, 10, allowed)
             assert got[0] == 10**5 + 5  # The copy that came last; its twin was removed.
             assert not set(got.tolist()) & set(nearest[:200].tolist())
             np.testing.assert_allclose(scores, oracle.scores(query, got), atol=1e-5)
-            assert len(set(got.tolist()) & set(oracle.search(query, 10, allowed)[0].tolist())) >= 7
+            assert len(set(got.tolist()) & set(oracle.search(query, 10, allowed)[0].tolist())) >= 9
 
 
-def test_structure_is_kept_and_read_back(approximate, tmp_path):
-    index, ids, rows = approximate
+_VALUES = {
+    "normal": lambda rng, shape: rng.standard_normal(shape),
+    "few values": lambda rng, shape: rng.integers(-2, 3, shape),
+    "one direction": lambda rng, shape: 5 + 0.1 * rng.standard_normal(shape),
+    "heavy tails": lambda rng, shape: np.clip(rng.standard_cauchy(shape), -1e4, 1e4),
+    "one coordinate": lambda rng, shape: rng.standard_normal(shape) * (np.arange(shape[1]) == 0),
+}
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    kind=st.sampled_from(sorted(_VALUES)),
+    dim=st.sampled_from([1, 2, 3, 7, 33]),
+    n=st.integers(1, 400),
+    oddities=st.sets(st.sampled_from(["copies", "zeros", "an outlier"])),
+    in_cells=st.booleans(),
+    seed=st.integers(0, 2**16),
+)
+def test_codes_of_odd_rows(kind, dim, n, oddities, in_cells, seed):
+    rng = np.random.default_rng(seed)
+    rows = _VALUES[kind](rng, (n, dim)).astype(np.float16)
+    if "copies" in oddities:
+        rows[rng.integers(0, n, n // 2)] = rows[0]
+    if "zeros" in oddities:
+        rows[rng.integers(0, n, n // 4)] = 0
+    if "an outlier" in oddities:
+        far = rng.integers(0, n)
+        rows[far] = np.clip(100.0 * rows[far].astype(np.float32), -6e4, 6e4)
+    ids = np.cumsum(rng.integers(1, 3, n))
+    scope = np.sort(rng.choice(ids, rng.integers(0, n + 1), replace=False))
+    query = (rows[rng.integers(0, n)] if seed % 2 else rng.standard_normal(dim)).astype(np.float32)
+    oracle = ExactVectorIndex(dim)
+    oracle.add(ids, rows)
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (faiss_index, coded_rows):
+            patch.setattr(module, "SCREENED", 1)
+        limit = {"exact_scope": 0} if in_cells else {}
+        built = FaissVectorIndex.from_matrix(ids, rows, kind="codes", exact_below=1, **limit)
+        again = FaissVectorIndex.from_matrix(ids, rows, kind="codes", structure=built.structure(), **limit)
+        for k in (1, 10, 900):
+            for allowed in (None, scope):
+                want_ids, want = oracle.search(query, k, allowed)
+                got_ids, got = again.search(query, k, allowed)
+                if in_cells:
+                    assert len(got_ids) == len(want_ids)
+                    assert allowed is None or set(got_ids.tolist()) <= set(allowed.tolist())
+                    np.testing.assert_allclose(got, oracle.scores(query, got_ids), rtol=1e-5, atol=1e-5)
+                else:
+                    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+                    assert got_ids.tolist() == want_ids.tolist()
+
+
+def test_structure_is_kept_and_read_back(built, tmp_path, small_pools):
+    index, ids, rows = built
     np.save(tmp_path / "rows.npy", rows)
     mapped = np.load(tmp_path / "rows.npy", mmap_mode="r")
-    kind = index._kind
-    again = FaissVectorIndex.from_matrix(ids, mapped, kind=kind, structure=index.structure(), exact_below=1000)
+    again = FaissVectorIndex.from_matrix(ids, mapped, kind="codes", structure=index.structure(), **CELLS)
+    assert again.structure() == index.structure()
+    assert again.plan(None) == "approximate"
     for row in rows[:5].astype(np.float32):
-        for allowed in (None, ids[::3]):
+        for allowed in (None, ids[::3], ids[::9]):
             got, want = again.search(row, 10, allowed), index.search(row, 10, allowed)
             np.testing.assert_array_equal(got[0], want[0])
             np.testing.assert_array_equal(got[1], want[1])
 
 
-def test_structure_of_another_matrix_is_refused(approximate):
-    index, ids, rows = approximate
-    with pytest.raises(DamagedError, match="another matrix"):
-        FaissVectorIndex.from_matrix(ids[:-1], rows[:-1], kind="codes", structure=index.structure())
+def test_structure_of_another_matrix_or_format_is_refused(built):
+    index, ids, rows = built
+    kept = index.structure()
+    codes = len(kept) - len(index._coded.cells.tobytes())
+    for part, bad in (
+        (slice(-1), kept),
+        (slice(None), kept[:-1]),
+        (slice(None), kept[: codes + 8]),
+        (slice(None), b"codes/1\0" + kept[8:]),
+        (slice(None), kept[:codes] + b"cells/0\0" + kept[codes + 8 :]),
+    ):
+        with pytest.raises(DamagedError, match="another matrix"):
+            FaissVectorIndex.from_matrix(ids[part], rows[part], kind="codes", structure=bad)
 
 
 def test_small_collections_need_no_structure():
     ids, rows = _matrix(500)
-    index = FaissVectorIndex.from_matrix(ids, rows, kind="ivf")
+    index = FaissVectorIndex.from_matrix(ids, rows, kind="codes")
     assert (index.structure(), index.plan(None)) == (b"", "exact")
     assert_same(index, _oracle(ids, rows), rows[5].astype(np.float32), 10)
 
 
 def test_two_builds_give_equal_bytes():
     ids, rows = _matrix()
-    one, two = (FaissVectorIndex.from_matrix(ids, rows, kind="codes", exact_below=1000) for _ in range(2))
+    one, two = (FaissVectorIndex.from_matrix(ids, rows, kind="codes", **CELLS) for _ in range(2))
     assert one.structure() == two.structure()
+
+
+def test_rows_that_share_a_direction_need_no_wider_margin():
+    """Rows of a common direction are told apart as well as without it: the margin stays a small part of the scores."""
+    rng = np.random.default_rng(6)
+    rows = rng.standard_normal((4000, 64))
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    shared = np.full(64, 64**-0.5)
+    margins = []
+    for strength in (0.0, 3.0):
+        moved = rows + strength * shared
+        asked = RowCodes.of(moved.astype(np.float16)).asked(moved[7].astype(np.float32))
+        margins.append(asked.margin)
+    assert margins[1] < 2.2 * margins[0]  # |query| is 3.2 times as long.

@@ -246,8 +246,11 @@ def test_cells_are_kept_and_served_by_a_gpu_or_a_cpu(inverted):
 
 def test_a_structure_that_no_gpu_holds_is_built_anew(flat_matrix, quick_training):
     ids, rows = (part[:1500] for part in flat_matrix)
-    fast_scan = FaissVectorIndex.from_matrix(ids, rows, kind="ivf", exact_below=100).structure()
-    index = FaissGpuIndex.from_base(ids, rows, kind="ivf", structure=fast_scan, devices=HostDevices())
+    fast_scan = faiss.index_factory(DIM, "IVF8,PQ8x4fs", faiss.METRIC_INNER_PRODUCT)
+    fast_scan.train(rows.astype(np.float32))
+    fast_scan.add(rows.astype(np.float32))
+    kept = faiss.serialize_index(fast_scan).tobytes()
+    index = FaissGpuIndex.from_base(ids, rows, kind="ivf", structure=kept, devices=HostDevices())
     assert index.search(rows[5].astype(np.float32), 1)[0].tolist() == [10]
 
 
