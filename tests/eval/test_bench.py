@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from eval.bench import corpus, parts, workload
+from eval.bench import corpus, encoders, parts, workload
 from eval.bench.measuring import Kept, apart, timed
 from eval.bench.report import draw, tables
 from indexer.encoders.encoder import HashingEncoder
@@ -84,3 +84,13 @@ def test_a_process_that_dies_is_told(tmp_path):
     assert apart(lambda: os._exit(3)) == {"failed": "the process ended with 3"}
     figures, answers = timed(lambda n: n, 5, 0.0)
     assert answers == [0, 1, 2, 3, 4] and figures["n"] == 5
+
+
+def test_encoders_are_measured_in_turns(capsys):
+    encoders.main(["hashing", "--passages", "8", "--rounds", "2"])
+    head, row = capsys.readouterr().out.splitlines()
+    assert head.split()[0] == "encoder"
+    name, loaded, query, rate, ratio = row.split()
+    assert (name, ratio) == ("hashing", "1.00")
+    assert float(loaded) >= 0 <= float(query)
+    assert int(rate.replace(",", "")) > 0
