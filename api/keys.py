@@ -10,16 +10,20 @@ import re
 import secrets
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
 
 from indexer.errors import ArgumentError, DamagedError
+from indexer.store.folders import private_folder, sync_folder
+from indexer.store.lock import exclusive
 from indexer.times import iso, now_us
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
 _PREFIX = "clinrag_"
+_LOCK_TIMEOUT_S = 10.0
 
 
 class KeyScope(StrEnum):
@@ -93,11 +97,12 @@ class KeyFile:
             raise ArgumentError("name", "may hold letters, digits, '.', '_' and '-', 64 at most")
         if not scopes:
             raise ArgumentError("scope", "is missing; give read, write or both")
-        if any(key.name == name for key in self.working()):
-            raise ArgumentError("name", f"'{name}' is taken; revoke that key first or choose another name")
-        secret = _PREFIX + secrets.token_urlsafe(32)
-        key = Key(name, tuple(sorted(set(scopes))), _sha256(secret), iso(now_us()))
-        self._write((*self.all(), key))
+        with self._alone():
+            if any(key.name == name for key in self.working()):
+                raise ArgumentError("name", f"'{name}' is taken; revoke that key first or choose another name")
+            secret = _PREFIX + secrets.token_urlsafe(32)
+            key = Key(name, tuple(sorted(set(scopes))), _sha256(secret), iso(now_us()))
+            self._write((*self.all(), key))
         return key, secret
 
     def revoke(self, name: str) -> Key:
@@ -106,12 +111,13 @@ class KeyFile:
         Raises:
             ArgumentError: no working key has that name.
         """
-        found = [key for key in self.working() if key.name == name]
-        if not found:
-            raise ArgumentError("name", 'is not the name of a working key; see "clinrag keys list"')
-        key = found[0]
-        revoked = Key(key.name, key.scopes, key.sha256, key.created_at, iso(now_us()))
-        self._write(tuple(revoked if other is key else other for other in self.all()))
+        with self._alone():
+            found = [key for key in self.working() if key.name == name]
+            if not found:
+                raise ArgumentError("name", 'is not the name of a working key; see "clinrag keys list"')
+            key = found[0]
+            revoked = Key(key.name, key.scopes, key.sha256, key.created_at, iso(now_us()))
+            self._write(tuple(revoked if other == key else other for other in self.all()))
         return revoked
 
     def find(self, secret: str) -> Key | None:
@@ -123,8 +129,14 @@ class KeyFile:
                 found = key
         return found
 
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Let no other process write between a look and what is written after it: a revocation could be lost."""
+        private_folder(self._path.parent)
+        with exclusive(self._path.with_suffix(".lock"), "the file of API keys", _LOCK_TIMEOUT_S):
+            yield
+
     def _write(self, keys: Sequence[Key]) -> None:
-        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=self._path.parent, prefix=".keys-")  # 0600 by itself
         try:
             with os.fdopen(handle, "w", encoding="utf-8") as file:
@@ -132,6 +144,7 @@ class KeyFile:
                 file.flush()
                 os.fsync(file.fileno())
             Path(name).replace(self._path)
+            sync_folder(self._path.parent)  # a revoked key must not come back with a power cut
         except BaseException:
             Path(name).unlink(missing_ok=True)
             raise

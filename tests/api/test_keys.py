@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import stat
+import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from api.keys import KeyFile, KeyScope
+from api.keys import Key, KeyFile, KeyScope
 from indexer.errors import ArgumentError, DamagedError
 
 READ, WRITE = KeyScope.READ, KeyScope.WRITE
@@ -80,3 +83,48 @@ def test_a_damaged_file_lets_nobody_in(tmp_path: Path, content: str):
     (tmp_path / "keys.json").write_text(content)
     with pytest.raises(DamagedError, match=r"keys\.json"):
         KeyFile(tmp_path).find("anything")
+
+
+def test_a_revocation_is_durable_before_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    keys = KeyFile(tmp_path / "home")
+    keys.add("viewer", [READ])
+    calls: list[tuple[str, Path]] = []
+    fsync, rename = os.fsync, os.replace
+
+    def noting_fsync(descriptor: int) -> None:
+        calls.append(("sync", Path(f"/proc/self/fd/{descriptor}").readlink()))
+        fsync(descriptor)
+
+    def noting_rename(source: Path, target: Path) -> None:
+        calls.append(("rename", Path(target)))
+        rename(source, target)
+
+    monkeypatch.setattr(os, "fsync", noting_fsync)
+    monkeypatch.setattr(os, "replace", noting_rename)
+    keys.revoke("viewer")
+    assert calls[-2:] == [("rename", tmp_path / "home" / "keys.json"), ("sync", tmp_path / "home")]
+
+
+def test_a_key_that_is_made_meanwhile_does_not_bring_a_revoked_one_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    KeyFile(tmp_path).add("viewer", [READ])
+    begun, others = threading.Event(), []
+    write = KeyFile._write
+
+    def slow(keys: KeyFile, all_of_them: Sequence[Key]) -> None:
+        if not begun.is_set():
+            begun.set()
+            # Whoever revokes now has to wait for this one, and then finds what it wrote.
+            others.append(threading.Thread(target=KeyFile(tmp_path).revoke, args=["viewer"]))
+            others[0].start()
+            others[0].join(timeout=0.2)
+        write(keys, all_of_them)
+
+    monkeypatch.setattr(KeyFile, "_write", slow)
+    KeyFile(tmp_path).add("feed", [WRITE])
+    others[0].join()
+    assert [(key.name, key.revoked_at is None) for key in KeyFile(tmp_path).all()] == [
+        ("viewer", False),
+        ("feed", True),
+    ]
