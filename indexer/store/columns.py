@@ -44,7 +44,9 @@ VERSION_COLUMNS: dict[str, Any] = {
 CHUNK_COLUMNS: dict[str, Any] = {"row": np.int64, "language": np.int32, "section": np.int32, "text_key": np.int64}
 STATE_COLUMNS: dict[str, Any] = {"ended_at": np.int64, "alive": np.bool_, "newest": np.int64}
 
+BEFORE = "before"
 _OWNERS = "owners"  # Worked out from the number of each version's chunks, and kept nowhere.
+_MANY_PICKS = 8  # Where more than such a part of the versions is picked, their chunks are marked and not listed.
 _FEW = 16  # Deleted notes that are rather looked for one by one.
 
 
@@ -112,6 +114,7 @@ class Columns:
     growing: dict[str, Growing]
     text_order: KeyOrder = field(default_factory=KeyOrder)
     cache: dict[object, Any] = field(default_factory=dict)
+    """What readers worked out of this moment; under `BEFORE` what they worked out of an earlier one."""
 
     @classmethod
     def of(
@@ -181,6 +184,7 @@ class Columns:
         self.growing["alive"].extend(np.ones(len(versions), np.bool_))
         if len(dead):
             self.growing["alive"] = self.growing["alive"].changed(dead, False)
+        before = self.cache.get(None, self.cache.get(BEFORE))
         columns = Columns(
             versions=grown,
             chunks={name: self.growing[f"c.{name}"].extend(column) for name, column in chunk_columns.items()},
@@ -192,6 +196,7 @@ class Columns:
             codes=self.codes,
             growing=self.growing,
             text_order=self.text_order,
+            cache={} if before is None else {BEFORE: before},
         )
         gone: Ids = columns.chunks["row"][columns.positions_of(dead)]
         return columns, gone
@@ -226,6 +231,10 @@ class Columns:
 
     def positions_of(self, picks: NDArray[np.intp]) -> Ids:
         """Return the positions of the chunks of some versions (positions, ascending), ascending."""
+        if _MANY_PICKS * len(picks) > len(self.alive):
+            picked = np.zeros(len(self.alive), np.bool_)
+            picked[picks] = True
+            return np.flatnonzero(picked.take(self.owners, mode="clip"))
         first, count = self.versions["first_chunk"][picks], self.versions["n_chunks"][picks]
         total = int(count.sum())
         if not total:

@@ -30,13 +30,13 @@ from indexer.errors import DamagedError
 from indexer.store.bm25 import FEW, State, Term, added_up, exact_scores, found_in, promising, reaching
 from indexer.store.impacts import Impacts
 from indexer.store.lexical import K1, Ids, Scores, checked_ids, checked_terms, idf
-from indexer.store.row_matrix import Positions, with_room
-from indexer.store.vectors import best, positions, same_arrays
+from indexer.store.pool_places import PoolPlaces, counted_over
+from indexer.store.row_matrix import with_room
+from indexer.store.vectors import best, positions
 
 _MOST_TF = 2**16 - 1
 _SLAB = 1_000_000  # Postings that are put in order at once.
 _SPARSE = 3  # Where terms have this part of the chunks, those that hold one are picked out before pools are told apart.
-_MOST_POOLS = 2**15
 _PIECE = 500  # Terms between two pauses.
 
 _Asked = tuple[State, list[Term], float]
@@ -49,14 +49,6 @@ class _Base:
     starts: NDArray[np.int64]
     chunks: NDArray[np.int32]
     tfs: NDArray[np.uint16]
-
-
-class _Placed(NamedTuple):
-    """Where the chunks of pools and of their samples lie, and each chunk's pool (none: -1) where no two overlap."""
-
-    pools: list[Positions]
-    samples: list[Positions]
-    of: NDArray[np.int16] | None
 
 
 class _Postings(NamedTuple):
@@ -81,7 +73,7 @@ class PostingsIndex:
         self._fresh: dict[int, tuple[array[int], array[int]]] = {}
         self._impacts = Impacts(np.empty(0, np.int32))
         self._last_counted: tuple[State, Ids | None, tuple[NDArray[np.bool_] | None, int, float]] | None = None
-        self._last_placed: tuple[State, tuple[Ids, ...], _Placed] | None = None
+        self._places = PoolPlaces()
         self._last_asked: tuple[State, Ids | None, Mapping[str, float], _Asked] | None = None
         self._id_buffer: Ids = np.empty(0, np.int64)
         self._length_buffer: NDArray[np.int32] = np.empty(0, np.int32)
@@ -163,7 +155,7 @@ class PostingsIndex:
         """Return for each pool the k best ids, their scores, and the scores of its sample: all terms are added once."""
         checked_terms(terms, k)
         state, query, mean_length = self._asked(terms, population)
-        placed = self._placed(state, pools, samples)
+        placed = self._places.placed(state, pools, samples)
         at, sampled = placed.pools, placed.samples
         if sum(map(len, at)) > FEW:
             totals, slack = added_up(state, query, mean_length, self._impacts)
@@ -187,21 +179,6 @@ class PostingsIndex:
             found.append((*best(state.ids[every[own]], scores[own], k), background))
         return found
 
-    def _placed(self, state: State, pools: Sequence[Ids], samples: Sequence[Ids]) -> _Placed:
-        """Return where the living chunks of pools lie, kept for the next search: it mostly asks for the same."""
-        asked = (*pools, *samples)
-        known = self._last_placed
-        if known is not None and known[0] is state and same_arrays(known[1], asked):
-            return known[2]
-        at = [state.living(positions(state.ids, ids)) for ids in asked]
-        of = np.full(len(state.ids), -1, np.int16)
-        for number, places in enumerate(at[: len(pools)]):
-            of[places] = number
-        apart = np.count_nonzero(of >= 0) == sum(map(len, at[: len(pools)])) and len(pools) < _MOST_POOLS
-        placed = _Placed(at[: len(pools)], at[len(pools) :], of if apart else None)
-        self._last_placed = state, asked, placed
-        return placed
-
     def _asked(self, terms: Mapping[str, float], population: Ids | None) -> _Asked:
         """Return the state of now, the terms that some chunk holds with their worth, and the mean length."""
         state = self._state
@@ -221,7 +198,7 @@ class PostingsIndex:
         known = self._last_counted
         if known is not None and known[0] is state and known[1] is population:
             return known[2]
-        counted = _counted(state, population)
+        counted = counted_over(state, population)
         self._last_counted = (state, population, counted)
         return counted
 
@@ -408,19 +385,6 @@ class PostingsIndex:
         index._last_id = int(arrays["last_id"].tolist()[0])
         index._state = replace(index._state, ids=ids, lengths=lengths, living_length=int(lengths.sum(dtype=np.int64)))
         return index
-
-
-def _counted(state: State, population: Ids | None) -> tuple[NDArray[np.bool_] | None, int, float]:
-    """Return which positions statistics are taken over (``None``: all living), how many, and their mean length."""
-    if population is None:
-        n = state.n_alive
-        return None, n, state.living_length / n if n else 0.0
-    at = state.living(positions(state.ids, population))
-    if len(at) == state.n_alive:
-        return _counted(state, None)
-    seen = np.zeros(len(state.ids), np.bool_)
-    seen[at] = True
-    return seen, len(at), int(state.lengths[at].sum(dtype=np.int64)) / len(at) if len(at) else 0.0
 
 
 def _offsets(lengths: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -10,13 +10,16 @@ from numpy.typing import NDArray
 
 from indexer.errors import ScopeError
 from indexer.records import Coverage, Scope
-from indexer.store.columns import NEVER, UNDATED, Columns, Ids, text_keys
+from indexer.store.columns import BEFORE, NEVER, UNDATED, Columns, Ids, text_keys
 from indexer.store.growing import NOTHING
 from indexer.store.vectors import positions as places_of
 from indexer.times import day, instant, period
 
 _VERSION_TESTS = ("patient", "encounter", "note_type", "source")
 _KEPT_MOMENTS = 4
+_SMALL_CODES = 100
+
+Vectors = NDArray[np.float32]
 
 
 class Traits(NamedTuple):
@@ -42,21 +45,47 @@ class Selection:
         self.columns = columns
         self.picks = picks
         self.positions = positions
-        self.rows: Ids = columns.chunks["row"][positions]
+        every: Ids = columns.chunks["row"]
+        self.rows = every if len(positions) == len(every) else every[positions]
         self._by_chunk = by_chunk
         self._pools: dict[str | None, Ids] | None = None
         self._samples: tuple[int, dict[str | None, Ids]] | None = None
         self._coverage: Coverage | None = None
-        self.sampled: tuple[int, dict[str | None, NDArray[np.float32]]] | None = None
-        """The vectors of `samples` of that limit, once a reader has looked at them."""
+        self._sampled: tuple[int, dict[str | None, Vectors]] | None = None
+        self._carried: tuple[int, dict[str | None, Ids], dict[str | None, Vectors]] = 0, {}, {}
+
+    def grown(self, columns: Columns, picks: NDArray[np.intp]) -> Selection | None:
+        """Return a later moment's selection of these versions where all of this one's are its first, else ``None``.
+
+        What was worked out here need not be again: a language without new rows keeps the very same arrays.
+        """
+        n = len(self.picks)
+        if self._by_chunk or not np.array_equal(self.picks, picks[:n]):
+            return None
+        added = columns.positions_of(picks[n:])
+        later = Selection(columns, picks, np.concatenate([self.positions, added]), by_chunk=False)
+        if self._pools is None:
+            return later
+        more = _by_language(columns, added)
+        pools = {
+            language: np.concatenate([self._pools.get(language, added[:0]), more[language]])
+            if language in more
+            else self._pools[language]
+            for language in (None, *columns.codes["language"].texts)
+            if language in more or language in self._pools
+        }
+        later._pools = pools
+        if self._samples is not None:
+            limit, samples = self._samples
+            kept = {language: rows for language, rows in samples.items() if language not in more}
+            vectors = self._sampled[1] if self._sampled is not None and self._sampled[0] == limit else {}
+            later._carried = limit, kept, {language: vectors[language] for language in kept if language in vectors}
+        return later
 
     def pools(self) -> dict[str | None, Ids]:
         """Return the rows by their chunk's language, ``None`` where it is not known."""
         if self._pools is None:
-            codes = self.columns.chunks["language"][self.positions]
-            self._pools = {
-                self.columns.codes["language"].text(int(code)): self.rows[codes == code] for code in _distinct(codes)
-            }
+            self._pools = _by_language(self.columns, self.positions)
         return self._pools
 
     def owners(self) -> NDArray[np.intp]:
@@ -69,8 +98,28 @@ class Selection:
     def samples(self, limit: int) -> dict[str | None, Ids]:
         """Return at most ``limit`` rows of each language, evenly spaced over its rows; the same arrays every time."""
         if self._samples is None or self._samples[0] != limit:
-            self._samples = limit, {language: evenly(rows, limit) for language, rows in self.pools().items()}
+            known = self._carried[1] if self._carried[0] == limit else {}
+            self._samples = (
+                limit,
+                {
+                    language: known[language] if language in known else evenly(rows, limit)
+                    for language, rows in self.pools().items()
+                },
+            )
         return self._samples[1]
+
+    def sampled(self, limit: int, read: Callable[[Ids], Vectors]) -> dict[str | None, Vectors]:
+        """Return what ``read`` gives for each language's sample, asked once for the same rows."""
+        if self._sampled is None or self._sampled[0] != limit:
+            known = self._carried[2] if self._carried[0] == limit else {}
+            self._sampled = (
+                limit,
+                {
+                    language: known[language] if language in known else read(rows)
+                    for language, rows in self.samples(limit).items()
+                },
+            )
+        return self._sampled[1]
 
     def traits(self, rows: Ids) -> Traits:
         """Return the texts, patients and languages of rows of the selection, in any order."""
@@ -144,10 +193,14 @@ class Selection:
         return [int(count) for count in counts[np.searchsorted(wanted, keys)]]
 
 
-def _distinct(codes: NDArray[np.int32]) -> NDArray[np.int64]:
-    """Return which codes occur, ascending: they are few and small, so counting beats sorting."""
-    least = int(codes.min(initial=0))
-    return np.flatnonzero(np.bincount(codes - least)) + least
+def _by_language(columns: Columns, positions: Ids) -> dict[str | None, Ids]:
+    """Return the rows at positions by their chunk's language, in the order of the languages' codes."""
+    # As small numbers, which are told apart at a multiple of the speed; codes count from 0, that of none is -1.
+    texts = columns.codes["language"].texts
+    codes = columns.chunks["language"][positions].astype(np.int8 if len(texts) < _SMALL_CODES else np.int32)
+    rows = columns.chunks["row"][positions]
+    found = {language: np.flatnonzero(codes == code) for code, language in enumerate((None, *texts), start=NOTHING)}
+    return {language: rows[at] for language, at in found.items() if len(at)}
 
 
 def evenly(rows: Ids, limit: int) -> Ids:
@@ -173,7 +226,10 @@ def everything(columns: Columns, moment: int | None) -> Selection:
     kept = columns.cache.get(moment)
     if kept is None:
         picks = np.flatnonzero(columns.visible(moment))
-        kept = Selection(columns, picks, columns.positions_of(picks), by_chunk=False)
+        before = columns.cache.pop(BEFORE, None) if moment is None else None
+        kept = None if before is None else before.grown(columns, picks)
+        if kept is None:
+            kept = Selection(columns, picks, columns.positions_of(picks), by_chunk=False)
         if len(columns.cache) >= _KEPT_MOMENTS:
             columns.cache.clear()
         columns.cache[moment] = kept

@@ -110,11 +110,7 @@ class View:
 
         Kept with the selection, and that with its moment where there is no scope.
         """
-        if self._selection.sampled is None or self._selection.sampled[0] != limit:
-            index = self._replica.vectors()
-            samples = self._selection.samples(limit).items()
-            self._selection.sampled = limit, {language: widened(index.rows(rows)) for language, rows in samples}
-        return self._selection.sampled[1]
+        return self._selection.sampled(limit, lambda rows: widened(self._replica.vectors().rows(rows)))
 
     def term_pools(self, terms: Mapping[str, float], k: int, limit: int) -> dict[str | None, Pool]:
         """Return for each language its k best rows by BM25, and what at most ``limit`` of its rows score."""

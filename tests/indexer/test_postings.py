@@ -77,6 +77,18 @@ def test_large_pools_that_lie_across_each_other_give_the_same(terms):
     assert_same_pools(index, oracle, terms, 15, [ids, ids[::2], np.append(ids[9::10], 8002)], samples)
 
 
+def test_pools_are_looked_up_again_where_chunks_came_or_pools_are_others():
+    index, oracle = _both(1500)
+    terms, none = {"w59": 1.0, "w50": 0.3}, np.empty(0, np.int64)
+    even, odd = np.arange(0, 3010, 4), np.arange(2, 3010, 4)  # The last of both are not there yet.
+    for pools in ([even, odd], [odd[:400], even], [even, odd]):
+        assert_same_pools(index, oracle, terms, 40, pools, [none, odd[::3]])
+        for one in (index, oracle):
+            one.add(np.array([3000, 3002]) + 2 * (len(oracle) - 1500), [["w59", "w50"], ["w59"]])
+        assert_same_pools(index, oracle, terms, 40, pools, [none, odd[::3]])
+        assert_same_pools(index, oracle, terms, 40, [pools[0], pools[1][5:400]], [none, odd[::3]])
+
+
 def test_a_score_is_the_same_whichever_way_it_was_found():
     index, _ = _both(9000)
     terms = {"w59": 1.0, "w0": 0.7, "w3": 0.1, "w30": 2.0, "w1": 0.3}

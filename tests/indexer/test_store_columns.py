@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -115,3 +116,61 @@ def test_compaction_shows_the_same_and_names_no_deleted_note(steps, deleted, mom
     assert not {text for texts in small.texts().values() for text in texts if text.startswith("patient")} & {
         f"patient of {one}" for one in deleted
     }
+
+
+LANGUAGES = ("en", "es", None)
+BATCHES = st.tuples(
+    st.lists(st.tuples(st.integers(1, 9), st.lists(st.sampled_from(LANGUAGES), max_size=3)), max_size=4),
+    st.sets(st.integers(1, 9), max_size=1),
+    st.booleans(),
+)
+
+
+def _next(columns, batch, deleted, numbers):
+    """Return the columns after notes (number and the languages of their chunks) were stored and some deleted."""
+    last, first = columns.last_version_id, len(columns.chunks["row"]) + 1
+    versions, chunks = [], []
+    for note, languages in batch:
+        numbers[note] = numbers.get(note, 0) + 1
+        of = (f"n{note}", numbers[note], last + len(versions) + 1, f"p{note % 2}", None, None, None, UNDATED, UNDATED)
+        versions.append(VersionRow(of[2], note, *of, Status.FINAL.value, (), len(languages)))
+        chunks += [ChunkRow(first + len(chunks) + n, one, None, bytes([n] * 32)) for n, one in enumerate(languages)]
+    gone = [Deletion(note, numbers[note]) for note in sorted(deleted) if note in numbers]
+    return columns.after(versions, chunks, gone, {})[0]
+
+
+def _looked_at(selection):
+    """Return all that a reader works out of a selection; the vectors of rows are their numbers."""
+    vectors = selection.sampled(3, lambda rows: rows.astype(np.float32)[:, None])
+    return [
+        *(value.tolist() for value in (selection.picks, selection.positions, selection.rows)),
+        *([*one] for one in (selection.pools(), selection.samples(3))),
+        *({name: rows.tolist() for name, rows in one.items()} for one in (selection.pools(), selection.samples(3))),
+        {name: rows.ravel().tolist() for name, rows in vectors.items()},
+        selection.coverage(),
+        [selection.traits(selection.rows).patient.tolist(), selection.owners().tolist()],
+    ]
+
+
+@given(st.lists(BATCHES, min_size=2, max_size=6))
+def test_a_moment_is_the_same_whether_or_not_it_was_looked_at_before(batches):
+    columns, numbers = Columns.of({}, {}), {}
+    for batch, deleted, looked in batches:
+        columns = _next(columns, batch, deleted, numbers)
+        if looked:
+            anew = Columns.of(columns.arrays(), columns.texts())
+            assert _looked_at(everything(columns, None)) == _looked_at(everything(anew, None))
+
+
+def test_a_language_without_new_chunks_is_not_looked_at_again():
+    numbers = {}
+    columns = _next(Columns.of({}, {}), [(1, ["en", "es", "en"]), (2, ["es"])], (), numbers)
+    before = everything(columns, None)
+    _looked_at(before)
+    later = everything(_next(_next(columns, [(3, ["en"])], (), numbers), [(4, ["en", None])], (), numbers), None)
+    read = []
+    vectors = later.sampled(3, lambda rows: read.extend(rows.tolist()) or rows.astype(np.float32)[:, None])
+    assert later.pools()["es"] is before.pools()["es"]
+    assert later.samples(3)["es"] is before.samples(3)["es"]
+    assert vectors["es"].ravel().tolist() == [2, 4]
+    assert set(read).isdisjoint(before.pools()["es"].tolist())
