@@ -76,7 +76,7 @@ class Clinrag(Untuned):
         """Take the kind."""
         self.name, self._kind = f"clinrag {kind}", kind
         if kind == "cells":
-            self.efforts = (5, 8, 13, 20, 25, 30)
+            self.efforts = (5, 8, 13, 16, 20, 25, 30)
 
     def tune(self, effort: int) -> None:
         """Look at ``effort`` hundredths of the rows; before this is called, at as many as the index itself chose."""
