@@ -24,7 +24,7 @@ from indexer.store import truth
 from indexer.store.cipher import DecryptedRow, RowCipher
 from indexer.store.data_key import DataKey
 from indexer.store.embedded import Vectors
-from indexer.store.sqlite import raise_last_ids
+from indexer.store.sqlite import check_size, raise_last_ids
 from indexer.store.stored import Prepared
 from indexer.store.writer import ChangeLog
 from indexer.times import iso, now_us
@@ -75,9 +75,10 @@ def read(path: Path, cipher_for: Callable[[dict[str, str]], RowCipher | None]) -
     """Return what is sound in the database at ``path``; ``cipher_for`` takes its facts and says how it is sealed.
 
     Raises:
-        DamagedError: the collection's own facts are lost, so nothing can be made of the rest.
+        DamagedError: the collection's own facts are lost, so nothing can be made of the rest; nothing was changed.
     """
     found = Salvage({})
+    check_size(path)
     with closing(sqlite3.connect(path)) as connection:
         connection.text_factory = lambda raw: raw.decode("utf-8", "surrogateescape")
         connection.row_factory = sqlite3.Row

@@ -17,7 +17,7 @@ import pytest
 
 from indexer.backup import backup, restore
 from indexer.build import index_notes
-from indexer.errors import StorageError, WriterBusyError
+from indexer.errors import DamagedError, StorageError, WriterBusyError
 from indexer.library import Library
 from indexer.reencoding import discard, reencode
 from indexer.repair import repair
@@ -172,6 +172,22 @@ def test_a_repair_waits_for_who_needs_the_log_that_it_would_take_away(home, monk
     repair(Library(home), "ward", lambda name: LetterEncoder())
     with opened(home) as ward:
         assert shown(ward) == {"note-2": 1, "note-3": 1, "note-4": 1}
+
+
+def test_a_repair_of_a_file_that_was_cut_off_leaves_its_log_to_who_can_use_it(home):
+    path = home / "collections" / "ward" / "truth.sqlite"
+    log = path.with_name("truth.sqlite-wal")
+    with opened(home) as ward:
+        index_notes(ward, LetterEncoder(), [note("note-4", "Stored in the log alone.")])
+        kept = path.read_bytes(), log.read_bytes()
+    path.write_bytes(b"")
+    log.write_bytes(kept[1])
+    with pytest.raises(DamagedError):
+        repair(Library(home), "ward", lambda name: LetterEncoder())
+    assert log.read_bytes() == kept[1]
+    path.write_bytes(kept[0])
+    with opened(home) as ward:
+        assert ward.note("note-4").text == "Stored in the log alone."
 
 
 def test_an_erasure_is_not_complete_as_long_as_a_file_cannot_be_removed(home, monkeypatch):
