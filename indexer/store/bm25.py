@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,8 +49,7 @@ class State:
         return at[kept]
 
 
-@dataclass(frozen=True, slots=True)
-class Term:
+class Term(NamedTuple):
     """A query term: where it occurs (first ``n_base`` in the base), how often, and what one occurrence is worth."""
 
     term_id: int
@@ -60,13 +60,13 @@ class Term:
     """Weight times idf times (k1 + 1): no chunk gets more from this term."""
 
 
-def found_in(chunks: NDArray[np.int32], at: Positions) -> tuple[Positions, NDArray[np.bool_]]:
-    """Return for each position where it would lie in the postings, and whether it does."""
+def found_in(chunks: NDArray[np.int32], at: Positions | NDArray[np.int32]) -> tuple[Positions, NDArray[np.bool_]]:
+    """Return for each position where it lies in the postings, if it does, and whether it does."""
     if not len(chunks):
         return np.zeros(len(at), np.intp), np.zeros(len(at), np.bool_)
-    places = chunks.searchsorted(at.astype(np.int32, copy=False))
-    np.minimum(places, len(chunks) - 1, out=places)
-    return places, chunks[places] == at
+    wanted = at.astype(np.int32, copy=False)
+    places = chunks.searchsorted(wanted)
+    return places, chunks.take(places, mode="clip") == wanted
 
 
 def exact_scores(
@@ -93,8 +93,9 @@ def exact_scores(
         worth = np.array([term.worth for term in query])[np.searchsorted(ends, kept, side="right")]
         scores += np.bincount(there, worth * tfs / (tfs + damping[there]), len(at))
         holds[there] = True
+    wanted = at.astype(np.int32)
     for term in query[n_read:]:
-        places, held = found_in(term.chunks, at)
+        places, held = found_in(term.chunks, wanted)
         if held.any():
             tfs = term.tfs[places[held]].astype(np.float64)
             scores[held] += term.worth * tfs / (tfs + damping[held])
