@@ -176,8 +176,10 @@ class RowCodes:
         """Return the codes of a matrix of so many rows, and how many bytes they are. The bytes are not copied.
 
         Raises:
-            DamagedError: they are those of another matrix.
+            DamagedError: they are those of another matrix, or of another version of them.
         """
+        if kept[: len(_MAGIC)] != _MAGIC:
+            raise DamagedError("the codes are of another version: rebuild the collection")
         magic, n, width, n_long, spread, shrinkage = (
             _HEADER.unpack_from(kept) if len(kept) >= _HEADER.size else (b"", 0, 0, 0, 0.0, 0.0)
         )

@@ -325,7 +325,7 @@ def test_structure_of_another_matrix_or_format_is_refused(built):
         (slice(None), b"codes/1\0" + kept[8:]),
         (slice(None), kept[:codes] + b"cells/0\0" + kept[codes + 8 :]),
     ):
-        with pytest.raises(DamagedError, match="another matrix"):
+        with pytest.raises(DamagedError, match="another"):
             FaissVectorIndex.from_matrix(ids[part], rows[part], kind="codes", structure=bad)
 
 
