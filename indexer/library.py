@@ -20,6 +20,7 @@ from indexer.errors import (
     CollectionExistsError,
     CollectionNotFoundError,
     DamagedError,
+    HeldError,
     StorageError,
     WriterBusyError,
 )
@@ -30,6 +31,7 @@ from indexer.spaces import LOCK, TRUTH, Spaces
 from indexer.store.erasing import By
 from indexer.store.failpoints import failpoint
 from indexer.store.folders import private_folder, remove_folder, sync_folder
+from indexer.store.holds import patients_held
 from indexer.store.lock import exclusive, folder_lock
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
@@ -166,6 +168,7 @@ class Library:
         Raises:
             CollectionNotFoundError: there is none of that name.
             ArgumentError: the keys are to go, and it has none or another collection shares them; nothing was deleted.
+            HeldError: a patient is under legal hold; nothing was deleted. Of a damaged one nobody can tell: it goes.
             WriterBusyError: it is being written to.
         """
         target = self._path(name)
@@ -176,7 +179,8 @@ class Library:
         alone = folder_lock(self._folder, "a collection is being made or restored", DELETE_TIMEOUT_S)
         with alone if with_keys else nullcontext():
             aside = f"{_GONE_WITH_KEYS}{self._keys_of_none_but(name)}-" if with_keys else _GONE
-            with _held(target, name):
+            with _locked(target, name):
+                _check_holds(target, name)
                 target.rename(self._folder / f"{aside}{uuid.uuid4().hex}")
                 sync_folder(self._folder)
                 failpoint("drop.renamed")
@@ -275,8 +279,20 @@ def _not_found(name: str) -> CollectionNotFoundError:
     return CollectionNotFoundError(f"no collection {name!r}; 'clinrag collections list' names those there are")
 
 
+def _check_holds(root: Path, name: str) -> None:
+    try:
+        held = patients_held(Spaces(root).live() / TRUTH)
+    except DamagedError:
+        return
+    if held:
+        raise HeldError(
+            f"collection {name!r} has patients under legal hold ({held:,}); nothing was deleted; "
+            f"'clinrag notes holds --collection {name}' names them, 'clinrag notes release' ends a hold"
+        )
+
+
 @contextmanager
-def _held(root: Path, name: str) -> Iterator[None]:
+def _locked(root: Path, name: str) -> Iterator[None]:
     """Keep every writer out of a collection for the block.
 
     Raises:

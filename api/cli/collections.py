@@ -126,11 +126,20 @@ def rebuild(context: CliContext, name: str) -> None:
 @pass_context
 def delete(context: CliContext, name: str, with_keys: bool, yes: bool) -> None:
     """Remove a collection with everything in it."""
-    found = context.service.collection(name)
     if not yes:
-        click.confirm(f"delete collection {name} with {counted(found.info().notes, 'note')}?", abort=True)
+        click.confirm(f"delete collection {name} {_size(context, name)}?", abort=True)
     context.service.delete_collection(name, with_keys=with_keys)
     click.echo(f"deleted collection {name}")
+
+
+def _size(context: CliContext, name: str) -> str:
+    """Return what is in a collection; one that cannot be read can be deleted too, as its name may be needed."""
+    from indexer.errors import DamagedError, KeysError
+
+    try:
+        return f"with {counted(context.service.collection(name).info().notes, 'note')}"
+    except (DamagedError, KeysError) as exc:
+        return f"unread ({exc})"
 
 
 for command in (keeping.backup, keeping.restore, keeping.repair, rekeying.rekey, scanning.scan):

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, delete, select
+from sqlalchemy import Connection, delete, func, select
 
 from indexer.errors import HeldError
 from indexer.store import schema as t
 from indexer.store import truth
 from indexer.store.cipher import cipher_of
 from indexer.store.data_key import Owner
+from indexer.store.sqlite import check_size, open_engine, read_transaction
 from indexer.times import iso, now_us
 
 
@@ -65,6 +67,21 @@ def holds(connection: Connection) -> list[Hold]:
         elif (patient_id := cipher.patient_of(row.patient_id)) is not None:
             found.append(Hold(patient_id, cipher.reason_of(row.reason, row.patient_id), row.since))
     return sorted(found, key=lambda hold: hold.patient_id)
+
+
+def patients_held(path: Path) -> int:
+    """Return how many patients are held in the truth at ``path``; that of an encrypted one is told without its keys.
+
+    Raises:
+        DamagedError: it cannot be told.
+    """
+    check_size(path)
+    engine = open_engine(path)
+    try:
+        with read_transaction(engine) as connection:
+            return connection.scalar(select(func.count()).select_from(t.holds)) or 0
+    finally:
+        engine.dispose()
 
 
 def check(connection: Connection, patients: Iterable[str | None], done: str = "erased") -> None:

@@ -268,3 +268,27 @@ def test_verify_of_a_damaged_database_names_the_mend_and_not_itself(indexed: Cli
     assert result.exit_code == 1
     assert "collections repair" in result.output
     assert "collections verify" not in result.output
+
+
+def test_a_collection_with_a_legal_hold_is_not_deleted(indexed: Clinrag):
+    hold = ("notes", "hold", "--patient", "4711", "--reason", "case 12", "-c", "ward")
+    assert indexed(*hold).exit_code == 0
+    result = indexed("collections", "delete", "ward", "--yes")
+    assert result.exit_code == 2
+    assert "under legal hold (1)" in result.stderr
+    assert one_json(indexed("collections", "info", "ward", "--json").stdout)["notes"] == 4
+    assert indexed("notes", "release", "--patient", "4711", "-c", "ward").exit_code == 0
+    assert indexed("collections", "delete", "ward", "--yes").exit_code == 0
+
+
+def test_a_collection_that_cannot_be_read_can_be_deleted_to_make_room_for_its_backup(
+    indexed: Clinrag, home: Path, tmp_path: Path
+):
+    assert indexed("collections", "backup", "ward", tmp_path / "ward.backup").exit_code == 0
+    (home / "collections" / "ward" / "truth.sqlite").write_bytes(b"nothing that a database begins with" * 1000)
+    assert indexed("search", "fever", "-c", "ward").exit_code == 1
+    assert indexed("collections", "delete", "ward", input="n\n").exit_code == 1
+    assert "unread" in indexed("collections", "delete", "ward", input="n\n").output
+    assert indexed("collections", "delete", "ward", "--yes").exit_code == 0
+    assert indexed("collections", "restore", tmp_path / "ward.backup", "ward").exit_code == 0
+    assert one_json(indexed("collections", "info", "ward", "--json").stdout)["notes"] == 4

@@ -8,7 +8,7 @@ from indexer import collection as collection_module
 from indexer import library as library_module
 from indexer.backup import backup, restore
 from indexer.encryption import Keyrings, MasterKey
-from indexer.errors import CollectionNotFoundError, KeysError, WriterBusyError
+from indexer.errors import CollectionNotFoundError, HeldError, KeysError, WriterBusyError
 from indexer.library import Library
 from indexer.store import failpoints
 from tests.indexer.made_collections import SPEC, new, note, shown, store
@@ -176,6 +176,21 @@ def test_whoever_opens_a_collection_while_it_is_deleted_is_told_that_it_is_gone(
     monkeypatch.setattr(collection_module, step, late)
     with pytest.raises(CollectionNotFoundError, match="ward"):
         opened(home).open("ward")
+
+
+def test_a_hold_keeps_an_encrypted_collection_from_whoever_has_no_keys_too(home, library):
+    sealed(library)
+    with library.open("ward") as ward:
+        ward.hold("p1", "case 12")
+    for anybody in (Library(home), library):
+        for with_keys in (False, True):
+            with pytest.raises(HeldError, match=r"legal hold \(1\)"):
+                anybody.delete("ward", with_keys=with_keys)
+    with library.open("ward") as ward:
+        assert shown(ward) == {"a": 1}
+        ward.release("p1")
+    Library(home).delete("ward")
+    assert library.names() == []
 
 
 def test_keys_whose_making_was_cut_off_are_none(home, library, monkeypatch):
