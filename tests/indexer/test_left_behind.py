@@ -135,10 +135,9 @@ def test_a_backup_leaves_alone_what_another_process_is_about_to_write(home, tmp_
     assert sorted(path.name for path in files.iterdir()) == ["first.backup", "second.backup"]
 
 
-@pytest.mark.parametrize("point", ["repair.made", "repair.cleared"])
-def test_an_erasure_reaches_what_a_repair_left_that_was_cut_off(home, point):
+def test_an_erasure_reaches_what_a_repair_left_that_was_cut_off(home):
     damage(home)
-    killed_at(home, point, 'repair(library, "ward", lambda name: LetterEncoder())')
+    killed_at(home, "repair.made", 'repair(library, "ward", lambda name: LetterEncoder())')
     ward = home / "collections" / "ward"
     assert len(holding(ward)) > 1
     with opened(home) as collection:
@@ -146,10 +145,9 @@ def test_an_erasure_reaches_what_a_repair_left_that_was_cut_off(home, point):
     assert holding(ward) == []
 
 
-@pytest.mark.parametrize("point", ["repair.made", "repair.cleared"])
-def test_a_repair_that_was_cut_off_is_done_by_the_next_one(home, point):
+def test_a_repair_that_was_cut_off_is_done_by_the_next_one(home):
     damage(home)
-    killed_at(home, point, 'repair(library, "ward", lambda name: LetterEncoder())')
+    killed_at(home, "repair.cleared", 'repair(library, "ward", lambda name: LetterEncoder())')
     repair(Library(home), "ward", lambda name: LetterEncoder())
     with opened(home) as ward:
         assert shown(ward) == {"note-2": 1, "note-3": 1}
