@@ -20,6 +20,7 @@ from indexer.spaces import LOCK, TRUTH, Spaces
 from indexer.store import mirror, truth
 from indexer.store import schema as t
 from indexer.store.cipher import RowCipher, use_cipher
+from indexer.store.distinct import without
 from indexer.store.embedded import MissingVectorsError
 from indexer.store.erasing import pending_erasures
 from indexer.store.failpoints import failpoint
@@ -97,7 +98,7 @@ class Follower:
         """Return how many note versions of the live truth are there, and how many there are."""
         with read_transaction(self._source) as source, read_transaction(self._target) as target:
             wanted, there = mirror.version_ids(source), mirror.version_ids(target)
-        return len(np.intersect1d(wanted, there)), len(wanted)
+        return len(wanted) - len(without(wanted, there)), len(wanted)
 
     def catch_up(self, batch_notes: int, on_progress: OnProgress = lambda done, total: None) -> int:
         """Copy the versions that are missing, new ones that arrive meanwhile too; return how many that were.
@@ -141,7 +142,7 @@ class Follower:
     def _missing(self) -> list[int]:
         with read_transaction(self._source) as source, read_transaction(self._target) as target:
             wanted, there = mirror.version_ids(source), mirror.version_ids(target)
-        missing = np.setdiff1d(wanted, there)
+        missing = without(wanted, there)
         if len(missing) and len(there) and missing[0] < there[-1]:
             # Chunk rows must rise with the versions that they belong to.
             raise DamagedError("the vectors made beside lack notes in their middle; discard them and begin again")

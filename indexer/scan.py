@@ -18,6 +18,7 @@ from typing import IO
 import numpy as np
 from numpy.typing import NDArray
 
+from indexer.store.distinct import distinct
 from indexer.store.sqlite import raw_bytes
 
 WINDOW = 24
@@ -75,7 +76,7 @@ class _Windows:
 
     def settle(self) -> None:
         """Look only for what is left from now on."""
-        self._sorted = np.unique(window_hashes(b"".join(sorted(self.left)))[::WINDOW])
+        self._sorted = distinct(window_hashes(b"".join(sorted(self.left)))[::WINDOW])
 
     def leave_out(self, raw: bytes) -> None:
         """Forget the windows that a kept string holds."""
@@ -103,7 +104,7 @@ class _Words:
 
     def __init__(self, ids: Sequence[str]) -> None:
         self.left = {raw for one in ids if len(raw := one.encode()) >= SHORTEST_ID}
-        self._sorted = np.unique(np.frombuffer(b"".join(raw[:_WORD] for raw in self.left), "<u8").astype(np.uint64))
+        self._sorted = distinct(np.frombuffer(b"".join(raw[:_WORD] for raw in self.left), "<u8").astype(np.uint64))
         self._longest = max(map(len, self.left), default=_WORD)
 
     def leave_out(self, raw: bytes) -> None:

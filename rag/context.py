@@ -10,6 +10,7 @@ import numpy as np
 
 from indexer.errors import NoteNotFoundError
 from indexer.records import Span
+from indexer.store.vectors import positions
 from indexer.text.sentences import split_sentences
 
 if TYPE_CHECKING:
@@ -126,7 +127,7 @@ def _around(view: View, hits: Sequence[Passage]) -> dict[int, Passage]:
     rows = np.array([hit.row for hit in hits], dtype=np.int64)
     near = np.unique(rows[:, None] + np.arange(-MOST_NEIGHBOURS, MOST_NEIGHBOURS + 1)[None, :])
     found = {hit.row: hit for hit in hits}
-    missing = np.setdiff1d(np.intersect1d(near, view.rows), rows)
+    missing = np.setdiff1d(view.rows[positions(view.rows, near)], rows)
     found.update((passage.row, passage) for passage in view.passages(missing))
     return found
 

@@ -13,6 +13,8 @@ from typing import IO
 import numpy as np
 from numpy.typing import NDArray
 
+from indexer.store.distinct import distinct
+
 BLOCK_BYTES = 1 << 16
 
 Positions = NDArray[np.intp]
@@ -122,4 +124,4 @@ class CheckedRows:
         for nth in range((self._row_bytes - 1) // BLOCK_BYTES + 2):
             blocks = np.minimum(first + nth, last)
             found.append(blocks[self._unread[blocks]])
-        return np.unique(np.concatenate(found))
+        return distinct(np.concatenate(found))

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from indexer.store.distinct import distinct, without
+
 Ids = NDArray[np.int64]
 
 
@@ -23,7 +25,7 @@ def replaced(sources: Ids, targets: Ids, order: Ids) -> Ids:
     """
     real = sources != targets
     sources, targets, order = sources[real], targets[real], order[real]
-    hidden = np.unique(targets)
+    hidden = distinct(targets)
     inner = np.isin(sources, hidden) & np.isin(targets, sources)
     if not inner.any():
         return hidden
@@ -37,7 +39,7 @@ def replaced(sources: Ids, targets: Ids, order: Ids) -> Ids:
         replacers = sources[targets == last].tolist()
         if circle.issuperset(replacers):
             shown.append(last)
-    return np.setdiff1d(hidden, np.array(shown, np.int64))
+    return without(hidden, np.array(shown, np.int64))
 
 
 def _circles(graph: dict[int, list[int]]) -> Iterator[set[int]]:

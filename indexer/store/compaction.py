@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexer.store.columns import CHUNK_COLUMNS, CODED, VERSION_COLUMNS, Columns
+from indexer.store.distinct import distinct
 from indexer.store.growing import NOTHING
 
 
@@ -37,7 +38,7 @@ def compacted(columns: Columns) -> Columns:
 
 
 def _recoded(codes: NDArray[np.int32], texts: list[str]) -> tuple[NDArray[np.int32], list[str]]:
-    used = np.unique(codes[codes != NOTHING])
+    used = distinct(codes[codes != NOTHING])
     renamed = np.full(len(texts) + 1, NOTHING, np.int32)
     renamed[used] = np.arange(len(used))
     return renamed[codes], [texts[code] for code in used.tolist()]

@@ -18,6 +18,7 @@ from indexer.errors import MissingExtraError
 from indexer.store import log, truth
 from indexer.store.blocks import Unsound
 from indexer.store.columns import Columns, Deletion, Ids
+from indexer.store.distinct import without
 from indexer.store.postings import PostingsIndex
 from indexer.store.row_matrix import Touch
 from indexer.store.snapshots import Generation, Snapshots
@@ -150,7 +151,7 @@ class Held:
             index = vector_index(rows, matrix, b"") if served is None else served
         else:
             (index, rows, self._vectors_from), _ = kept
-            gone = np.setdiff1d(rows, living)
+            gone = without(rows, living)
             if len(gone):
                 index.remove(gone)
             for page in log.vector_pages(connection, _last(rows), dim):
@@ -173,7 +174,7 @@ class Held:
         index, rows = PostingsIndex(), np.empty(0, np.int64)
         if kept is not None:
             (index, rows), _ = kept
-            gone = np.setdiff1d(rows, living)
+            gone = without(rows, living)
             if len(gone):
                 index.remove(gone)
         added = [rows]
@@ -186,7 +187,7 @@ class Held:
 
     def keep_terms(self, index: PostingsIndex) -> None:
         """Use an index for the rows of now where it has all of them; others, and terms that only they had, go."""
-        index.remove(np.setdiff1d(index.arrays()["ids"], self.rows))
+        index.remove(without(np.asarray(index.arrays()["ids"], np.int64), self.rows))
         arrays = index.arrays()
         if len(arrays["ids"]) == len(self.rows):
             self.lexical = PostingsIndex.from_arrays(arrays)
@@ -205,7 +206,7 @@ def _terms(texts: Sequence[str], languages: Sequence[str | None]) -> list[list[s
 
 def _check_all_there(living: Ids, read: Ids) -> None:
     """Raise `DamagedError` where a living chunk was not read: a damaged page hides rows without an error."""
-    missing = np.setdiff1d(living, read)
+    missing = without(living, read)
     if len(missing):
         raise truth.damaged("chunks", int(missing[0]))
 

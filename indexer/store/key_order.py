@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from indexer.store.distinct import distinct
+
 Ids = NDArray[np.int64]
 
 _TAIL = 4096  # So many keys behind the sorted ones are looked through,
@@ -28,11 +30,11 @@ class KeyOrder:
             order = np.argsort(keys)
             ordered = keys[order]
             self._sorted = order, ordered
-        distinct = np.unique(wanted)
-        starts, ends = (np.searchsorted(ordered, distinct, side).tolist() for side in ("left", "right"))
+        asked = distinct(wanted)
+        starts, ends = (np.searchsorted(ordered, asked, side).tolist() for side in ("left", "right"))
         found = [order[start:end] for start, end in zip(starts, ends, strict=True)]
         if len(keys) > len(order):
-            found.append(np.flatnonzero(np.isin(keys[len(order) :], distinct)) + len(order))
+            found.append(np.flatnonzero(np.isin(keys[len(order) :], asked)) + len(order))
         places: Ids = np.concatenate([*found, order[:0]])
         places.sort()
         return places[: int(np.searchsorted(places, len(keys)))]

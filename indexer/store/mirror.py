@@ -21,6 +21,7 @@ from indexer.store import schema as t
 from indexer.store import truth
 from indexer.store.cipher import DecryptedRow, cipher_of, plain_rows
 from indexer.store.data_key import DataKey
+from indexer.store.distinct import without
 from indexer.store.dropping import drop_versions
 from indexer.store.embedded import hashed, stored_vector_keys, vector_rows
 from indexer.store.sqlite import last_ids, raise_last_ids
@@ -137,7 +138,7 @@ def add_versions(connection: Connection, cuts: Sequence[Cut], vectors: Mapping[b
 
 def remove_gone(source: Connection, target: Connection) -> int:
     """Take out of the follower what the source does not hold any more; return how many versions that were."""
-    gone = np.setdiff1d(version_ids(target), version_ids(source)).tolist()
+    gone = without(version_ids(target), version_ids(source)).tolist()
     drop_versions(target, gone)
     numbers = select(_N.id)
     notes = set(target.execute(numbers).scalars()) - set(source.execute(numbers).scalars())

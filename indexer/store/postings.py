@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from indexer.errors import DamagedError
 from indexer.store.bm25 import FEW, State, Term, added_up, exact_scores, found_in, promising, reaching
+from indexer.store.distinct import distinct
 from indexer.store.impacts import Impacts
 from indexer.store.lexical import K1, Ids, Scores, checked_ids, checked_terms, idf
 from indexer.store.pool_places import PoolPlaces, counted_over
@@ -110,7 +111,7 @@ class PostingsIndex:
         """Remove chunks; an id that is not there is no error."""
         with self._write:
             state = self._state
-            gone = state.living(positions(state.ids, np.unique(np.asarray(ids, np.int64))))
+            gone = state.living(positions(state.ids, distinct(np.asarray(ids, np.int64))))
             if len(gone):
                 alive = np.ones(len(state.ids), np.bool_)
                 alive[: len(state.alive)] = state.alive
@@ -138,7 +139,7 @@ class PostingsIndex:
         if scope is not None and (len(scope) <= FEW or 8 * len(scope) * len(query) < n_postings):
             at = scope
         elif scope is None and 16 * n_postings < len(state.ids):
-            at = state.living(np.unique(np.concatenate([term.chunks for term in query])).astype(np.intp))
+            at = state.living(distinct(np.concatenate([term.chunks for term in query])).astype(np.intp))
         else:
             at = promising(state, query, k, scope, mean_length, self._impacts)
         scores, holds = exact_scores(state, query, at, mean_length)

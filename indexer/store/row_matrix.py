@@ -15,6 +15,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from indexer.store.distinct import distinct
 from indexer.store.vectors import Ids, Rows, Scores, best, checked_rows, positions, row_scores
 
 Positions = NDArray[np.intp]
@@ -125,7 +126,7 @@ class RowMatrix:
         """Remove rows; an id that is not there is no error."""
         with self._write:
             state = self.state
-            gone = state.wanted(np.unique(np.asarray(ids, np.int64)))
+            gone = state.wanted(distinct(np.asarray(ids, np.int64)))
             if len(gone):
                 alive = np.ones(len(state.ids), np.bool_)
                 alive[: len(state.alive)] = state.alive

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from indexer.errors import ScopeError
 from indexer.records import Coverage, Scope
 from indexer.store.columns import BEFORE, NEVER, UNDATED, Columns, Ids, text_keys
+from indexer.store.distinct import distinct
 from indexer.store.growing import NOTHING
 from indexer.store.vectors import positions as places_of
 from indexer.times import day, instant, period
@@ -185,7 +186,7 @@ class Selection:
         """Return for each text how many rows of the selection hold it."""
         keys = text_keys(hashes)
         own = self.columns.chunks["text_key"][self.positions]
-        wanted = np.unique(keys)
+        wanted = distinct(keys)
         if not len(wanted):
             return []
         at = np.minimum(np.searchsorted(wanted, own), len(wanted) - 1)
