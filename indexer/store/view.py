@@ -132,8 +132,10 @@ class View:
 
     def search_vectors(self, query: Scores, k: int, rows: Ids | None = None) -> tuple[Ids, Scores]:
         """Return the k nearest rows and their inner products, best first; ``rows`` (sorted) narrows the scope."""
-        allowed = self._narrowed(rows)
-        return self._replica.vectors().search(query, k, allowed)
+        if rows is None and self._selection is self._population:
+            # What is worked out of a pool's rows is kept, and these are asked for again and again.
+            return search_pools(self._replica.vectors(), query, k, [self.rows])[0]
+        return self._replica.vectors().search(query, k, self._narrowed(rows))
 
     def vector_scores(self, query: Scores, rows: Sequence[int] | Ids) -> Scores:
         """Return the exact score of each row, minus infinity for one that was deleted since."""
