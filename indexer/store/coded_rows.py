@@ -26,7 +26,7 @@ DRAFT = 256  # One row in so many is taken from the codes at first,
 DRAFT_PLACES = 16  # ... and so many for each place, but not fewer than
 DRAFT_LEAST = 512  # ... this: keeping more while scanning costs little, a second look as much as the first.
 HEAD_PLACES = 4  # So many of the first are scored for each place: the more, the fewer must be scored after them.
-PROPOSED, PROPOSED_PLACES = 80, 8  # So many rows of the nearest cells are scored, and so many for each place.
+PROPOSED, PROPOSED_PLACES = 192, 12  # So many rows of the nearest cells are scored, and so many for each place.
 
 
 _ONE_LIST = np.zeros(1, np.int64)
