@@ -204,12 +204,19 @@ def _opened(work: Workload, kind: str, matrix: Path, structure: Path, seconds: f
         index = FaissVectorIndex.from_matrix(ids, rows, structure=structure.read_bytes(), **OWN_KINDS[kind])
         index.search(queries[0], K)
         first = clock.figures()
-        figures, answers = timed(lambda n: index.search(queries[n], K)[0], len(queries), seconds)
-        recalls = [
-            _recall(work, number, want, got, 1.0)
-            for number, (want, got) in enumerate(zip(exact, answers, strict=False))
-        ]
-        return figures | {"open": first, "recall": float(np.mean(recalls)), "memory_mb": anonymous_mb() - before}
+
+        def searched() -> Figures:
+            figures, answers = timed(lambda n: index.search(queries[n], K)[0], len(queries), seconds)
+            found = enumerate(zip(exact, answers, strict=False))
+            return figures | {"recall": float(np.mean([_recall(work, n, want, got, 1.0) for n, (want, got) in found]))}
+
+        figures = searched() | {"open": first}
+        coded, figures["efforts"] = index._coded, []
+        if coded is not None and coded.cells is not None:
+            for effort in (6, 10, 15, 25):
+                coded.cells.shares = np.full_like(coded.cells.shares, effort / 100)
+                figures["efforts"].append(searched() | {"effort": effort})
+        return figures | {"memory_mb": anonymous_mb() - before}
 
     return apart(opened)
 

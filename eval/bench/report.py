@@ -34,6 +34,11 @@ def tables(kept: Kept) -> str:
     many = {name: one for name, one in kept.all("many-").items() if "failed" not in one}
     if many:
         lines += ["", *_settings(many), *_many(many)]
+    together = {one["engine"]: one["together"] for one in found.values() if "together" in one}
+    lines += [
+        f"{name:16} two threads: {one['a_second']:,.0f} a second at {one['recall']:.3f}"
+        for name, one in together.items()
+    ]
     for part in ("vectors-", "lexical-", "growth", "many-"):
         lines += [f"not measured: {part}{n}: {one['failed']}" for n, one in kept.all(part).items() if "failed" in one]
     return "\n".join(lines)
@@ -101,11 +106,17 @@ def _many(found: dict[str, Figures]) -> list[str]:
         f"{'index':8} {'recall@10':>9} {'p50 ms':>8} {'cpu ms':>8} {'open cpu s':>10} {'memory MB':>9} "
         f"{'build cpu s':>11} {'disk MB':>8}"
     )
-    return [head] + [
+    lines = [head] + [
         f"{name:8} {one['recall']:9.3f} {one['p50_ms']:8.2f} {one['cpu_p50_ms']:8.2f} {one['open']['cpu_s']:10.2f} "
         f"{one['memory_mb']:9.0f} {one['build']['cpu_s']:11.1f} {one['disk_mb']:8.0f}"
         for name, one in found.items()
     ]
+    tuned = [
+        f"{name:5}{at['effort']:2}% {at['recall']:9.3f} {at['p50_ms']:8.2f} {at['cpu_p50_ms']:8.2f}"
+        for name, one in found.items()
+        for at in one.get("efforts", ())
+    ]
+    return lines + tuned
 
 
 def draw(kept: Kept, folder: Path) -> None:
