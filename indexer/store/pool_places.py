@@ -75,7 +75,7 @@ def _pool_of(n: int, pools: Sequence[Positions], before: Placed | None) -> NDArr
 
 def counted_over(state: State, population: Ids | None) -> tuple[NDArray[np.bool_] | None, int, float]:
     """Return which positions statistics are taken over (``None``: all living), how many, and their mean length."""
-    if population is None or _the_same(state.ids, population):
+    if population is None or same_ids(state.ids, population):
         n = state.n_alive
         return None, n, state.living_length / n if n else 0.0
     at = state.living(positions(state.ids, population))
@@ -86,7 +86,7 @@ def counted_over(state: State, population: Ids | None) -> tuple[NDArray[np.bool_
     return seen, len(at), int(state.lengths[at].sum(dtype=np.int64)) / len(at) if len(at) else 0.0
 
 
-def _the_same(ids: Ids, others: Ids) -> bool:
+def same_ids(ids: Ids, others: Ids) -> bool:
     """Return whether sorted ids without gaps, as they mostly are, and others are the same; else ``False``."""
     if len(ids) != len(others) or not len(ids):
         return False

@@ -31,7 +31,7 @@ from indexer.store.bm25 import FEW, State, Term, added_up, exact_scores, found_i
 from indexer.store.distinct import distinct
 from indexer.store.impacts import Impacts
 from indexer.store.lexical import K1, Ids, Scores, checked_ids, checked_terms, idf
-from indexer.store.pool_places import PoolPlaces, counted_over
+from indexer.store.pool_places import PoolPlaces, counted_over, same_ids
 from indexer.store.row_matrix import with_room
 from indexer.store.vectors import best, positions
 
@@ -130,7 +130,8 @@ class PostingsIndex:
         """Return the k best ids and scores."""
         checked_terms(terms, k)
         state, query, mean_length = self._asked(terms, population)
-        scope = None if allowed is None else state.living(positions(state.ids, allowed))
+        everywhere = allowed is None or same_ids(state.ids, allowed)
+        scope = None if allowed is None or everywhere else state.living(positions(state.ids, allowed))
         if scope is not None and len(scope) == state.n_alive:
             scope = None
         if not query or (scope is not None and not len(scope)):
