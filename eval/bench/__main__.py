@@ -11,6 +11,8 @@ import argparse
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 from eval import bundled
 from eval.bench import parts, workload
 from eval.bench.corpus import Corpus, load
@@ -31,19 +33,26 @@ def main(argv: list[str] | None = None) -> None:
         encoder = load_encoder(given.encoder)
         corpus = load(encoder, given.data, given.out / "corpus", given.chunks)
         print(corpus.source)  # noqa: T201
+        questions = None
+        if given.questions:
+            questions = encoder.encode_queries([one.question for one in bundled.load_questions()]).astype(np.float32)
         base: Figures = {"encoder": encoder.spec.fingerprint[:12], "chunks": len(corpus.texts)}
         for part in asked:
-            _measure(part, given, kept, corpus, base)
+            _measure(part, given, kept, corpus, base, questions)
     print(tables(kept))  # noqa: T201
     draw(kept, given.images or given.out)
 
 
-def _measure(part: str, given: argparse.Namespace, kept: Kept, corpus: Corpus, base: Figures) -> None:
+def _measure(
+    part: str, given: argparse.Namespace, kept: Kept, corpus: Corpus, base: Figures, asked: workload.Floats | None
+) -> None:
     """Measure one part, as far as it is not kept already."""
     seconds = given.seconds
     if part == "vectors":
-        work = workload.build(corpus, given.rows, given.queries)
+        work = workload.build(corpus, given.rows, given.queries, asked=asked)
         settings = base | {"rows": given.rows, "queries": len(work.queries), "source": work.source}
+        if asked is not None:
+            settings["asked"] = "the bundled questions"
         for name in given.engines.split(","):
             kept.get(f"vectors-{name}", settings, partial(parts.vectors, name, work, seconds))
     elif part == "lexical":
@@ -54,7 +63,7 @@ def _measure(part: str, given: argparse.Namespace, kept: Kept, corpus: Corpus, b
         settings = base | {"to": given.growth}
         kept.get("growth", settings, partial(parts.growth, corpus, given.growth, given.out))
     else:
-        work = workload.build(corpus, given.many, min(given.queries, 100))
+        work = workload.build(corpus, given.many, min(given.queries, 100), asked=asked)
         settings = base | {"rows": given.many, "source": work.source}
         for kind in given.kinds.split(","):
             kept.get(f"many-{kind}", settings, partial(parts.many_rows, work, kind, given.out, seconds))
@@ -67,6 +76,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--kinds", default="store,codes", help="of the part many: " + ", ".join(OWN_KINDS))
     parser.add_argument("--rows", type=int, default=100_000, help="of the part vectors")
     parser.add_argument("--queries", type=int, default=300)
+    parser.add_argument("--questions", action="store_true", help="ask the bundled questions, not held-out passages")
     parser.add_argument("--growth", type=int, default=1_000_000, help="chunks that the store grows to")
     parser.add_argument("--many", type=int, default=1_000_000, help="rows of the part many")
     parser.add_argument("--seconds", type=float, default=10.0, help="at most so long an engine and filter")

@@ -53,7 +53,7 @@ class Untuned:
         """Do nothing."""
 
 
-EFFORTS: tuple[int, ...] = (16, 32, 64, 128, 256)
+EFFORTS: tuple[int, ...] = (16, 32, 64, 128, 256, 512)
 """Candidates that a graph keeps in view."""
 
 
@@ -76,13 +76,13 @@ class Clinrag(Untuned):
         """Take the kind."""
         self.name, self._kind = f"clinrag {kind}", kind
         if kind == "cells":
-            self.efforts = (5, 8, 13, 16, 20, 25, 30)
+            self.efforts = (5, 8, 13, 16, 20, 25, 30, 40, 60, 80)
 
     def tune(self, effort: int) -> None:
         """Look at ``effort`` hundredths of the rows; before this is called, at as many as the index itself chose."""
         coded = self._index._coded
-        assert coded is not None and coded.cells is not None
-        coded.cells.shares[:] = effort / 100
+        if coded is not None and coded.cells is not None:  # Few rows have none.
+            coded.cells.shares[:] = effort / 100
 
     def build(self, work: Workload) -> None:
         """Take all rows as the collection would: a float16 matrix."""

@@ -47,13 +47,15 @@ class Workload:
         return np.stack(best)
 
 
-def build(corpus: Corpus, rows: int, queries: int, seed: int = 0) -> Workload:
+def build(corpus: Corpus, rows: int, queries: int, seed: int = 0, asked: Floats | None = None) -> Workload:
     """Return a workload over a corpus; the first ``queries`` of its chunks are asked, the others are stored.
 
+    Where vectors to be ``asked`` are given, they are, and every chunk is stored.
     Where there are too few, rows are repeated with noise of the length ``NOISE``, and ``source`` says so.
     """
     generator = np.random.default_rng(seed)
-    queries = min(queries, len(corpus.vectors) // 4)
+    queries = 0 if asked is not None else min(queries, len(corpus.vectors) // 4)
+    questions = corpus.vectors[:queries].astype(np.float32) if asked is None else asked
     base = corpus.vectors[queries : queries + rows].astype(np.float32)
     vectors = np.empty((rows, base.shape[1]), np.float32)
     vectors[: len(base)] = base
@@ -71,7 +73,7 @@ def build(corpus: Corpus, rows: int, queries: int, seed: int = 0) -> Workload:
         blocks = generator.integers(0, round(1 / share), size=rows // 50 + 1)
         blocks[0] = 0
         groups[share] = np.repeat(blocks, 50)[:rows].astype(np.int64)
-    return Workload(vectors, corpus.vectors[:queries].astype(np.float32), groups, source)
+    return Workload(vectors, questions, groups, source)
 
 
 def noisy(rows: Floats, generator: np.random.Generator) -> Floats:

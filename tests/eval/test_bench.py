@@ -48,6 +48,15 @@ def test_workload_tells_copies_and_answers_exactly(text):
             assert set(found.tolist()) <= set(rows.tolist())
 
 
+def test_questions_are_asked_of_every_chunk(text):
+    asked = HashingEncoder().encode_queries(["fever", "cough"]).astype(np.float32)
+    work = workload.build(text[1], 300, 20, asked=asked)
+    assert "copies" not in work.source
+    np.testing.assert_array_equal(work.vectors, text[1].vectors.astype(np.float32))
+    np.testing.assert_array_equal(work.queries, asked)
+    assert parts.vectors("clinrag-cells", work, 0.01)["filters"][0]["recall"] == 1.0
+
+
 def test_a_part_is_measured_once_for_its_settings(tmp_path):
     marks = tmp_path / "marks"
 
