@@ -285,6 +285,10 @@ def _from_folder(folder: Path, model_id: str, pooling: str | None) -> Encoder:
         from indexer.encoders.packed import PackedEncoder
 
         return PackedEncoder(folder)
+    from indexer.encoders.static import StaticEncoder, is_static
+
+    if is_static(folder):
+        return StaticEncoder(folder, model_id)
     from indexer.encoders.sentence import SentenceEncoder
 
     return SentenceEncoder(folder, model_id=model_id, pooling=pooling)

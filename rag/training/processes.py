@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
-SHARED = frozenset({"mlm", "contrast"})  # their trainers share batches out and average gradients
+SHARED = frozenset({"mlm", "contrast", "static"})  # their trainers share batches out and average gradients
 _LONGEST_STAGE = timedelta(days=14)
 
 

@@ -171,6 +171,34 @@ class ContrastSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class StaticSettings:
+    """A static encoder, one row a token, made of the model so far; see `static`.
+
+    dim: the table's width; the teacher's principal directions are kept.
+    sif: a token of share ``p`` in the texts starts with the weight ``sif / (sif + p)``.
+    texts: how many texts the teacher reads, besides every token alone; cut at ``max_length`` tokens.
+    distil_steps, steps: batches of distillation, then of contrast; ``batch`` texts or pairs each, at ``distil_rate``
+        and ``learning_rate`` (made for rows of a teacher of unit vectors); ``scale`` is the contrast's inverse
+        temperature.
+    draws: how often every pair of the run is drawn, each time in other languages and words.
+    dims: Matryoshka dimensions of the contrast, ``dim`` among them.
+    """
+
+    dim: int = 256
+    sif: float = 1e-3
+    texts: int = 40_000
+    max_length: int = 64
+    batch: int = 1024
+    distil_steps: int = 600
+    distil_rate: float = 1e-3
+    steps: int = 400
+    learning_rate: float = 5e-4
+    scale: float = 20.0
+    draws: int = 3
+    dims: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class CorrectSettings:
     """Language mean correction: how many parallel pairs a language's mean difference is taken over."""
 
@@ -207,6 +235,7 @@ STAGES: Mapping[str, type[Any]] = {
     "align": AlignStage,
     "synonyms": SynonymSettings,
     "contrast": ContrastSettings,
+    "static": StaticSettings,
     "correct": CorrectSettings,
     "export": ExportSettings,
 }

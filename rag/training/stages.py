@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from indexer.encoders.catalog import COMPACT_FOLDER
 from indexer.errors import ArgumentError, EncoderUnavailableError
 from rag.training.recipe import AlignStage, ExportSettings, PruneSettings, Recipe, TransplantSettings
 
 if TYPE_CHECKING:
     from rag.training.watch import DevWatch
 
+PACKED_TYPE = "clinrag-packed-bert"
 PROMPTS = {"query": "query: ", "passage": "passage: ", "document": "passage: "}
 
 
@@ -55,6 +57,9 @@ def start_model(recipe: Recipe, folder: Path, data: Path) -> Path:
 
         import_package(installed_file(), folder)
         return folder
+    if recipe.start == "compact":
+        shutil.copytree(COMPACT_FOLDER, folder, ignore=shutil.ignore_patterns("__*", "README.md"))
+        return folder
     if recipe.start == "scratch":
         from rag.training.scratch import write_scratch
 
@@ -83,10 +88,15 @@ def check_stages(recipe: Recipe, start: Path) -> None:
     """Refuse at the start what a later stage could not take, before hours are spent.
 
     Raises:
-        ArgumentError: the recipe packs what is no BERT.
+        ArgumentError: the recipe packs what is no BERT, trains what is packed, or goes on with a static table.
     """
     kind = _architecture(start).get("model_type", "bert")
-    if kind != "bert" and any(stage.kind == "export" for stage in recipe.stages):
+    kinds = [stage.kind for stage in recipe.stages]
+    if "static" in kinds[:-1]:
+        raise ArgumentError("stage.static", "makes a table that no stage can take; put it last")
+    if kind == PACKED_TYPE and set(kinds) - {"pairs", "static"}:
+        raise ArgumentError("start.from", "is packed, which only the stage static takes; start from float weights")
+    if kind != "bert" and "export" in kinds:
         raise ArgumentError("stage.export", f"packs BERT alone and {recipe.start} is a {kind}; leave this stage out")
 
 
@@ -115,7 +125,8 @@ def _local(start: str) -> Path:
     entry = CATALOG.get(start)
     hub_id, revision = (entry.hub_id, entry.revision) if entry is not None else (start, None)
     if hub_id is None or "/" not in hub_id:
-        raise EncoderUnavailableError(f"'{start}' is neither 'package', a folder, a catalog encoder nor a hub id")
+        known = "'package', 'compact', a folder, a catalog encoder"
+        raise EncoderUnavailableError(f"'{start}' is neither {known} nor a hub id")
     try:
         return Path(snapshot_download(hub_id, revision=revision, local_files_only=True))
     except (LocalEntryNotFoundError, OSError) as error:
@@ -270,6 +281,12 @@ def _contrast(run: StageRun) -> Path:
     return tune(run.model, run.pairs, run.result, run.folder, run.settings, run.recipe.seed, run.tell, run.watch)
 
 
+def _static(run: StageRun) -> Path:
+    from rag.training.static import make_static
+
+    return make_static(run.model, run.pairs, run.result, run.folder, run.settings, run.recipe.seed, run.tell, run.watch)
+
+
 def _correct(run: StageRun) -> Path:
     from rag.training.correction import correct
 
@@ -284,6 +301,7 @@ RUN: Mapping[str, Callable[[StageRun], Path | None]] = {
     "align": _align,
     "synonyms": _synonyms,
     "contrast": _contrast,
+    "static": _static,
     "correct": _correct,
     "export": _export,
 }

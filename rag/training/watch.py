@@ -102,6 +102,11 @@ def folder_score(score: Score) -> Callable[[Path], Mapping[str, float]]:
     def scored(folder: Path) -> Mapping[str, float]:
         from sentence_transformers import SentenceTransformer
 
+        config = folder / "config.json"
+        if config.is_file() and '"clinrag-packed-bert"' in config.read_text(encoding="utf-8"):
+            from indexer.encoders.packed_module import sentence_transformer
+
+            return score(model_encode(sentence_transformer(folder)))
         return score(model_encode(SentenceTransformer(str(folder), local_files_only=True)))
 
     return scored

@@ -129,6 +129,39 @@ class TestSentence(EncoderContract):
         assert float(row @ mean / np.linalg.norm(mean)) > 0.999
 
 
+@pytest.fixture(scope="session", params=["", "passage: "])
+def static_encoder(
+    request: pytest.FixtureRequest, tiny_folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> Encoder:
+    import torch
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Normalize, StaticEmbedding
+    from tokenizers import Tokenizer
+
+    from indexer.encoders.catalog import load_encoder
+
+    tokenizer = Tokenizer.from_file(str(tiny_folders["bert"] / "tokenizer.json"))
+    torch.manual_seed(0)
+    modules = [StaticEmbedding(tokenizer, embedding_dim=16), Normalize()]
+    prompts = {"query": request.param, "passage": request.param}
+    folder = tmp_path_factory.mktemp("static")
+    SentenceTransformer(modules=modules, prompts=prompts, device="cpu").save(str(folder), create_model_card=False)
+    return load_encoder(str(folder))
+
+
+class TestStatic(EncoderContract):
+    @pytest.fixture
+    def encoder(self, static_encoder: Encoder) -> Encoder:
+        return static_encoder
+
+    def test_the_folder_is_read_as_a_table_with_its_prompts(self, encoder: Encoder):
+        from indexer.encoders.static import StaticEncoder
+
+        assert isinstance(encoder, StaticEncoder)
+        assert encoder.spec.query_prompt == encoder.spec.passage_prompt
+        assert encoder.spec.query_prompt in {"", "passage: "}
+
+
 def test_names_that_are_nothing_are_refused_with_the_mend():
     from indexer.encoders.catalog import load_encoder
     from indexer.errors import EncoderUnavailableError
