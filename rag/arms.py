@@ -65,7 +65,8 @@ def _all(found: int, depth: int, held: int) -> bool:
 def _nearness(view: View, pools: Mapping[str | None, NDArray[np.int64]], known: str | None) -> dict[str | None, float]:
     """Return how near texts of the known pool are on average to those of each pool, by a few rows of each."""
     vectors = {
-        language: view.vectors(evenly(rows, NEARNESS_ROWS)).astype(np.float32) for language, rows in pools.items()
+        language: view.searched_vectors(evenly(rows, NEARNESS_ROWS)).astype(np.float32)
+        for language, rows in pools.items()
     }
     reference = vectors[known]
     return {

@@ -38,6 +38,8 @@ class Copies:
     rows: list[int]
     score: float
     wording: Wording | None = field(default=None, repr=False)
+    digits: list[str] | None = field(default=None, repr=False)
+    """The numbers of the passage, sorted, once they were looked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +62,7 @@ def joined(copies: list[Copies], one: Copies) -> bool:
     for known in copies:
         if known.passage.patient_id != one.passage.patient_id or known.passage.language != one.passage.language:
             continue
-        if not _may_be_alike(known.passage.text, one.passage.text):
+        if not _may_be_alike(known, one):
             continue
         first, second = _wording_of(known), _wording_of(one)
         if not alike(first, second):
@@ -68,7 +70,7 @@ def joined(copies: list[Copies], one: Copies) -> bool:
         within, around = second.terms <= first.terms, first.terms <= second.terms
         later = (one.passage.authored_at or "") > (known.passage.authored_at or "")
         if around and (not within or later):
-            known.passage, known.wording = one.passage, second
+            known.passage, known.wording, known.digits = one.passage, second, one.digits
         known.rows.extend(one.rows)
         return True
     return False
@@ -84,11 +86,18 @@ def alike(one: Wording, other: Wording) -> bool:
     return either > 0 and len(one.shingles & other.shingles) >= LEAST_ALIKE * either
 
 
-def _may_be_alike(one: str, other: str) -> bool:
+def _may_be_alike(one: Copies, other: Copies) -> bool:
     """Return whether it is worth working out what two texts say: their sizes and digits tell most apart."""
-    if min(len(one), len(other)) < LEAST_ALIKE * LEAST_ALIKE * max(len(one), len(other)):
+    sizes = len(one.passage.text), len(other.passage.text)
+    if min(sizes) < LEAST_ALIKE * LEAST_ALIKE * max(sizes):
         return False
-    return sorted(_DIGITS.findall(one)) == sorted(_DIGITS.findall(other))
+    return _digits_of(one) == _digits_of(other)
+
+
+def _digits_of(one: Copies) -> list[str]:
+    if one.digits is None:
+        one.digits = sorted(_DIGITS.findall(one.passage.text))
+    return one.digits
 
 
 @lru_cache(maxsize=4096)

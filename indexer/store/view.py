@@ -148,10 +148,14 @@ class View:
             by_row = dict(zip(found.tolist(), scores.tolist(), strict=True))
             return np.array([by_row.get(row, -np.inf) for row in wanted.tolist()], np.float32)
 
+    def searched_vectors(self, rows: Ids) -> NDArray[np.float16]:
+        """Return the vectors of sorted rows as searches see them, ``(n, dim)``; rows that were deleted are left out."""
+        return self._replica.vectors().rows(rows)
+
     def vectors(self, rows: Sequence[int] | Ids) -> NDArray[np.float16]:
         """Return the stored vectors of rows, ``(n, dim)``, in their order; rows that were deleted are left out.
 
-        Read from the truth, for the few rows that a policy looks at; searches go through the index.
+        Read from the truth, row by row; a policy that looks at many takes `searched_vectors`.
 
         Raises:
             DamagedError: a stored vector does not match its checksum.

@@ -158,6 +158,9 @@ class HeldView:
         every = [sorted(day for row in rows if (day := self._held[int(row)].authored_at)) for rows in groups]
         return [(days[0], days[-1]) if days else (None, None) for days in every]
 
+    def searched_vectors(self, rows):
+        return self.vectors(rows)
+
     def vectors(self, rows):
         return np.array([self._matrix[int(row)] for row in rows], dtype=np.float16).reshape(len(rows), -1)
 
