@@ -23,7 +23,7 @@ from indexer.store.vectors import Rows, Scores, row_scores
 SCREENED = 4096  # Rows from which on a look at their codes pays.
 COVERED = 16  # A row costs so many times its code: where less of the codes is asked for, rows are scanned.
 DRAFT = 256  # One row in so many is taken from the codes at first,
-DRAFT_PLACES = 8  # ... and so many for each place, but not fewer than
+DRAFT_PLACES = 16  # ... and so many for each place, but not fewer than
 DRAFT_LEAST = 512  # ... this: keeping more while scanning costs little, a second look as much as the first.
 HEAD_PLACES = 4  # So many of the first are scored for each place: the more, the fewer must be scored after them.
 PROPOSED, PROPOSED_PLACES = 192, 12  # So many rows of the nearest cells are scored, and so many for each place.
