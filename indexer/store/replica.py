@@ -95,7 +95,7 @@ class Replica:
         return self._identity.dim
 
     def moment(self) -> Moment:
-        """Return the newest committed state, whichever process committed it."""
+        """Return the newest state that anybody was told of, whichever process committed it."""
         with self._lock:
             first = self._held is None
             held = self._current()
