@@ -100,8 +100,8 @@ class Replica:
             first = self._held is None
             held = self._current()
             moment = Moment(held.columns, held.seq)
+        self._attendant.start()
         if first:
-            self._attendant.start()
             self._mend()
         return moment
 

@@ -141,6 +141,16 @@ def test_others_commits_are_taken_in_before_anybody_asks(ward, tmp_path, monkeyp
     assert ward.view().coverage.notes_searched == 5
 
 
+def test_it_is_followed_whatever_loaded_it_first(tmp_path):
+    with new(tmp_path) as ward:
+        store(ward, note("a", "Fever."))
+        ward.publish()
+        assert named("follows ward") == []
+        ward.view()
+        assert len(named("follows ward")) == 1
+    assert named("follows ward") == []
+
+
 class Stop:
     """Holds whoever reaches an instant until it is let go, once."""
 
