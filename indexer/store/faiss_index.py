@@ -48,6 +48,7 @@ _ROUNDING = 4e-6  # FAISS sums in another order than the exact scores.
 _MOST_NEAR = 256  # More places than this are filled by an exact search in any case.
 _NOTHING = np.float32(np.finfo(np.float32).min)  # What FAISS writes where it has no more rows.
 _SCORED = 4096  # Rows that are scored as they are; more are narrowed down by FAISS before.
+_FRESH = 512  # The same of rows that came after the codes were made: beside these they would soon take longest.
 
 
 class _Scanner(threading.local):
@@ -276,6 +277,8 @@ class FaissVectorIndex:
                 places = np.concatenate([places, self._best_fresh(state, pool.fresh, asked.query, k)])
                 return best(state.ids[places], row_scores(state.rows_at(places), asked.query), k)
             return self._scanned(state, asked.query, k, pool.at)
+        if len(pool.fresh) > _FRESH:
+            pool = pool._replace(fresh=self._best_fresh(state, pool.fresh, asked.query, k))
         near = self._coded.candidates(state, asked, k, pool)
         if near is None:
             return self._scanned(state, asked.query, k, pool.at)

@@ -83,19 +83,21 @@ def test_codes_find_in_each_pool_what_a_scan_finds(coded, monkeypatch):
     monkeypatch.setattr(coded_rows, "SCREENED", 500)
     index, oracle, pools = coded
     rng = np.random.default_rng(12)
-    fresh, gone = np.arange(40_000, 40_050), np.sort(rng.choice(np.arange(9000) * 3, 300, replace=False))
-    rows = halves(rng, 50, 64)
-    for one in (index, oracle):
-        one.add(fresh, rows)
-        one.remove(gone)
-    pools = [*pools[:3], np.append(pools[3], fresh)]
-    for number in range(60):
-        query = (rng.standard_normal(64) + number % 3).astype(np.float32)
-        for (ids, scores), pool in zip(index.search_pools(query, 20, pools), pools, strict=True):
-            want_ids, want = oracle.search(query, 20, pool)
-            assert ids.tolist() == want_ids.tolist()
-            np.testing.assert_allclose(scores, want, atol=1e-5)
-        assert index.search(query, 20)[0].tolist() == oracle.search(query, 20)[0].tolist()
+    gone = np.sort(rng.choice(np.arange(9000) * 3, 300, replace=False))
+    for first, n_fresh in ((40_000, 50), (40_050, 700)):  # few that came later, and many
+        fresh, rows = np.arange(first, first + n_fresh), halves(rng, n_fresh, 64)
+        rows[n_fresh // 2 :] = rows[: n_fresh // 2]
+        for one in (index, oracle):
+            one.add(fresh, rows)
+            one.remove(np.append(gone, fresh[::7]))
+        pools = [*pools[:3], np.append(pools[3], fresh)]
+        for number in range(40):
+            query = (rng.standard_normal(64) + number % 3).astype(np.float32)
+            for (ids, scores), pool in zip(index.search_pools(query, 20, pools), pools, strict=True):
+                want_ids, want = oracle.search(query, 20, pool)
+                assert ids.tolist() == want_ids.tolist()
+                np.testing.assert_allclose(scores, want, atol=1e-5)
+            assert index.search(query, 20)[0].tolist() == oracle.search(query, 20)[0].tolist()
     state = index._matrix.state
     assert len(index._coded.pools([state.wanted(pool) for pool in pools], len(state.ids))[0].parts) == 1
 
