@@ -99,7 +99,7 @@ def stored_vector_keys(connection: Connection, hashes: Iterable[bytes]) -> dict[
         DamagedError: a vector does not match its checksum, or is another text's: the index led to a wrong row.
     """
     keys: dict[bytes, int] = {}
-    for part in truth.parts(hashes):
+    for part in truth.parts(sorted(hashes)):  # so that no two parts look into the same pages
         for row in connection.execute(_VECTORS, {"wanted": part}):
             truth.check_row("vectors", truth.VECTOR_FIELDS, row)
             keys[row.text_hash] = row.key

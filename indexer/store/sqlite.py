@@ -12,12 +12,13 @@ import os
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
-from sqlalchemy import URL, Column, ColumnElement, Connection, Select, and_, create_engine, event, func, select
+from sqlalchemy import URL, Column, ColumnElement, Connection, Select, Table, and_, create_engine, event, func, select
 from sqlalchemy import Engine as Engine  # callers above name the type without the library
 from sqlalchemy.dialects import sqlite as sqlite_dialect
 from sqlalchemy.engine.interfaces import DBAPIConnection
@@ -28,14 +29,19 @@ from indexer.records import Scalar
 from indexer.store.failpoints import failpoint
 
 PAGE_BYTES = 8192
+CACHE_BYTES = 16 << 20
+"""Pages that a connection keeps: those of the index over the texts' hashes that a batch finds, and changes next."""
+LOG_BYTES = 64 << 20
+"""So much is written to the log before it is moved into the file: a page that many batches change is moved once."""
 BUSY_TIMEOUT_MS = 5000
 PRAGMAS = (
     "foreign_keys=ON",
     "secure_delete=ON",
     "synchronous=FULL",
     f"busy_timeout={BUSY_TIMEOUT_MS}",
-    "wal_autocheckpoint=2000",
-    "journal_size_limit=67108864",
+    f"cache_size=-{CACHE_BYTES >> 10}",
+    f"wal_autocheckpoint={LOG_BYTES // PAGE_BYTES}",
+    f"journal_size_limit={LOG_BYTES}",
     "cell_size_check=ON",
     "trusted_schema=OFF",
     "temp_store=MEMORY",
@@ -143,8 +149,15 @@ def read_cursor(engine: Engine) -> Iterator[sqlite3.Cursor]:
             connection.close()  # back to the pool, which ends the transaction
 
 
+def cursor_of(connection: Connection) -> sqlite3.Cursor:
+    """Return the driver's own cursor inside the transaction of a connection."""
+    cursor: Any = connection.connection.cursor()
+    assert isinstance(cursor, sqlite3.Cursor)
+    return cursor
+
+
 def text_of(statement: Select[Any]) -> str:
-    """Return a statement without parameters as the driver takes it."""
+    """Return a statement as the driver takes it; it has no parameters but those that are written as ``:name``."""
     return str(statement.compile(dialect=sqlite_dialect.dialect(), compile_kwargs={"literal_binds": True}))
 
 
@@ -269,6 +282,20 @@ def raise_last_ids(connection: Connection, numbers: Mapping[str, int]) -> None:
             connection.exec_driver_sql("INSERT INTO sqlite_sequence (name, seq) VALUES (?, ?)", (name, number))
         elif number > known.get(name, 0):
             connection.exec_driver_sql("UPDATE sqlite_sequence SET seq = ? WHERE name = ?", (number, name))
+
+
+def insert_rows(connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Add rows, which all name the same columns; none is no error.
+
+    The driver takes them as they are: SQLAlchemy would copy and convert each, which takes longer than SQLite stores it.
+    """
+    if rows:
+        connection.exec_driver_sql(_insertion(table, tuple(rows[0])), list(rows))
+
+
+@cache
+def _insertion(table: Table, columns: tuple[str, ...]) -> str:
+    return str(table.insert().compile(dialect=sqlite_dialect.dialect(paramstyle="named"), column_keys=list(columns)))
 
 
 def disk_bytes(path: Path) -> int:

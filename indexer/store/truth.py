@@ -66,7 +66,7 @@ def checksum(*values: object) -> bytes:
 
 def sealed(fields: Sequence[str], values: dict[str, Any]) -> dict[str, Any]:
     """Return the row with its checksum."""
-    return values | {"checksum": checksum(*(values[name] for name in fields))}
+    return values | {"checksum": checksum(*map(values.__getitem__, fields))}
 
 
 def matches(fields: Sequence[str], row: Row[*tuple[Any, ...]], prefix: str = "") -> bool:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from sqlalchemy import BindParameter, Connection, Engine, Select, Table, and_, bindparam, exists, select, update
+from sqlalchemy import BindParameter, Connection, Engine, Select, and_, bindparam, exists, select, update
 
 from indexer.records import Chunk, Note
 from indexer.store import holds, truth
@@ -21,7 +21,7 @@ from indexer.store.embedded import Hashed, Vectors, hashed, vector_rows
 from indexer.store.failpoints import failpoint
 from indexer.store.handing import Listener, page_of, stored_vectors
 from indexer.store.log import NO_PAGE, Batch
-from indexer.store.sqlite import checked_last_ids, write_transaction
+from indexer.store.sqlite import checked_last_ids, insert_rows, write_transaction
 from indexer.store.stored import Committed, Deleted, Prepared, Refusal
 from indexer.times import now_us, period
 
@@ -156,7 +156,7 @@ class ChangeLog:
 
     def write(self) -> int:
         """Write the rows and return the last number of the log."""
-        _insert(self._connection, t.changes, self._rows)
+        insert_rows(self._connection, t.changes, self._rows)
         return self.last.seq
 
 
@@ -202,11 +202,11 @@ class _Batch:
                 }
                 self._chunks.append(truth.sealed(truth.CHUNK_FIELDS, values))
             self.log.add(truth.STORE, note, version, prepared.note.stored_at)
-        _insert(self._connection, t.notes, new_notes)
+        insert_rows(self._connection, t.notes, new_notes)
         failpoint("store.notes")
-        _insert(self._connection, t.versions, self._versions)
+        insert_rows(self._connection, t.versions, self._versions)
         failpoint("store.versions")
-        _insert(self._connection, t.chunks, self._chunks)
+        insert_rows(self._connection, t.chunks, self._chunks)
         failpoint("store.chunks")
         return self.log.write()
 
@@ -258,7 +258,7 @@ class _Batch:
     def _vector_keys(self, hashes: Iterable[Hashed]) -> dict[bytes, int]:
         """Return the key of each text's vector; those that are not stored yet are written."""
         keys, rows = vector_rows(self._connection, hashes, self._vectors, self._last.get("vectors", 0))
-        _insert(self._connection, t.vectors, rows)
+        insert_rows(self._connection, t.vectors, rows)
         return keys
 
 
@@ -356,8 +356,3 @@ def _keys(engine: Engine, batch: Sequence[Prepared]) -> Iterator[KeyOf | None]:
         return
     with cipher.writing(owner_of(one.note.note_id, one.note.patient_id) for one in batch) as key_of:
         yield key_of
-
-
-def _insert(connection: Connection, table: Table, rows: list[dict[str, Any]]) -> None:
-    if rows:
-        connection.execute(table.insert(), rows)

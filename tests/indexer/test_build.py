@@ -213,14 +213,14 @@ KILLED = """
     from indexer.store import writer
     from tests.indexer.made_collections import LetterEncoder
     from tests.indexer.test_build import notes
-    left, real = int(sys.argv[2]), writer._insert
+    left, real = int(sys.argv[2]), writer.insert_rows
     def insert(*args):
         global left
         left -= 1
         real(*args)
         if not left:
             os.kill(os.getpid(), signal.SIGKILL)
-    writer._insert = insert
+    writer.insert_rows = insert
     with Library(Path(sys.argv[1])).open("ward") as ward:
         index_notes(ward, LetterEncoder(), notes(20), batch_notes=5,
                     on_progress=lambda progress: print(progress.stored, flush=True))
