@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections import namedtuple
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from operator import itemgetter
 from typing import Any
 
@@ -17,19 +18,30 @@ Check = tuple[str, Sequence[str], str]
 
 
 class Checked:
-    """A statement, and where in its rows the columns lie that checksums cover."""
+    """A statement that is asked of the driver, and where its rows have the columns that checksums cover. Thread safe.
 
-    def __init__(self, statement: Select[Any], checks: Sequence[Check]) -> None:
-        """Take the statement and what is to be checked of its rows."""
-        self.statement = statement
+    A row has its columns as attributes and, as a row of SQLAlchemy has, all of them by name in ``_mapping``.
+    """
+
+    def __init__(self, statement: Select[Any], checks: Sequence[Check] = ()) -> None:
+        """Take the statement, its parameters written as ``:name``, and what is to be checked of its rows."""
+        self._whole = text_of(statement)
         place = {name: at for at, name in enumerate(statement.selected_columns.keys())}
         self._checks = [
             (table, itemgetter(*(place[prefix + name] for name in fields)), place[prefix + "checksum"])
             for table, fields, prefix in checks
         ]
+        fields: Any = namedtuple("Fields", place)  # type: ignore[misc]
+        row: Any = type("Row", (fields,), {"__slots__": (), "_mapping": property(fields._asdict)})
+        self._made = row._make
 
-    def check(self, row: Any) -> None:
-        """Raise `DamagedError` where a row does not match its checksums."""
+    def each(self, cursor: sqlite3.Cursor, **parameters: int) -> Iterator[Any]:
+        """Yield the rows. Raises `DamagedError` where one does not match its checksums."""
+        for row in map(self._made, cursor.execute(self._whole, parameters)):
+            self._check(row)
+            yield row
+
+    def _check(self, row: Any) -> None:
         for table, fields, at in self._checks:
             values = fields(row)
             if truth.checksum(*values) != row[at]:
@@ -37,21 +49,15 @@ class Checked:
 
 
 class CheckedByKey(Checked):
-    """A statement without parameters of its own, asked of the driver for rows that hold some keys. Thread safe.
-
-    A row has its columns as attributes and, as a row of SQLAlchemy has, all of them by name in ``_mapping``.
-    """
+    """A statement without parameters of its own, asked for rows that hold some keys. Thread safe."""
 
     def __init__(self, statement: Select[Any], key: Column[Any], checks: Sequence[Check] = ()) -> None:
         """Take the statement (without a condition), the column of the keys and what is to be checked."""
         super().__init__(statement, checks)
-        self._start = f"{text_of(statement)} WHERE {key} IN "
+        self._start = f"{self._whole} WHERE {key} IN "
         self._texts: dict[int, str] = {}
-        fields: Any = namedtuple("Fields", statement.selected_columns.keys())  # type: ignore[misc]
-        row: Any = type("Row", (fields,), {"__slots__": (), "_mapping": property(fields._asdict)})
-        self._made = row._make
 
-    def rows(self, cursor: Any, keys: Iterable[Any]) -> list[Any]:
+    def rows(self, cursor: sqlite3.Cursor, keys: Iterable[Any]) -> list[Any]:
         """Return the rows in no order. Raises `DamagedError` where one does not match its checksums."""
         found: list[Any] = []
         for part in truth.parts(keys):
@@ -60,7 +66,7 @@ class CheckedByKey(Checked):
             asked = (*part, *part[-1:] * (n_marks - len(part)))
             found += map(self._made, cursor.execute(self._text(n_marks), asked).fetchall())
         for row in found:
-            self.check(row)
+            self._check(row)
         return found
 
     def _text(self, n_marks: int) -> str:

@@ -6,6 +6,7 @@ newest sound generation on disk and, behind that, from the truth.
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -17,11 +18,13 @@ from sqlalchemy import Connection
 from indexer.errors import MissingExtraError
 from indexer.store import log, truth
 from indexer.store.blocks import Unsound
+from indexer.store.cipher import RowCipher, cipher_of
 from indexer.store.columns import Columns, Deletion, Ids
 from indexer.store.distinct import without
 from indexer.store.postings import PostingsIndex
 from indexer.store.row_matrix import Touch
 from indexer.store.snapshots import Generation, Snapshots
+from indexer.store.sqlite import cursor_of
 from indexer.store.vector_engine import device_index
 from indexer.store.vectors import ExactVectorIndex, VectorIndex
 from indexer.text.analysis import analyze
@@ -78,7 +81,7 @@ class Held:
             connection, identity[1:3], lambda disk: Columns.of(disk.arrays(COLUMNS), disk.json(TEXTS))
         )
         held = cls(*((Columns.of({}, {}), 0) if kept is None else kept), snapshots, identity)
-        held.follow(connection)
+        held.follow(cursor_of(connection), cipher_of(connection))
         return held
 
     @property
@@ -87,24 +90,24 @@ class Held:
         rows: Ids = self.columns.chunks["row"][self.columns.positions_of(np.flatnonzero(self.columns.alive))]
         return rows
 
-    def follow(self, connection: Connection) -> None:
-        """Take in what was committed since, as far as the connection sees it.
+    def follow(self, cursor: sqlite3.Cursor, cipher: RowCipher | None) -> None:
+        """Take in what was committed since, as far as the cursor's transaction sees it.
 
         Raises:
             Erased: this is to be thrown away.
             DamagedError: a row of it is damaged; this is to be thrown away too.
         """
-        tail = log.tail(connection, self.seq)
+        tail = log.tail(cursor, self.seq)
         if tail.erased and self.seq:
             raise Erased
         if tail.seq == self.seq:
             return
         seen = 0
         dim = None if self.vectors is None else self._identity.dim
-        for page in log.pages(connection, self.columns.last_version_id, dim, texts=self.lexical is not None):
+        for page in log.pages(cursor, cipher, self.columns.last_version_id, dim, texts=self.lexical is not None):
             seen += len(page.versions)
             targets = {target for version in page.versions for target in version.replaces}
-            self._take(page, (), log.note_numbers(connection, targets) if targets else {})
+            self._take(page, (), log.note_numbers(cursor, targets) if targets else {})
         if seen != tail.n_living:
             # A damaged page hides rows without an error; the log says how many there must be.
             raise truth.damaged("versions", f"behind {self.columns.last_version_id}")

@@ -5,6 +5,7 @@ Everything is checked against its checksum on the way. Pages bound the memory, w
 
 from __future__ import annotations
 
+import sqlite3
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
@@ -12,11 +13,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import BindParameter, Connection, Row, Select, Table, bindparam, select
+from sqlalchemy import ColumnElement, Connection, Integer, Select, Table, literal_column, select
 
 from indexer.store import schema as t
 from indexer.store import truth
-from indexer.store.checked import Checked
+from indexer.store.checked import Checked, CheckedByKey
 from indexer.store.cipher import NEEDED, RowCipher, chunk_hash, cipher_of, plain_rows
 from indexer.store.columns import UNDATED, ChunkRow, Deletion, Ids, VersionRow
 
@@ -77,7 +78,7 @@ class Tail(NamedTuple):
     erased: bool
 
 
-def tail(connection: Connection, after_seq: int) -> Tail:
+def tail(cursor: sqlite3.Cursor, after_seq: int) -> Tail:
     """Return what the changes behind a number say.
 
     Raises:
@@ -86,8 +87,7 @@ def tail(connection: Connection, after_seq: int) -> Tail:
     notes, versions = array("q"), array("q")
     gone: dict[int, int] = {}
     erased = False
-    for row in connection.execute(_CHANGES.statement, {"after": after_seq}):
-        _CHANGES.check(row)
+    for row in _CHANGES.each(cursor, after=after_seq):
         after_seq += 1
         if row.seq != after_seq:
             raise truth.damaged("changes", after_seq)
@@ -101,29 +101,26 @@ def tail(connection: Connection, after_seq: int) -> Tail:
     return Tail(after_seq, [Deletion(note, version) for note, version in gone.items()], living, erased)
 
 
-def pages(connection: Connection, after_version: int, dim: int | None, *, texts: bool) -> Iterator[Page]:
+def pages(
+    cursor: sqlite3.Cursor, cipher: RowCipher | None, after_version: int, dim: int | None, *, texts: bool
+) -> Iterator[Page]:
     """Yield the note versions behind a version number; with vectors of a width, and with the texts of the chunks.
 
-    Three statements a page, whatever is asked for: who follows the log reads each row once.
+    Two statements a page, whatever is asked for: who follows the log reads each row once.
 
     Raises:
         DamagedError: a row is missing or does not match its checksum.
     """
     with_versions, with_chunks = _versions_query(texts), _chunks_query(dim is not None)
-    cipher = cipher_of(connection)
     while True:
-        found = connection.execute(with_versions.statement, {"after": after_version}).all()
+        found = list(with_versions.each(cursor, after=after_version))
         if not found:
             return
-        for row in found:
-            with_versions.check(row)
         last = found[-1].id
-        chunks = connection.execute(with_chunks.statement, {"after": after_version, "last": last}).all()
+        chunks = list(with_chunks.each(cursor, after=after_version, last=last))
         if len(chunks) != sum(row.chunks for row in found):
             raise truth.damaged("chunks", f"of versions {after_version + 1} to {last}")
-        for row in chunks:
-            with_chunks.check(row)
-        plain = list(plain_rows(connection, found))
+        plain = found if cipher is None else list(map(cipher.row, found))
         yield Page(
             [_version_row(row) for row in plain],
             [ChunkRow(row.row, row.language, row.section, row.text_hash) for row in chunks],
@@ -135,20 +132,12 @@ def pages(connection: Connection, after_version: int, dim: int | None, *, texts:
         after_version = last
 
 
-class _Vector(NamedTuple):
-    """A row of the vectors."""
-
-    key: int
-    text_hash: bytes
-    vector: bytes
-
-
 def _labelled(table: Table, fields: Sequence[str], prefix: str) -> list[Any]:
     return [table.c[name].label(prefix + name) for name in (*fields, "checksum")]
 
 
-_AFTER: BindParameter[int] = bindparam("after")
-_LAST: BindParameter[int] = bindparam("last")
+_AFTER: ColumnElement[int] = literal_column(":after", Integer)
+_LAST: ColumnElement[int] = literal_column(":last", Integer)
 _VECTOR = "vector_"
 _CHANGES = Checked(
     select(*(t.changes.c[name] for name in (*truth.CHANGE_FIELDS, "checksum")))
@@ -156,6 +145,7 @@ _CHANGES = Checked(
     .order_by(t.changes.c.seq),
     [("changes", truth.CHANGE_FIELDS, "")],
 )
+_NOTES = CheckedByKey(select(t.notes.c.note_id, t.notes.c.id), t.notes.c.note_id)
 
 
 @cache
@@ -184,17 +174,19 @@ def _chunks_query(vectors: bool) -> Checked:
     return Checked(select(*columns).select_from(joined).where(*within).order_by(c.version_id, c.n), checks)
 
 
-def _vectors(chunks: Sequence[Row[Any]], dim: int, cipher: RowCipher | None) -> NDArray[np.float16]:
-    found: list[Any] = [_Vector(row.vector_key, row.vector_text_hash, row.vector_vector) for row in chunks]
-    stored = [one.vector if cipher is None else cipher.vector_of(one) for one in found]
-    for one, vector in zip(found, stored, strict=True):
+def _vectors(chunks: Sequence[Any], dim: int, cipher: RowCipher | None) -> NDArray[np.float16]:
+    if cipher is None:
+        stored = [row.vector_vector for row in chunks]
+    else:
+        stored = [cipher.vector_in(row.vector_key, row.vector_text_hash, row.vector_vector) for row in chunks]
+    for row, vector in zip(chunks, stored, strict=True):
         if len(vector) != 2 * dim:
-            raise truth.damaged("vectors", one.key)
+            raise truth.damaged("vectors", row.vector_key)
     vectors = np.frombuffer(b"".join(stored), "<f2").reshape(len(stored), dim)
     return vectors.astype(np.float16, copy=False)
 
 
-def _texts_of(versions: Sequence[Row[Any]], chunks: Sequence[Row[Any]]) -> list[str]:
+def _texts_of(versions: Sequence[Any], chunks: Sequence[Any]) -> list[str]:
     by_id = {row.id: (row, row.text) for row in versions}
     texts: list[str] = []
     for chunk in chunks:
@@ -206,13 +198,9 @@ def _texts_of(versions: Sequence[Row[Any]], chunks: Sequence[Row[Any]]) -> list[
     return texts
 
 
-def note_numbers(connection: Connection, note_ids: Iterable[str]) -> dict[str, int]:
+def note_numbers(cursor: sqlite3.Cursor, note_ids: Iterable[str]) -> dict[str, int]:
     """Return the numbers of those notes that were ever stored."""
-    found: dict[str, int] = {}
-    for part in truth.parts(note_ids):
-        for row in connection.execute(select(t.notes.c.note_id, t.notes.c.id).where(t.notes.c.note_id.in_(part))):
-            found[row.note_id] = row.id
-    return found
+    return {row.note_id: row.id for row in _NOTES.rows(cursor, note_ids)}
 
 
 def chunk_rows(connection: Connection) -> Ids:
@@ -280,7 +268,7 @@ def _texts(connection: Connection) -> Select[Any]:
     return select(v.id, v.text, *columns).join(t.notes, n.id == v.note)
 
 
-def _version_row(row: Row[Any]) -> VersionRow:
+def _version_row(row: Any) -> VersionRow:
     return VersionRow(
         version_id=row.id,
         note=row.note,

@@ -9,9 +9,10 @@ new generation is written in the background and the copy begins anew from it.
 from __future__ import annotations
 
 import logging
+import sqlite3
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,7 +44,7 @@ from indexer.store.postings import PostingsIndex
 from indexer.store.publishing import Frozen, write_generation
 from indexer.store.selection import everything
 from indexer.store.snapshots import DERIVED, Snapshots
-from indexer.store.sqlite import Watch, read_transaction
+from indexer.store.sqlite import Watch, cursor_of, read_cursor, read_transaction
 from indexer.store.vectors import VectorIndex
 
 WORTH_KEEPING = 2000
@@ -191,8 +192,8 @@ class Replica:
             with self._lock:
                 if self._held is None or self._is_coming(self._held) or not self._watch.moved():
                     return False
-                with read_transaction(self._engine) as connection:
-                    columns = self._followed(connection, self._held).columns
+                with read_cursor(self._engine) as cursor:
+                    columns = self._followed(cursor, self._held).columns
             # Every search of this moment needs it.
             everything(columns, None)
         except Erased:
@@ -279,10 +280,13 @@ class Replica:
     def _current(self) -> Held:
         if self._held is not None and self._is_coming(self._held):
             return self._held
-        if self._watch.moved() or self._held is None:
-            with read_transaction(self._engine) as connection:
-                return self._advanced(connection)
-        return self._held
+        if not self._watch.moved() and self._held is not None:
+            return self._held
+        if self._held is not None:
+            with suppress(Erased), read_cursor(self._engine) as cursor:
+                return self._followed(cursor, self._held)
+        with read_transaction(self._engine) as connection:
+            return self._advanced(connection)
 
     def _is_coming(self, held: Held) -> bool:
         """Say whether a writer of this process is about to hand over all that may lie behind what is held.
@@ -295,17 +299,19 @@ class Replica:
     def _advanced(self, connection: Connection) -> Held:
         """Return what is held, as new as the connection sees; loaded where nothing is, or where some was erased."""
         if self._held is not None:
-            try:
-                return self._followed(connection, self._held)
-            except Erased:
-                # Terms and references of what was erased may still be in there, and would be published again.
-                logger.debug("collection %r is loaded anew after an erasure", self._identity.name)
+            with suppress(Erased):
+                return self._followed(cursor_of(connection), self._held)
         self._held = Held.load(connection, self._snapshots, self._identity)
         return self._held
 
-    def _followed(self, connection: Connection, held: Held) -> Held:
+    def _followed(self, cursor: sqlite3.Cursor, held: Held) -> Held:
         try:
-            held.follow(connection)
+            held.follow(cursor, cipher_of(self._engine))
+        except Erased:
+            # Terms and references of what was erased may still be in there, and would be published again.
+            logger.debug("collection %r is loaded anew after an erasure", self._identity.name)
+            self._forget()
+            raise
         except BaseException:
             # Half a step was taken: the next reader starts over.
             self._forget()
@@ -355,7 +361,7 @@ class Replica:
                 fresh.load_terms(connection)
             everything(fresh.columns, None)
             with self._lock, read_transaction(self._engine) as connection:
-                fresh.follow(connection)
+                fresh.follow(cursor_of(connection), cipher_of(connection))
                 if self._held is old:
                     self._held = fresh
         except Erased:

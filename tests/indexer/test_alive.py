@@ -88,7 +88,8 @@ def test_what_this_process_stored_is_not_read_to_be_found(ward, monkeypatch):
     def read(*_):
         raise AssertionError("the truth was read")
 
-    monkeypatch.setattr("indexer.store.replica.read_transaction", read)
+    for reading in ("read_transaction", "read_cursor"):
+        monkeypatch.setattr(f"indexer.store.replica.{reading}", read)
     store(ward, note("late", "Zoster. Fever on day 1."))
     view = ward.view()
     terms, _ = view.search_terms("zoster", 5)
@@ -106,7 +107,8 @@ def test_a_search_beside_a_commit_does_not_read_what_its_writer_is_about_to_hand
 
     def taking(self, before, batch):
         with monkeypatch.context() as during:
-            during.setattr("indexer.store.replica.read_transaction", None)
+            for reading in ("read_transaction", "read_cursor"):
+                during.setattr(f"indexer.store.replica.{reading}", None)
             # On the disk, but its writer was not told yet.
             notes.append(ward.view().coverage.notes_searched)
             assert not self.attend()
@@ -137,7 +139,8 @@ def test_others_commits_are_taken_in_before_anybody_asks(ward, tmp_path, monkeyp
     attend = type(ward._replica).attend
     monkeypatch.setattr(type(ward._replica), "attend", lambda self: attend(self) and (taken.set() or True))
     taken.wait(30)
-    monkeypatch.setattr("indexer.store.replica.read_transaction", None)
+    for reading in ("read_transaction", "read_cursor"):
+        monkeypatch.setattr(f"indexer.store.replica.{reading}", None)
     assert ward.view().coverage.notes_searched == 5
 
 
