@@ -41,6 +41,9 @@ def create_app(settings: Settings) -> FastAPI:
         lifespan=_lifespan,
         docs_url=None,
         redoc_url=None,
+        # A redirect to the address without the last slash is made of the Host header and the scheme that the server
+        # sees: behind a proxy that speaks TLS it would send notes and the key once more in clear.
+        redirect_slashes=False,
         telemetry=silent,  # type: ignore[arg-type]
         responses={422: {"model": Problem, "description": "Refused"}, "default": {"model": Problem}},
     )
@@ -76,7 +79,8 @@ def _build(settings: Settings, gate: Gate) -> State:
     runner = JobRunner(settings.home, service.index_posted, settings.max_queued_jobs)
     metrics.watch(lambda: runner.waiting, lambda: sum(worker.waiting for worker in workers))
     posts = threading.BoundedSemaphore(settings.max_concurrent_posts)
-    return State(settings, service, workers, gate, metrics, runner, posts)
+    answers = threading.BoundedSemaphore(settings.max_concurrent_answers)
+    return State(settings, service, workers, gate, metrics, runner, posts, answers)
 
 
 @asynccontextmanager

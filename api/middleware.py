@@ -9,11 +9,11 @@ import time
 from collections.abc import MutableMapping
 from typing import Any
 
-from fastapi import HTTPException
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.auth import Gate, bearer
+from api.body import measured, most_bytes, too_large
 from api.codes import INTERNAL, AccessError, code_of, message_of
 from api.keys import KeyScope
 from api.logs import ACCESS, SERVER
@@ -62,7 +62,8 @@ class Edge:
             if refused is not None:
                 await refused(scope, receive, sending)
             else:
-                await self._app(scope, self._limited(receive), sending)
+                limit = most_bytes(scope["path"], self._settings.max_body_bytes)
+                await self._app(scope, measured(receive, limit, self._settings.body_patience_s), sending)
         except Exception as error:
             SERVER.error("request failed", exc_info=error, extra={"fields": {"request_id": request_id}})
             if "status" in answer:
@@ -88,26 +89,8 @@ class Edge:
             length = int(headers.get("content-length", "0"))
         except ValueError:
             return http_problem(400, "Content-Length is not a number", request_id)
-        if length > self._settings.max_body_bytes:
-            return http_problem(413, self._limit(), request_id)
-        return None
-
-    def _limited(self, receive: Receive) -> Receive:
-        """Return a receive that counts: a chunked body has no length to look at."""
-        seen = 0
-
-        async def counted() -> Message:
-            nonlocal seen
-            message = await receive()
-            seen += len(message.get("body", b""))
-            if seen > self._settings.max_body_bytes:
-                raise HTTPException(413, self._limit())
-            return message
-
-        return counted
-
-    def _limit(self) -> str:
-        return f"the body is over {self._settings.max_body_bytes:,} bytes; send the notes in smaller requests"
+        limit = most_bytes(path, self._settings.max_body_bytes)
+        return http_problem(413, too_large(limit), request_id) if length > limit else None
 
     def _say(self, scope: MutableMapping[str, Any], status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", "unmatched")  # the template: a path holds note ids

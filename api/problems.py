@@ -23,6 +23,7 @@ _HTTP = {
     401: Code(401, 2, "unauthorized", "A valid key is needed"),
     404: Code(404, 2, "not-found", "There is nothing at this address"),
     405: Code(405, 2, "method-not-allowed", "This address does not take this method"),
+    408: Code(408, 2, "too-slow", "The request did not come in time"),
     413: Code(413, 2, "too-large", "The input is over its size limit"),
     415: Code(415, 2, "unsupported-media-type", "Send application/json"),
     421: Code(421, 2, "misdirected", "This server does not answer to that host name"),
@@ -75,7 +76,7 @@ def _ours(request: Request, error: Exception) -> Response:
 def _http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     code = _HTTP.get(error.status_code, Code(error.status_code, 1, "failed", "The request failed"))
-    detail = error.detail if error.status_code in (400, 413) else code.title
+    detail = error.detail if error.status_code in (400, 408, 413) else code.title
     response = problem(code, str(detail), _request_id(request))
     if error.headers and "allow" in {name.lower() for name in error.headers}:
         response.headers["Allow"] = {name.lower(): value for name, value in error.headers.items()}["allow"]

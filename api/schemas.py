@@ -5,6 +5,7 @@ Hits, citations and coverage go out as the packages below have them: their datac
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Annotated, Any, Literal
@@ -21,7 +22,7 @@ MAX_PAGE = 1_000
 
 ScalarValue = str | int | float | bool | None
 
-OWN_ERRORS = ("lone_surrogate", "not_scalar")
+OWN_ERRORS = ("lone_surrogate", "not_finite", "not_scalar")
 """The kinds of error whose message is ours, and holds nothing of the input."""
 
 
@@ -34,9 +35,11 @@ def _characters(text: str) -> str:
 def _scalars(metadata: dict[str, JsonValue]) -> dict[str, JsonValue]:
     if any(isinstance(value, list | dict) for value in metadata.values()):
         raise PydanticCustomError("not_scalar", "holds a list or an object; give texts, numbers, true, false, null")
-    for text in (*metadata, *metadata.values()):
-        if isinstance(text, str):
-            _characters(text)
+    for value in (*metadata, *metadata.values()):
+        if isinstance(value, str):
+            _characters(value)
+        elif isinstance(value, float) and not math.isfinite(value):
+            raise PydanticCustomError("not_finite", "holds a number that is not finite")
     return metadata
 
 

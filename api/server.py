@@ -6,8 +6,10 @@ import signal
 import socket
 
 import uvicorn
+from fastapi import FastAPI
 
 from api.app import create_app
+from api.connections import PatientProtocol
 from api.logs import SERVER, set_up
 from api.settings import Settings
 from indexer.errors import ArgumentError
@@ -24,8 +26,18 @@ def run(settings: Settings) -> None:
     app = create_app(settings)
     listening = listen(settings.host, settings.port)
     set_up(settings.log_level)
-    config = uvicorn.Config(
+    SERVER.info("listening", extra={"fields": {"host": settings.host, "port": listening.getsockname()[1]}})
+    # uvicorn raises the signal again once it has shut down; a stop that was asked for is no failure.
+    signal.signal(signal.SIGTERM, lambda number, frame: None)
+    uvicorn.Server(configured(app)).run(sockets=[listening])
+
+
+def configured(app: FastAPI) -> uvicorn.Config:
+    """Return how the application is served."""
+    return uvicorn.Config(
         app,
+        http=PatientProtocol,
+        ws="none",
         access_log=False,
         log_config=None,
         server_header=False,
@@ -33,10 +45,6 @@ def run(settings: Settings) -> None:
         lifespan="on",
         limit_concurrency=512,
     )
-    SERVER.info("listening", extra={"fields": {"host": settings.host, "port": listening.getsockname()[1]}})
-    # uvicorn raises the signal again once it has shut down; a stop that was asked for is no failure.
-    signal.signal(signal.SIGTERM, lambda number, frame: None)
-    uvicorn.Server(config).run(sockets=[listening])
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -38,9 +38,11 @@ class Settings:
     debug: bool = False
     log_level: str = "INFO"
     max_body_bytes: int = 32 * 1024 * 1024
+    body_patience_s: float = 30.0
     max_notes: int = 10_000
     max_queued_jobs: int = 64
     max_concurrent_posts: int = 8
+    max_concurrent_answers: int = 16
     writer_timeout_s: float = 10.0
     batch_notes: int = 64
     master_key_file: Path | None = None

@@ -33,11 +33,12 @@ class State:
     metrics: Metrics
     jobs: JobRunner
     posts: threading.BoundedSemaphore
+    answers: threading.BoundedSemaphore
     warm: threading.Event = field(default_factory=threading.Event)
 
     @contextmanager
     def posting(self) -> Iterator[None]:
-        """Hold one of the places for posts that wait: they take a thread each, and searches need threads too.
+        """Hold one of the places for calls that wait for the writer: a thread each, and searches need threads too.
 
         Raises:
             QueueFullError: all are taken.
@@ -49,8 +50,22 @@ class State:
         finally:
             self.posts.release()
 
+    @contextmanager
+    def writing_model(self) -> Iterator[None]:
+        """Hold one of the places for answers of a language model, which may take minutes of a thread.
 
-def _state(request: Request) -> State:
+        Raises:
+            QueueFullError: all are taken.
+        """
+        if not self.answers.acquire(blocking=False):
+            raise QueueFullError("the language model is asked too much at once; try again later")
+        try:
+            yield
+        finally:
+            self.answers.release()
+
+
+async def _state(request: Request) -> State:
     state: State = request.app.state.clinrag
     return state
 

@@ -19,6 +19,7 @@ Scalar = str | int | float | bool | None
 """What a metadata value may be."""
 
 NO_METADATA: Mapping[str, Scalar] = MappingProxyType({})
+_MOST_METADATA = 100  # Each is a condition of one SQL statement, and SQLite takes a thousand.
 
 
 class Status(StrEnum):
@@ -157,8 +158,10 @@ class Scope:
         """Refuse values that could be read as "everything".
 
         Raises:
-            ScopeError: an attribute is set to an empty text.
+            ScopeError: an attribute is set to an empty text, or metadata has more keys than a query takes.
         """
+        if len(self.metadata) > _MOST_METADATA:
+            raise ScopeError("metadata", f"names {len(self.metadata):,} keys; {_MOST_METADATA} at most")
         for name in ("patient_id", "encounter_id", "date_from", "date_to", "as_of"):
             value = getattr(self, name)
             if value is not None and not value.strip():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -51,7 +52,7 @@ class MetaPair(click.ParamType[tuple[str, Scalar]]):
             found = json.loads(given)
         except ValueError:
             found = []
-        if not isinstance(found, str | int | float | bool | None):
+        if not isinstance(found, str | int | float | bool | None) or found in (math.inf, -math.inf) or found != found:
             self.fail("is not a JSON number, text, true, false or null", param, ctx)
         return key, found
 

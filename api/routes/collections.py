@@ -7,11 +7,12 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Response
 
 from api.auth import READ, WRITE
+from api.body import StrictRoute
 from api.schemas import CollectionBody, CollectionModel, CollectionPage, PageQuery
 from api.state import Shared, after, cursor_of
 from indexer.errors import ArgumentError
 
-router = APIRouter(prefix="/v1/collections", tags=["collections"])
+router = APIRouter(prefix="/v1/collections", tags=["collections"], route_class=StrictRoute)
 
 
 @router.get("", dependencies=[READ])

@@ -5,20 +5,22 @@ from __future__ import annotations
 from fastapi import APIRouter, Response
 
 from api.auth import READ, WRITE
+from api.body import StrictRoute
 from api.erasures import ErasureBody, ErasureResult, HoldBody, HoldModel, HoldsModel, ReceiptModel
 from api.state import Shared
 from indexer.errors import NoteNotFoundError
 
-router = APIRouter(prefix="/v1/collections/{name}", tags=["erasures"])
+router = APIRouter(prefix="/v1/collections/{name}", tags=["erasures"], route_class=StrictRoute)
 
 
 @router.post("/erasures", dependencies=[WRITE])
 def erase(state: Shared, name: str, body: ErasureBody) -> ErasureResult:
     """Erase notes, or all notes of one patient: no file of the collection holds anything of them afterwards."""
-    if body.patient_id is not None:
-        erased = state.service.erase(name, "patient", [body.patient_id])
-    else:
-        erased = state.service.erase(name, "notes", body.note_ids or [])
+    with state.posting():
+        if body.patient_id is not None:
+            erased = state.service.erase(name, "patient", [body.patient_id])
+        else:
+            erased = state.service.erase(name, "notes", body.note_ids or [])
     receipt = ReceiptModel.model_validate(erased.receipt)
     return ErasureResult(**receipt.model_dump(), missing=list(erased.missing))
 

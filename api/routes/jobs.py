@@ -5,10 +5,11 @@ from __future__ import annotations
 from fastapi import APIRouter
 
 from api.auth import ANY
+from api.body import StrictRoute
 from api.schemas import JobModel
 from api.state import Shared
 
-router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"], route_class=StrictRoute)
 
 
 @router.get("/{job_id}", dependencies=[ANY])

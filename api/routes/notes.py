@@ -8,12 +8,13 @@ from fastapi import APIRouter, Query, Response
 from fastapi.responses import JSONResponse
 
 from api.auth import READ, WRITE
+from api.body import StrictRoute
 from api.schemas import Deleted, JobAccepted, NoteHeadModel, NoteModel, NotePage, NotesBody, NotesResponse, PageQuery
 from api.shown import shown_note, shown_notes
 from api.state import Shared, after, cursor_of
 from indexer.errors import ArgumentError, NoteNotFoundError, TooLargeError
 
-router = APIRouter(prefix="/v1/collections/{name}/notes", tags=["notes"])
+router = APIRouter(prefix="/v1/collections/{name}/notes", tags=["notes"], route_class=StrictRoute)
 
 
 @router.post("", dependencies=[WRITE], response_model=NotesResponse, responses={202: {"model": JobAccepted}})
@@ -50,7 +51,8 @@ def show_note(state: Shared, name: str, note_id: str, version: Annotated[int | N
 @router.delete("/{note_id:path}", dependencies=[WRITE])
 def delete_note(state: Shared, name: str, note_id: str) -> Deleted:
     """Delete a note: no search, answer or listing shows any of its versions from then on."""
-    result = state.service.collection(name).delete_notes([note_id])
+    with state.posting():
+        result = state.service.collection(name).delete_notes([note_id])
     if result.missing:
         raise NoteNotFoundError("no note of that id is in the collection")
     return Deleted(deleted=list(result.deleted))

@@ -7,13 +7,14 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Query
 
 from api.auth import READ
+from api.body import StrictRoute
 from api.codes import ReceiptNotFoundError
 from api.erasures import PublicKeyModel, ReceiptHeadModel, ReceiptModel, ReceiptPage, VerdictModel, VerifyBody
 from api.schemas import PageQuery
 from api.state import Shared, after, cursor_of
 from indexer.receipts import Receipt
 
-router = APIRouter(prefix="/v1/receipts", tags=["erasures"])
+router = APIRouter(prefix="/v1/receipts", tags=["erasures"], route_class=StrictRoute)
 
 ReceiptId = Annotated[str, Path(pattern="^[0-9a-f]{32}$")]
 

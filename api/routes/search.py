@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 from fastapi import APIRouter
 
 from api.auth import READ
+from api.body import StrictRoute
 from api.facets import FacetsBody, FacetsModel, facets_model
 from api.schemas import AnswerBody, AnswerResponse, SearchBody, SearchResponse
 from api.service import Question
 from api.state import Shared
 from indexer.errors import ArgumentError
+from rag.generate import EXTRACTIVE
 
-router = APIRouter(prefix="/v1", tags=["search"])
+router = APIRouter(prefix="/v1", tags=["search"], route_class=StrictRoute)
 
 
 @router.post("/search", dependencies=[READ])
@@ -37,7 +41,9 @@ def answer(state: Shared, body: AnswerBody) -> AnswerResponse:
     if body.generator is not None and body.generator not in state.settings.generators:
         raise ArgumentError("generator", f"must be one of {', '.join(state.settings.generators)}")
     question = Question(body.question, body.collection, body.scope.to_scope(), body.k, "hybrid", body.language_policy)
-    result = state.service.ask(question, body.generator)
+    model = (body.generator or state.settings.generators[0]) != EXTRACTIVE
+    with state.writing_model() if model else nullcontext():
+        result = state.service.ask(question, body.generator)
     state.metrics.searched(tuple(result.degraded))
     state.metrics.answered(result.status)
     return result

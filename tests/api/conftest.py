@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 
 from api.app import create_app
 from api.cli.main import cli
-from api.server import listen
+from api.server import configured, listen
 from api.settings import Settings
 
 NOTES: list[dict[str, object]] = [
@@ -87,8 +87,7 @@ def serving(settings: Settings, headers: dict[str, str] | None = None) -> Iterat
     """Run the application under uvicorn on a free port of loopback, and give a client for it."""
     app = create_app(settings)
     sock = listen("127.0.0.1", 0)
-    config = uvicorn.Config(app, access_log=False, log_config=None, lifespan="on")
-    server = uvicorn.Server(config)
+    server = uvicorn.Server(configured(app))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]})
     thread.start()
     base = f"http://127.0.0.1:{sock.getsockname()[1]}"

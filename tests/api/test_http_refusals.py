@@ -194,7 +194,16 @@ class TestKeys:
             ("POST", "/v1/search", SEARCH, "read"),
             ("POST", "/v1/answer", ANSWER, "read"),
             ("GET", "/metrics", None, "read"),
+            ("GET", "/v1/collections/nope/holds", None, "read"),
+            ("POST", "/v1/collections/nope/facets", {}, "read"),
+            ("GET", "/v1/receipts", None, "read"),
+            ("GET", "/v1/receipts/key", None, "read"),
+            ("GET", "/v1/receipts/" + "0" * 32, None, "read"),
+            ("POST", "/v1/receipts/verify", {}, "read"),
             ("POST", "/v1/collections", {"name": "../bad"}, "write"),
+            ("POST", "/v1/collections/nope/erasures", {"patient_id": "p"}, "write"),
+            ("POST", "/v1/collections/nope/holds", {"patient_id": "p", "reason": "r"}, "write"),
+            ("DELETE", "/v1/collections/nope/holds/p", None, "write"),
             ("DELETE", "/v1/collections/nope", None, "write"),
             ("POST", "/v1/collections/nope/notes", {"notes": []}, "write"),
             ("DELETE", "/v1/collections/nope/notes/n", None, "write"),
@@ -215,6 +224,21 @@ class TestKeys:
         assert status(secrets[other]) == 403
         assert status(secrets[scope]) in (200, 404, 422)
         assert status(secrets["both"]) in (200, 404, 422)
+
+    def test_no_route_serves_both_keys_but_the_one_of_jobs(self, guarded: tuple[httpx.Client, dict[str, str]]):
+        client, secrets = guarded
+        for path, operations in client.get("/openapi.json").json()["paths"].items():
+            for method in operations:
+                refused = {
+                    scope
+                    for scope in ("read", "write")
+                    if client.request(method, path, headers={"Authorization": f"Bearer {secrets[scope]}"}).status_code
+                    == 403
+                }
+                free = path in ("/healthz", "/readyz", "/v1/jobs/{job_id}")
+                assert len(refused) == (0 if free else 1), (method, path)
+                assert method != "get" or "read" not in refused, path
+                assert method != "delete" or "write" not in refused, path
 
     def test_every_route_needs_a_key(self, guarded: tuple[httpx.Client, dict[str, str]]):
         client, _ = guarded
