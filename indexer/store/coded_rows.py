@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexer.store.faiss_cells import Cells
-from indexer.store.faiss_codes import Asked, Lists, Part, RowCodes, parted, selector_of
+from indexer.store.faiss_codes import Asked, Lists, RowCodes, parted, selector_of
 from indexer.store.row_matrix import Positions, RowState
 from indexer.store.vectors import Rows, Scores, row_scores
 
@@ -36,14 +36,15 @@ class Pool(NamedTuple):
     """Rows of one search, and how their codes are scanned; ``n_coded`` is zero where they are not.
 
     ``at`` are the rows' positions, ``None`` for every row there is; the ``n_coded`` of them that lie in the base are
-    those of the ``parts``, or those that the ``selector`` lets through. Of ``long`` ones the codes say too little.
-    ``in_cells`` says how many each cell holds, where only the nearest cells are looked into.
+    those of some ``lists`` of the ``cut``, or those that the ``selector`` lets through. Of ``long`` ones the codes say
+    too little. ``in_cells`` says how many each cell holds, where only the nearest cells are looked into.
     """
 
     at: Positions | None
     fresh: Positions
     n_coded: int = 0
-    parts: Sequence[Part] = ()
+    cut: Lists | None = None
+    lists: NDArray[np.int64] = _ONE_LIST
     selector: Any = None
     long: Positions = np.empty(0, np.intp)
     in_cells: NDArray[np.intp] | None = None
@@ -56,10 +57,18 @@ class Candidates(NamedTuple):
     known: Scores
 
 
-class _Cut(NamedTuple):
-    """The coded rows in parts, and the number of the part that each row is in."""
+class _Draft(NamedTuple):
+    """The first rows of a pool by their codes, best first, and what the rough score of no other row exceeds."""
 
-    parts: list[Part]
+    places: Positions
+    rough: Scores
+    below: float
+
+
+class _Cut(NamedTuple):
+    """The coded rows in lists, and the number of the list that each row is in."""
+
+    lists: Lists
     of_row: NDArray[np.int16]
 
 
@@ -118,7 +127,7 @@ class CodedRows:
         """Return how each of several is searched exactly; codes are laid out by them where most are scanned then."""
         found = [self.pool(at, n) for at in every]
         n_base = len(self.codes)
-        asked, selected = (sum(pool.n_coded for pool in some) for some in (found, [p for p in found if not p.parts]))
+        asked, selected = (sum(pool.n_coded for pool in some) for some in (found, [p for p in found if p.cut is None]))
         if self.cells is None and 2 * asked >= n_base and 3 * selected > asked:
             self._cut = cut = _Cut(*parted(self.codes, [at[: int(np.searchsorted(at, n_base))] for at in every]))
             found = [self._pool(cut, at, n) for at in every]
@@ -129,20 +138,19 @@ class CodedRows:
         if at is None:
             if cut is None:
                 return scan_only(None)
-            return Pool(None, np.arange(n_base, n), n_base, cut.parts, None, long)
+            return Pool(None, np.arange(n_base, n), n_base, cut.lists, np.arange(len(cut.lists.sizes)), None, long)
         split = int(np.searchsorted(at, n_base))
         in_base, fresh = at[:split], at[split:]
         if split < SCREENED:
             return scan_only(at)
         if cut is not None:
-            touched = np.flatnonzero(np.bincount(cut.of_row[in_base])).tolist()
-            parts = [cut.parts[number] for number in touched]
-            if split == sum(map(len, parts)):
-                return Pool(at, fresh, split, parts, None, long[np.isin(cut.of_row[long], touched)])
+            touched = np.flatnonzero(np.bincount(cut.of_row[in_base]))
+            if split == cut.lists.sizes[touched].sum():
+                return Pool(at, fresh, split, cut.lists, touched, None, long[np.isin(cut.of_row[long], touched)])
         if COVERED * split < n_base:
             return scan_only(at)
         among = _among(in_base, n_base)
-        return Pool(at, fresh, split, (), selector_of(among), long[among[long]])
+        return Pool(at, fresh, split, selector=selector_of(among), long=long[among[long]])
 
     def near_pool(self, at: Positions | None, n: int) -> Pool:
         """Return how those of ``n`` rows at ascending positions (``None``: all) are searched by the nearest cells."""
@@ -165,41 +173,58 @@ class CodedRows:
         places, _ = self._in_cells.scanned(asked, lists, PROPOSED + PROPOSED_PLACES * k, pool.selector)
         return places if len(places) >= min(k, pool.n_coded) else None
 
-    def candidates(self, state: RowState, asked: Asked, k: int, pool: Pool) -> Candidates | None:
-        """Return which rows can be among the k best of a pool, or ``None`` where codes leave too many.
+    def candidates(self, state: RowState, asked: Asked, k: int, pools: Sequence[Pool]) -> list[Candidates | None]:
+        """Return which rows can be among the k best of each pool, ``None`` where codes leave too many.
 
         The k-th best exact score of those that the codes put first bounds what the others must reach.
         """
-        if not pool.n_coded or not asked.query.any():  # Nothing is nearer than anything else to a query of zeros.
-            return None
-        fetch = max(pool.n_coded // DRAFT, DRAFT_PLACES * k, DRAFT_LEAST)
-        while True:
-            places, rough, below = self._drafts(asked, pool, fetch)
-            # Rows whose codes say too little are added in any case.
-            kept = self._short[places]
-            places, rough = places[kept], rough[kept]
-            least, head = -np.inf, rough[:0]
-            if len(places) > k:
-                first = places[: HEAD_PLACES * k]
-                state.touch(first)
-                head = row_scores(state.base.take(first, axis=0), asked.query)
-                least = self.codes.least(asked, float(np.partition(head, len(head) - k)[len(head) - k]))
-            if below == -np.inf or below < least:
-                near = places[: int(np.searchsorted(-rough, -least, side="right"))]
-                return Candidates(np.concatenate([near, pool.long, pool.fresh]), head[: len(near)])
-            fetch *= 4
-            if 4 * fetch > pool.n_coded:
-                return None
+        found: list[Candidates | None] = [None] * len(pools)
+        if not asked.query.any():  # Nothing is nearer than anything else to a query of zeros.
+            return found
+        numbers = [number for number, pool in enumerate(pools) if pool.n_coded]
+        fetch = max([DRAFT_PLACES * k, DRAFT_LEAST, *(pools[number].n_coded // DRAFT for number in numbers)])
+        while numbers:
+            drafts = self._drafts(asked, [pools[number] for number in numbers], fetch)
+            left = []
+            for number, draft, head in zip(numbers, drafts, _heads(state, asked, k, drafts), strict=True):
+                pool, least = pools[number], -np.inf
+                if len(head):
+                    least = self.codes.least(asked, float(np.partition(head, len(head) - k)[len(head) - k]))
+                if draft.below == -np.inf or draft.below < least:
+                    near = draft.places[: int(np.searchsorted(-draft.rough, -least, side="right"))]
+                    found[number] = Candidates(np.concatenate([near, pool.long, pool.fresh]), head[: len(near)])
+                elif 16 * fetch <= pool.n_coded:
+                    left.append(number)
+            numbers, fetch = left, 4 * fetch
+        return found
 
-    def _drafts(self, asked: Asked, pool: Pool, fetch: int) -> tuple[Positions, Scores, float]:
-        """Return the first rows by rough score, best first, and what no other's exceeds."""
-        if pool.selector is not None:
-            places, rough = self._in_order.scanned(asked, _ONE_LIST, fetch, pool.selector)
-            return places, rough, _left(rough, pool.n_coded)
-        drafts = [part.scanned(asked, fetch) for part in pool.parts]
-        return *_joined(drafts), max(
-            _left(rough, len(part)) for (_, rough), part in zip(drafts, pool.parts, strict=True)
-        )
+    def _drafts(self, asked: Asked, pools: Sequence[Pool], fetch: int) -> list[_Draft]:
+        """Return up to ``fetch`` rows of each pool, but for those whose codes say too little."""
+        drafts: dict[int, tuple[Positions, Scores]] = {}
+        cuts = {id(pool.cut): pool.cut for pool in pools if pool.cut is not None}
+        for cut in cuts.values():
+            those = [number for number, pool in enumerate(pools) if pool.cut is cut]
+            groups = np.full((len(those), max(len(pools[number].lists) for number in those)), -1, np.int64)
+            for row, number in zip(groups, those, strict=True):
+                row[: len(pools[number].lists)] = pools[number].lists
+            drafts.update(zip(those, cut.scanned_each(asked, groups, fetch), strict=True))
+        found = []
+        for number, pool in enumerate(pools):
+            if pool.cut is None:
+                drafts[number] = self._in_order.scanned(asked, _ONE_LIST, fetch, pool.selector)
+            places, rough = drafts[number]
+            kept = self._short[places]  # The others are added in any case.
+            found.append(_Draft(places[kept], rough[kept], _left(rough, pool.n_coded)))
+        return found
+
+
+def _heads(state: RowState, asked: Asked, k: int, drafts: Sequence[_Draft]) -> list[Scores]:
+    """Return the exact scores of the first rows of each draft; none of one that holds no more than k."""
+    firsts = [draft.places[: HEAD_PLACES * k] if len(draft.places) > k else draft.places[:0] for draft in drafts]
+    every = np.concatenate(firsts)
+    state.touch(every)
+    scores = row_scores(state.base.take(every, axis=0), asked.query)
+    return np.split(scores, np.cumsum([len(first) for first in firsts])[:-1])
 
 
 def _left(rough: Scores, n: int) -> float:
@@ -214,12 +239,3 @@ def _among(at: Positions, n: int) -> NDArray[np.bool_]:
     among = np.zeros(n, np.bool_)
     among[at] = True
     return among
-
-
-def _joined(drafts: Sequence[tuple[Positions, Scores]]) -> tuple[Positions, Scores]:
-    """Return what was found in all parts, best first."""
-    if len(drafts) == 1:
-        return drafts[0]
-    places, rough = (np.concatenate(both) for both in zip(*drafts, strict=True))
-    order = np.argsort(-rough, kind="stable")
-    return places[order], rough[order]

@@ -13,9 +13,10 @@ of both lengths, and with it the margin, becomes smaller (by half for vectors of
 
 from __future__ import annotations
 
+import os
 import struct
+import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -49,31 +50,10 @@ _BLOCK = 8192  # Rows that are rotated and rounded at once.
 _SEED = 20_240_521
 _HEADER = struct.Struct("<8sqqqdd")
 _MAGIC = b"codes/2\0"
+_BY_QUERY = 11  # FAISS's way to scan that is quickest for one query, and shares several out to threads.
+_PROCESSORS = len(os.sched_getaffinity(0))
+_ALONE = threading.Lock()
 _TOGETHER = 32  # Codes that are scanned at once, and lie together.
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """Some rows of the matrix, their codes laid out to be scanned as a whole: ``positions`` ``(n,)`` ascending."""
-
-    positions: Positions
-    index: Any
-
-    def __len__(self) -> int:
-        """Return how many rows there are."""
-        return len(self.positions)
-
-    def scanned(self, asked: Asked, fetch: int) -> tuple[Positions, Scores]:
-        """Return the ``fetch`` best ``(positions, rough scores)``, best first; of the least score some may lack."""
-        fetch = min(fetch, len(self))
-        scores, found = np.empty(fetch, np.float32), np.empty(fetch, np.int64)
-        # Straight to the library: its Python layer costs as much as the scan of a thousand rows.
-        self.index.search_c(
-            1, faiss.swig_ptr(asked.rotated), fetch, faiss.swig_ptr(scores), faiss.swig_ptr(found), None
-        )
-        if found[-1] < 0:
-            found, scores = found[found >= 0], scores[found >= 0]
-        return self.positions[found], scores
 
 
 class Asked(NamedTuple):
@@ -86,7 +66,7 @@ class Asked(NamedTuple):
 
 
 class RowCodes:
-    """Codes of all rows of one matrix. Never changed; `part` and `Lists` lay them out for scanning."""
+    """Codes of all rows of one matrix. Never changed; `Lists` lay them out for scanning."""
 
     def __init__(
         self,
@@ -199,10 +179,6 @@ class RowCodes:
             shrinkage,
         ), int(cuts[-1])
 
-    def part(self, at: Positions) -> Part:
-        """Return the rows at ascending positions, laid out for scanning."""
-        return Part(at, _laid_out(self.quantizer, self.codes if len(at) == len(self) else self.codes[at]))
-
     def coarse_quantizer(self) -> Any:
         """Return what pairs of levels are rounded to in `_coarse`; an odd dimension is paired with nothing."""
         n_pairs = (self.dim + 1) // 2
@@ -265,6 +241,7 @@ class Lists:
             self._unasked, quantizer.d, n_lists, quantizer.M, 4, faiss.METRIC_INNER_PRODUCT, _TOGETHER
         )
         index.by_residual = False
+        index.implem = _BY_QUERY
         index.pq = quantizer
         index.is_trained = True
         order = np.argsort(of_row, kind="stable").astype(np.int64)
@@ -280,31 +257,53 @@ class Lists:
     def scanned(
         self, asked: Asked, lists: NDArray[np.int64], fetch: int, selector: Any = None
     ) -> tuple[Positions, Scores]:
-        """Return the ``fetch`` best ``(positions, rough scores)`` of some lists; best first, as `Part.scanned`.
+        """Return the ``fetch`` best ``(positions, rough scores)`` of some lists, best first.
 
-        ``selector`` is FAISS's, of the positions that may be found.
+        ``selector`` is FAISS's, of the positions that may be found. Some rows of the least score may be missing.
         """
         if faiss.omp_get_max_threads() != 1:  # A setting of each thread: more of them make one query slower.
             faiss.omp_set_num_threads(1)
-        rotated = asked.rotated
-        if len(rotated) != self._width:
-            rotated = np.append(rotated, np.float32(0))
-        scores, found = np.empty(fetch, np.float32), np.empty(fetch, np.int64)
-        options = _untyped.IVFSearchParameters(sel=selector, nprobe=len(lists))
+        return self._scanned(asked, lists[None], fetch, selector)[0]
+
+    def scanned_each(self, asked: Asked, groups: NDArray[np.int64], fetch: int) -> list[tuple[Positions, Scores]]:
+        """Return what `scanned` finds in each of some groups of lists, ``(n, most)``, minus one where there is none.
+
+        While nobody else does so, groups are shared out to all processors: each is a query of its own to FAISS, and
+        several at once are read from memory in half the time.
+        """
+        alone = len(groups) > 1 and _ALONE.acquire(blocking=False)
+        try:
+            faiss.omp_set_num_threads(min(_PROCESSORS, len(groups)) if alone else 1)
+            return self._scanned(asked, groups, fetch, None)
+        finally:
+            faiss.omp_set_num_threads(1)
+            if alone:
+                _ALONE.release()
+
+    def _scanned(
+        self, asked: Asked, groups: NDArray[np.int64], fetch: int, selector: Any
+    ) -> list[tuple[Positions, Scores]]:
+        n, most = groups.shape
+        query = np.zeros((n, self._width), np.float32)
+        query[:, : len(asked.rotated)] = asked.rotated
+        distances = self._distances if n == 1 else np.zeros(groups.shape, np.float32)
+        scores, found = np.empty((n, fetch), np.float32), np.empty((n, fetch), np.int64)
+        # Straight to the library: its Python layer costs as much as the scan of a thousand rows.
         self._index.search_preassigned_c(
-            1,
-            faiss.swig_ptr(rotated),
+            n,
+            faiss.swig_ptr(query),
             fetch,
-            faiss.swig_ptr(lists),
-            faiss.swig_ptr(self._distances),
+            faiss.swig_ptr(groups),
+            faiss.swig_ptr(distances),
             faiss.swig_ptr(scores),
             faiss.swig_ptr(found),
             False,
-            options,
+            _untyped.IVFSearchParameters(sel=selector, nprobe=most),
         )
-        if found[-1] < 0:
-            found, scores = found[found >= 0], scores[found >= 0]
-        return found, scores
+        return [
+            (at, rough) if at[-1] >= 0 else (at[at >= 0], rough[at >= 0])
+            for at, rough in zip(found, scores, strict=True)
+        ]
 
 
 def _laid_out(quantizer: Any, codes: NDArray[np.uint8]) -> Any:
@@ -345,15 +344,11 @@ def selector_of(among: NDArray[np.bool_]) -> Any:
     return _untyped.IDSelectorBitmap(np.packbits(among, bitorder="little"))
 
 
-def parted(codes: RowCodes, groups: Sequence[Positions]) -> tuple[list[Part], NDArray[np.int16]]:
-    """Return a part for each group of rows and one for the rest, and which part each row is in."""
+def parted(codes: RowCodes, groups: Sequence[Positions]) -> tuple[Lists, NDArray[np.int16]]:
+    """Return a list for each group of rows and one for the rest, and which list each row is in."""
     number = np.full(len(codes), len(groups), np.int16)
     for at, group in enumerate(groups):
         number[group] = at
-    rest = np.flatnonzero(number == len(groups))
-    return [codes.part(group) for group in (*groups, rest) if len(group)], _dense(number)
-
-
-def _dense(number: NDArray[np.int16]) -> NDArray[np.int16]:
-    """Return the numbers without gaps."""
-    return np.unique(number, return_inverse=True)[1].astype(np.int16)
+    used = np.bincount(number, minlength=len(groups) + 1) > 0
+    of_row = (np.cumsum(used) - 1).astype(np.int16)[number]
+    return Lists(codes, of_row, int(used.sum())), of_row

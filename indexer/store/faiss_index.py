@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexer.errors import DamagedError, MissingExtraError
-from indexer.store.coded_rows import SCREENED, CodedRows, Pool, scan_only
+from indexer.store.coded_rows import SCREENED, Candidates, CodedRows, Pool, scan_only
 from indexer.store.faiss_codes import Asked
 from indexer.store.row_matrix import Positions, RowMatrix, RowState, Touch, exact_best
 from indexer.store.vectors import Ids, Rows, Scores, best, checked_query, row_scores, same_arrays
@@ -105,6 +105,16 @@ class _Scanner(threading.local):
         codes.view_data = codes.c_ptr = address
         codes.view_size = codes.c_size = rows.nbytes
         self._index.ntotal = len(rows)
+
+
+def _to_score(near: Candidates | None) -> Positions:
+    """Return the candidates whose exact scores are not known, if these are few enough to be scored as they are."""
+    return np.empty(0, np.intp) if near is None or len(near.at) > _SCORED else near.at[len(near.known) :]
+
+
+def _split(scores: Scores, of: Sequence[Positions]) -> list[Scores]:
+    """Return the scores of each of several groups of rows, of scores that are one after the other."""
+    return np.split(scores, np.cumsum([len(places) for places in of])[:-1])
 
 
 class FaissVectorIndex:
@@ -214,7 +224,8 @@ class FaissVectorIndex:
         near = self.plan(n_allowed) == "approximate"
         if self._coded is not None and (n_allowed is None or n_allowed >= SCREENED):
             asked = self._coded.codes.asked(vector)
-            return self._found(state, asked, k, self._pool(state, allowed, near=near and k <= _MOST_NEAR))
+            pool = self._pool(state, allowed, near=near and k <= _MOST_NEAR)
+            return self._found(state, asked, k, [pool])[0]
         at = None if allowed is None and not state.n_dead else state.wanted(allowed)
         if self._structure is not None and near:
             places = self._proposed(state, vector, k, at)
@@ -237,7 +248,7 @@ class FaissVectorIndex:
         if self._coded is None:
             return [self._scanned(state, vector, k, pool.at) for pool in known[3]]
         asked = self._coded.codes.asked(vector)
-        return [self._found(state, asked, k, pool) for pool in known[3]]
+        return self._found(state, asked, k, known[3])
 
     def _pools(self, wanted: list[Positions], n: int, *, near: bool) -> list[Pool]:
         """Return how each of several pools is searched."""
@@ -268,24 +279,39 @@ class FaissVectorIndex:
         state = self._matrix.state
         return state.rows_at(state.wanted(ids))
 
-    def _found(self, state: RowState, asked: Asked, k: int, pool: Pool) -> tuple[Ids, Scores]:
-        """Return the k best of a pool, by the codes where that helps."""
+    def _found(self, state: RowState, asked: Asked, k: int, pools: Sequence[Pool]) -> list[tuple[Ids, Scores]]:
+        """Return the k best of each pool, by the codes where that helps."""
         assert self._coded is not None
-        if pool.in_cells is not None:
-            places = self._coded.near(asked, k, pool)
-            if places is not None:
-                places = np.concatenate([places, self._best_fresh(state, pool.fresh, asked.query, k)])
-                return best(state.ids[places], row_scores(state.rows_at(places), asked.query), k)
+        if any(pool.in_cells is not None for pool in pools):
+            return [self._found_near(state, asked, k, pool) for pool in pools]
+        narrowed = [self._few_fresh(state, asked.query, k, pool) for pool in pools]
+        candidates = self._coded.candidates(state, asked, k, narrowed)
+        beyond = [_to_score(near) for near in candidates]
+        scores = row_scores(state.rows_at(np.concatenate(beyond)), asked.query)
+        found = []
+        for pool, near, own in zip(pools, candidates, _split(scores, beyond), strict=True):
+            if near is None:
+                found.append(self._scanned(state, asked.query, k, pool.at))
+            elif len(near.at) > _SCORED:
+                found.append(self._scanned(state, asked.query, k, np.sort(near.at)))
+            else:
+                found.append(best(state.ids[near.at], np.concatenate([near.known, own]), k))
+        return found
+
+    def _found_near(self, state: RowState, asked: Asked, k: int, pool: Pool) -> tuple[Ids, Scores]:
+        """Return nearly the k best of a pool, by the nearest cells; exactly those where it is too small for that."""
+        assert self._coded is not None
+        places = None if pool.in_cells is None else self._coded.near(asked, k, pool)
+        if places is None:
             return self._scanned(state, asked.query, k, pool.at)
-        if len(pool.fresh) > _FRESH:
-            pool = pool._replace(fresh=self._best_fresh(state, pool.fresh, asked.query, k))
-        near = self._coded.candidates(state, asked, k, pool)
-        if near is None:
-            return self._scanned(state, asked.query, k, pool.at)
-        if len(near.at) > _SCORED:
-            return self._scanned(state, asked.query, k, np.sort(near.at))
-        more = row_scores(state.rows_at(near.at[len(near.known) :]), asked.query)
-        return best(state.ids[near.at], np.concatenate([near.known, more]), k)
+        places = np.concatenate([places, self._best_fresh(state, pool.fresh, asked.query, k)])
+        return best(state.ids[places], row_scores(state.rows_at(places), asked.query), k)
+
+    def _few_fresh(self, state: RowState, query: Scores, k: int, pool: Pool) -> Pool:
+        """Return a pool whose fresh rows are the best of them, where they are many."""
+        if not pool.n_coded or len(pool.fresh) <= _FRESH:
+            return pool
+        return pool._replace(fresh=self._best_fresh(state, pool.fresh, query, k))
 
     def _scanned(self, state: RowState, query: Scores, k: int, at: Positions | None) -> tuple[Ids, Scores]:
         """Return the k best, exactly: FAISS narrows the rows down, exact scores rank them."""

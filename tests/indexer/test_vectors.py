@@ -99,7 +99,7 @@ def test_codes_find_in_each_pool_what_a_scan_finds(coded, monkeypatch):
                 np.testing.assert_allclose(scores, want, atol=1e-5)
             assert index.search(query, 20)[0].tolist() == oracle.search(query, 20)[0].tolist()
     state = index._matrix.state
-    assert len(index._coded.pools([state.wanted(pool) for pool in pools], len(state.ids))[0].parts) == 1
+    assert len(index._coded.pools([state.wanted(pool) for pool in pools], len(state.ids))[0].lists) == 1
 
 
 def test_pools_without_codes_are_scanned(coded):
