@@ -46,7 +46,7 @@ def tune(
         ArgumentError: there are no pairs, a setting is not allowed, or not even a micro-batch of one fits.
     """
     from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
-    from transformers import TrainerCallback
+    from transformers import PrinterCallback, TrainerCallback
 
     tuned = SentenceTransformer(str(model), local_files_only=True)
     longest = tuned.max_seq_length
@@ -92,6 +92,7 @@ def tune(
         loss=loss,
         callbacks=[Tellers()],
     )
+    trainer.remove_callback(PrinterCallback)  # standard output is the command's
     trainer.train(resume_from_checkpoint=bool(list((folder / "checkpoints").glob("checkpoint-*"))))
     tuned.max_seq_length = longest  # the model reads as long a text as before; only its training was cut
     if trainer.is_world_process_zero():

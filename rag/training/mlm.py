@@ -58,7 +58,14 @@ def pretrain(
         ArgumentError: no text is left, or shares and sources do not match.
     """
     from datasets import Dataset
-    from transformers import AutoModelForMaskedLM, AutoTokenizer, Trainer, TrainerCallback, TrainingArguments
+    from transformers import (
+        AutoModelForMaskedLM,
+        AutoTokenizer,
+        PrinterCallback,
+        Trainer,
+        TrainerCallback,
+        TrainingArguments,
+    )
 
     torch.manual_seed(seed)  # a checkpoint without a prediction head gets a random one
     tokenizer = AutoTokenizer.from_pretrained(source or model, local_files_only=True)
@@ -142,6 +149,7 @@ def pretrain(
         data_collator=Masker(tokenizer, settings, seed),
         callbacks=[Tellers()],
     )
+    trainer.remove_callback(PrinterCallback)  # standard output is the command's
     trainer.train(resume_from_checkpoint=bool(list((folder / "checkpoints").glob("checkpoint-*"))))
     if not trainer.is_world_process_zero():
         return out

@@ -210,13 +210,14 @@ def _run(folder: Path, pairs: Path, out: Path, tell=silent, watch=None, **settin
 @pytest.mark.parametrize(
     "settings", [{"negatives": 1, "dims": (32, 16), "rounded": "binary"}, {"guide": True}], ids=["all", "guided"]
 )
-def test_tuning_moves_the_body_and_leaves_embeddings_and_length_alone(folder, few, tmp_path, settings):
+def test_tuning_moves_the_body_and_leaves_embeddings_and_length_alone(folder, few, tmp_path, settings, capfd):
     from safetensors.torch import load_file
     from sentence_transformers import SentenceTransformer
 
     if "guide" in settings:
         settings = {"guide": str(folder)}
     before, after = load_file(folder / "model.safetensors"), _run(folder, few, tmp_path / "run", steps=2, **settings)
+    assert capfd.readouterr().out == "", "standard output is the command's, which may print JSON there"
     words = next(name for name in before if name.endswith("word_embeddings.weight"))
     assert torch.equal(before[words], after[words])
     assert any(not torch.allclose(before[name], after[name]) for name in before if name != words)

@@ -139,13 +139,14 @@ def test_pretraining_out_of_memory_reads_a_batch_in_parts_and_ends_the_same(data
         torch.testing.assert_close(tight[name], value, atol=3e-4, rtol=0)
 
 
-def test_two_stages_of_pretraining_hand_on_the_prediction_head(model, data, tmp_path):
+def test_two_stages_of_pretraining_hand_on_the_prediction_head(model, data, tmp_path, capfd):
     from rag.training.pipeline import run_recipe
 
     stage = '[[stage]]\nkind = "mlm"\nsources = ["notes/aci_bench"]\nsteps = 1\nbatch = 2\nmax_length = 32\n'
     recipe = tmp_path / "r.toml"
     recipe.write_text(f'[start]\nfrom = "{model.as_posix()}"\n{stage}{stage}learning_rate = 1e-9\n')
     run_recipe(recipe, tmp_path / "run", data)
+    assert capfd.readouterr().out == "", "standard output is the command's, which may print JSON there"
     heads = [load_file(tmp_path / "run" / name / "masked" / "model.safetensors") for name in ("01-mlm", "02-mlm")]
     names = [name for name in heads[0] if name.startswith("cls.")]
     assert names
