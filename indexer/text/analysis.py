@@ -20,7 +20,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache, lru_cache
-from typing import Protocol
+from itertools import chain
+from typing import Any, Protocol
 
 # By module: the package's own door takes compiled stemmers of another version where a machine has them, and terms
 # of one collection must be the same everywhere.
@@ -34,7 +35,17 @@ from snowballstemmer.romanian_stemmer import RomanianStemmer
 from snowballstemmer.russian_stemmer import RussianStemmer
 from snowballstemmer.spanish_stemmer import SpanishStemmer
 
-from indexer.text.lexemes import Piece, folded, is_cyrillic, lexemes, normalized, pieces_of, word_lists
+from indexer.text.lexemes import (
+    Piece,
+    folded,
+    has_run,
+    is_cyrillic,
+    lexemes,
+    normalized,
+    number_end,
+    pieces_of,
+    word_lists,
+)
 
 STEMMERS = {
     "de": GermanStemmer,
@@ -48,6 +59,10 @@ STEMMERS = {
     "ru": RussianStemmer,
 }
 """Languages whose words are stemmed, and the algorithm."""
+
+
+_MOST_WORDS = 65_536  # Of each language, with what stands beside them: some 20 MB.
+_LONGEST_WORD = 40
 
 
 class Stemmer(Protocol):
@@ -64,10 +79,17 @@ def analyze(text: str, language: str | None) -> list[str]:
     >>> analyze("Metformin 2 x 500 mg", "en")
     ['en:metformin', '2', 'en:x', '500', 'mg', '500mg']
     """
-    terms: list[str] = []
-    for kind, found in lexemes(normalized(text)):
-        terms.extend(_run_terms(found) if kind == "run" else _lexeme_terms(kind, found, language))
-    return terms
+    own = language if language in STEMMERS else None
+    whole = normalized(text)
+    return list(_terms(whole, own)) if has_run(whole) else _WORDS[own].terms(whole)
+
+
+def forget_words() -> None:
+    """Keep no word of any text that was analysed: some may have been in none but an erased one."""
+    for known in _WORDS.values():
+        known.clear()
+    _lexeme_terms.cache_clear()
+    _stems.cache_clear()
 
 
 def analyze_query(text: str, languages: Sequence[str | None]) -> dict[str, float]:
@@ -114,9 +136,52 @@ def _asking_words(pieces: Iterable[Piece]) -> frozenset[str]:
     return frozenset().union(stop["zh"], stop["ja"], *own)
 
 
-@lru_cache(maxsize=262_144)
+def _terms(text: str, language: str | None) -> Iterator[str]:
+    """Yield the terms of a normalised text in a passage of the language."""
+    for kind, found in lexemes(text):
+        yield from _run_terms(found) if kind == "run" else _lexeme_terms(kind, found, language)
+
+
+class _Words(dict[str, tuple[str, ...]]):
+    """The terms of words that stand alone in passages of one language: most of a text were in another before."""
+
+    def __init__(self, language: str | None) -> None:
+        super().__init__()
+        self._language = language
+
+    def terms(self, text: str) -> list[str]:
+        """Return the terms of a normalised text."""
+        words = text.replace("\n", " \n ").split(" ")  # Nothing reaches over the end of a line.
+        found: list[Any] = [*map(self.get, words), None]
+        terms: list[str] = []
+        at = 0
+        while True:
+            first = found.index(None, at)
+            terms.extend(chain.from_iterable(found[at:first]))
+            if first == len(words):
+                return terms
+            at = number_end(words, first)
+            if at > first:
+                terms.extend(_terms(" ".join(words[first:at]), self._language))
+            else:
+                terms.extend(self._learned(words[first]))
+                at += 1
+
+    def _learned(self, word: str) -> tuple[str, ...]:
+        terms = tuple(_terms(word, self._language))
+        if len(word) <= _LONGEST_WORD:
+            if len(self) >= _MOST_WORDS:
+                self.clear()
+            self[word] = terms
+        return terms
+
+
+_WORDS = {language: _Words(language) for language in (None, *STEMMERS)}
+
+
+@lru_cache(maxsize=65_536)
 def _lexeme_terms(kind: str, found: str, language: str | None) -> tuple[str, ...]:
-    """Return the terms of a lexeme in a passage of the language. Most of a text are words that were there before."""
+    """Return the terms of a lexeme in a passage of the language."""
     terms: list[str] = []
     for piece in pieces_of(kind, found):
         terms.extend(piece.terms)
@@ -162,7 +227,9 @@ class _Stemmers(threading.local):
         stemmer = self._by_language.get(language)
         if stemmer is None:
             stemmer = self._by_language[language] = STEMMERS[language]()
-        return stemmer.stemWord(word)
+        stem = stemmer.stemWord(word)
+        stemmer.stemWord("")  # It would keep the word until the next.
+        return stem
 
 
 _STEMMERS = _Stemmers()

@@ -40,6 +40,7 @@ _GROUPED = re.compile(r"[1-9]\d{0,2}(?:([.,])\d{3})(?:\1\d{3})*")
 _DATE = re.compile(r"\d{1,4}[./-]\d{1,2}[./-]\d{1,4}")
 _JOINT = re.compile(r"[.,:'/-]")
 _HIRAGANA = re.compile(r"[぀-ゟ]+")
+_DIGIT = re.compile(r"\d")
 _ONE_FORM = str.maketrans(
     dict.fromkeys("‐‑‒–—―−﹣", "-")
     | dict.fromkeys("’‘ʼ＇´", "'")
@@ -90,6 +91,22 @@ def lexemes(text: str) -> Iterator[tuple[str, str]]:
             last = _LAST_NUMBER.fullmatch(found)
             if last and not _DATE.fullmatch(found):
                 number, number_end = _number_forms(last[1])[0], match.end()
+
+
+def has_run(text: str) -> bool:
+    """Return whether a text has Chinese or Japanese characters: between these are no blanks."""
+    return not text.isascii() and _RUN.search(text) is not None
+
+
+def number_end(words: Sequence[str], first: int) -> int:
+    """Return where the lexemes end that reach from a word to others, ``first`` itself where it has no digit.
+
+    ``words`` are a normalised text cut at every blank. Only numbers reach over blanks: to more digits, and to a unit.
+    """
+    end = first
+    while end < len(words) and (_DIGIT.search(words[end]) or (end > first and not words[end])):
+        end += 1
+    return min(end + 1, len(words)) if end > first else first
 
 
 def pieces_of(kind: str, found: str) -> Iterator[Piece]:

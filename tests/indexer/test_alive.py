@@ -15,6 +15,7 @@ from indexer.library import Library
 from indexer.records import Scope
 from indexer.store import failpoints
 from indexer.store.background import Attendant, Errand
+from indexer.text.analysis import analyze
 from tests.indexer.made_collections import new, note, second, store, vector
 
 IDS = "abcd"
@@ -210,6 +211,24 @@ def test_nothing_of_an_erased_note_stays_when_a_snapshot_was_being_made(tmp_path
     files = [path for path in (tmp_path / "collections").rglob("*") if path.is_file()]
     assert any(path.name == "terms.npz" for path in files)
     assert not [path.name for path in files if b"oster" in path.read_bytes()]
+
+
+def test_no_process_that_follows_keeps_a_word_of_an_erased_note(tmp_path):
+    word = "".join(["qzost", "erif"])
+
+    def kept():
+        held = (one for one in gc.get_referents(*gc.get_objects()) if isinstance(one, str))
+        return any(word in one and one != word for one in held)
+
+    with new(tmp_path) as ward, Library(tmp_path).open("ward") as other:
+        store(ward, note("secret", f"Fever, {word}orm."), note("kept", "Fever."))
+        for one in (ward, other):
+            assert len(one.view().search_terms(f"{word}orm", 5)[0]) == 1
+        assert kept()
+        Library(tmp_path).erase(ward, "notes", ["secret"])
+        analyze(f"{word}orm", "en")  # as where that process is another
+        assert other.view().coverage.notes_searched == 1
+        assert not kept()
 
 
 def test_a_snapshot_takes_no_vector_from_a_damaged_one(ward, tmp_path, caplog):

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import gc
 import unicodedata
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from indexer.text.analysis import STEMMERS, analyze, analyze_query
+from indexer.text.analysis import STEMMERS, analyze, analyze_query, forget_words
+from indexer.text.lexemes import lexemes, normalized, pieces_of
 
 LANGUAGES = [*sorted(STEMMERS), "zh", "ja", None]
 
@@ -233,3 +235,58 @@ def test_every_term_of_a_passage_is_asked_for_by_the_same_text(text, language):
     weights = analyze_query(text + " zzxq", [language])
     left_out = set(analyze(text, language)) - set(weights)
     assert all(finds(term.rpartition(":")[2], term.rpartition(":")[2], None) for term in left_out)
+
+
+ODD = st.lists(
+    st.tuples(
+        st.sampled_from(
+            [
+                *(
+                    "fever",
+                    "Fever,",
+                    "(no)",
+                    "don't",
+                    "o'clock",
+                    "z.n.",
+                    "e.g.",
+                    "IL-6",
+                    "E11.9",
+                    "x",
+                    "-",
+                    "%",
+                    "+",
+                    "/",
+                ),
+                *("mg", "mg/ml", "mmHg,", "40", "2,50", "10-20", "120/80", "2023-04-05", "+34", "(91)", "600", "500mg"),
+                *("n°3", "½", "37.5°C", "Жар", "мг", "é", "発熱", "40毫克", "每日2次", "٣", "x" * 50, "+", "/"),
+            ]
+        ),
+        st.sampled_from(["", " ", " ", "  ", "\n", "\t", "\u00a0", "\u2009", " \n", "\x1c", " - ", "."]),
+    ),
+    max_size=12,
+).map(lambda parts: "".join(word + gap for word, gap in parts))
+
+
+@given(ODD, st.sampled_from(["en", "ru", "zh", None]))
+def test_words_that_stand_alone_are_analysed_as_in_their_text(text, language):
+    expected = []
+    for kind, found in lexemes(normalized(text)):
+        if kind == "run":
+            expected += [found[n : n + size] for n in range(len(found)) for size in (1, 2) if n + size <= len(found)]
+            continue
+        for piece in pieces_of(kind, found):
+            expected += [*piece.terms, *(analyze(piece.word, language) if piece.word else ())]
+    assert analyze(text, language) == expected
+
+
+def test_no_word_is_kept_when_words_are_to_be_forgotten():
+    unheard = "".join(["qzost", "erif"])
+    analyze(f"{unheard}orm and 40 {unheard}ine", "en")
+
+    def kept():
+        held = (one for one in gc.get_referents(*gc.get_objects()) if isinstance(one, str))
+        return any(unheard in one and one != unheard for one in held)
+
+    there = kept()
+    forget_words()
+    assert (there, kept()) == (True, False)
