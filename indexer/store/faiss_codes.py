@@ -50,7 +50,7 @@ _BLOCK = 8192  # Rows that are rotated and rounded at once.
 _SEED = 20_240_521
 _HEADER = struct.Struct("<8sqqqdd")
 _MAGIC = b"codes/2\0"
-_BY_QUERY = 11  # FAISS's way to scan that is quickest for one query, and shares several out to threads.
+_BY_GROUP = 11  # FAISS's way to scan that shares groups out to threads; of one group its own choice is quicker.
 _PROCESSORS = len(os.sched_getaffinity(0))
 _ALONE = threading.Lock()
 _TOGETHER = 32  # Codes that are scanned at once, and lie together.
@@ -230,7 +230,7 @@ class Lists:
     """
 
     def __init__(
-        self, codes: RowCodes, of_row: NDArray[np.integer[Any]], n_lists: int, *, coarse: bool = False
+        self, codes: RowCodes, of_row: NDArray[np.integer[Any]], n_lists: int, *, coarse: bool = False, implem: int = 0
     ) -> None:
         """Put row ``p`` into list ``of_row[p]``."""
         self.sizes = np.bincount(of_row, minlength=n_lists)
@@ -241,7 +241,7 @@ class Lists:
             self._unasked, quantizer.d, n_lists, quantizer.M, 4, faiss.METRIC_INNER_PRODUCT, _TOGETHER
         )
         index.by_residual = False
-        index.implem = _BY_QUERY
+        index.implem = implem
         index.pq = quantizer
         index.is_trained = True
         order = np.argsort(of_row, kind="stable").astype(np.int64)
@@ -351,4 +351,4 @@ def parted(codes: RowCodes, groups: Sequence[Positions]) -> tuple[Lists, NDArray
         number[group] = at
     used = np.bincount(number, minlength=len(groups) + 1) > 0
     of_row = (np.cumsum(used) - 1).astype(np.int16)[number]
-    return Lists(codes, of_row, int(used.sum())), of_row
+    return Lists(codes, of_row, int(used.sum()), implem=_BY_GROUP), of_row
