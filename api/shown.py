@@ -20,7 +20,7 @@ def shown_note(collection: Collection, note_id: str, version: int | None = None)
     """
     newest = collection.note(note_id)
     if version is not None and version > newest.version:
-        raise NoteNotFoundError(f"note {note_id!r} has {newest.version:,} versions")
+        raise NoteNotFoundError(f"note {note_id!r} has no version as high as that; its newest is {newest.version:,}")
     wanted = newest if version in (None, newest.version) else collection.note(note_id, version)
     if Status.ENTERED_IN_ERROR in (newest.status, wanted.status):
         which = "note" if newest.status is Status.ENTERED_IN_ERROR else f"version {wanted.version} of note"

@@ -140,7 +140,7 @@ class Receipts:
         except OSError as exc:
             if isinstance(exc, SourceError):
                 raise
-            raise SourceError(f"{path.name} cannot be read: {exc.strerror}") from exc
+            raise SourceError(f"{path} cannot be read: {exc.strerror}") from exc
         return self.judge(receipt, public_key)
 
     def judge(self, receipt: Receipt, public_key: str | None = None) -> Verdict:

@@ -10,6 +10,7 @@ from api.cli import keeping, rekeying, scanning
 from api.cli.context import CliContext, pass_context
 from api.cli.counts import counted
 from api.cli.options import json_option
+from api.cli.terminal import say
 
 
 @click.group()
@@ -100,7 +101,7 @@ def verify(context: CliContext, name: str, as_json: bool) -> None:
         click.echo(json.dumps({"collection": name, "findings": rows}, ensure_ascii=False))
     else:
         for found in findings:
-            click.echo(f"{found.where}: {found.what}; {found.mend}")
+            say(f"{found.where}: {found.what}; {found.mend}")
         click.echo(f"{name}: {counted(len(findings), 'finding')}" if findings else f"{name}: all good")
     if findings:
         raise click.exceptions.Exit(1)

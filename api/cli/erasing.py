@@ -10,6 +10,7 @@ import click
 from api.cli.context import CliContext, pass_context
 from api.cli.counts import counted
 from api.cli.options import WORDS, collection_option, json_option
+from api.cli.terminal import say
 
 _AGAIN = "what was asked for is finished when the collection is opened next"
 
@@ -49,7 +50,7 @@ def erase(
             click.echo(f"  {counts['withdrawn']:,} waited in indexing jobs and {were} taken out")
         click.echo(f"  receipt {context.service.library.receipts.path(receipt.receipt_id)}")
     for note_id in erased.missing:
-        click.echo(f"  no such note: {note_id}", err=True)
+        say(f"  no such note: {note_id}", err=True)
     if erased.missing:
         raise click.exceptions.Exit(2)
 
@@ -62,7 +63,7 @@ def erase(
 def hold(context: CliContext, patient: str, reason: str, collection: str) -> None:
     """Refuse to erase a patient's notes from now on (legal hold)."""
     context.service.collection(collection).hold(patient, reason)
-    click.echo(f"{collection}: the notes of patient {patient} cannot be erased")
+    say(f"{collection}: the notes of patient {patient} cannot be erased")
 
 
 @click.command()
@@ -73,7 +74,7 @@ def release(context: CliContext, patient: str, collection: str) -> None:
     """End a patient's legal hold."""
     if not context.service.collection(collection).release(patient):
         raise click.BadParameter("is not under legal hold", param_hint="--patient")
-    click.echo(f"{collection}: the notes of patient {patient} can be erased again")
+    say(f"{collection}: the notes of patient {patient} can be erased again")
 
 
 @click.command()
@@ -88,7 +89,7 @@ def holds(context: CliContext, collection: str, as_json: bool) -> None:
         click.echo(json.dumps({"holds": found}, ensure_ascii=False))
         return
     for row in rows:
-        click.echo(f"{row.patient_id}  since {row.since}  {row.reason}")
+        say(f"{row.patient_id}  since {row.since}  {row.reason}")
     if not rows:
         click.echo("no patient is under legal hold")
 

@@ -9,6 +9,7 @@ import click
 from api.cli.context import CliContext, pass_context
 from api.cli.counts import counted
 from api.cli.options import json_option, scope_of, scope_options
+from api.cli.terminal import say
 
 _SHOWN = 10
 
@@ -36,4 +37,4 @@ def facets(context: CliContext, /, name: str, as_json: bool, **options: object) 
     for key, values in counts.items():
         shown = ", ".join(f"{value or 'unknown'} {count:,}" for value, count in list(values.items())[:_SHOWN])
         more = f" and {len(values) - _SHOWN:,} more" if len(values) > _SHOWN else ""
-        click.echo(f"{key.replace('_', ' ') + ':':<12}{shown or 'none'}{more}")
+        say(f"{key.replace('_', ' ') + ':':<12}{shown or 'none'}{more}")

@@ -11,6 +11,7 @@ import click
 from api.cli.context import CliContext, pass_context
 from api.cli.counts import counted
 from api.cli.options import json_option
+from api.cli.terminal import say
 
 _PATH = click.Path(dir_okay=False, path_type=Path)
 
@@ -28,6 +29,8 @@ def backup(context: CliContext, name: str, file: Path, since: Path | None, as_js
     """
     from indexer.backup import backup as write_backup
 
+    if not file.absolute().parent.is_dir():
+        raise click.BadParameter(f"there is no folder {file.parent}; make it first", param_hint="FILE")
     context.if_interrupted = "no backup was made"
     facts = write_backup(context.service.collection(name), file, since)
     if as_json:
@@ -87,5 +90,5 @@ def repair(context: CliContext, name: str, as_json: bool) -> None:
     click.echo(f"{name}: {embedded} embedded again, {cut} cut again")
     for one in done.quarantined:
         whose = "" if one.note_id is None else f" (note {one.note_id})"
-        click.echo(f"  put aside: {one.row}{whose}: {one.reason}")
+        say(f"  put aside: {one.row}{whose}: {one.reason}")
     click.echo(f"  the database as it was: {kept}")

@@ -28,6 +28,7 @@ from api.cli import (
     train,
 )
 from api.cli.context import CliContext
+from api.cli.terminal import printable
 from api.codes import INTERRUPTED_EXIT, code_of, message_of
 from api.settings import calm_threads, from_environment
 from indexer.errors import ClinragError
@@ -50,7 +51,7 @@ class Interrupted(Failure):
 
 
 def _failure(message: str, error: BaseException) -> Failure:
-    return (Mistake if code_of(error).exit_code == Mistake.exit_code else Failure)(message)
+    return (Mistake if code_of(error).exit_code == Mistake.exit_code else Failure)(printable(message))
 
 
 class Commands(click.Group):
@@ -90,8 +91,9 @@ def _debug(ctx: click.Context) -> bool:
 def _os_message(error: OSError) -> str:
     if code_of(error).status == 507 or error.strerror is None:
         return message_of(error)
-    where = f": {error.filename}" if isinstance(error.filename, str) else ""
-    return f"{error.strerror}{where}"
+    if not isinstance(error.filename, str):
+        return error.strerror
+    return f"{error.strerror}: {error.filename}; check the path and its permissions"
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

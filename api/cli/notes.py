@@ -11,6 +11,7 @@ from api.cli import erasing
 from api.cli.context import CliContext, pass_context
 from api.cli.counts import counted
 from api.cli.options import WORDS, collection_option, json_option
+from api.cli.terminal import printable, say
 
 
 @click.group()
@@ -33,8 +34,6 @@ def show(context: CliContext, note_id: str, collection: str, version: int | None
     if as_json:
         click.echo(note.json_text())
         return
-    from api.cli.output import printable
-
     for name, value in note.model_dump(exclude={"text"}).items():
         if value not in (None, [], {}):
             shown = json.dumps(value, ensure_ascii=False) if isinstance(value, (list, dict)) else str(value)
@@ -57,7 +56,7 @@ def delete(context: CliContext, note_ids: tuple[str, ...], collection: str, as_j
     else:
         click.echo(f"deleted {counted(len(result.deleted), 'note')}")
         for note_id in result.missing:
-            click.echo(f"  no such note: {note_id}", err=True)
+            say(f"  no such note: {note_id}", err=True)
     if result.missing:
         raise click.exceptions.Exit(2)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import textwrap
-import unicodedata
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -12,6 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from api.cli.counts import counted
+from api.cli.terminal import printable
 
 if TYPE_CHECKING:
     from api.schemas import AnswerResponse, ExpansionModel, SearchResponse
@@ -31,22 +31,6 @@ _WITHOUT = {
 def console() -> Console:
     """Return the console of stdout; text of notes is never read as markup, and long lines are not cut when piped."""
     return Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
-
-
-def printable(text: str) -> str:
-    r"""Return the text with its control characters made visible: a note must not drive the reader's terminal.
-
-    >>> printable("a\x1b[31mb\tc")
-    'a␛[31mb\tc'
-    """
-    return "".join(
-        chr(0x2400 + ord(char))
-        if ord(char) < 0x20 and char not in "\n\t"
-        else "�"
-        if unicodedata.category(char) in ("Cc", "Cs") and char not in "\n\t"
-        else char
-        for char in text
-    )
 
 
 def snippet(text: str, query: str, width: int = _SNIPPET) -> str:
@@ -78,6 +62,8 @@ def print_search(result: SearchResponse, out: Console | None = None) -> None:
         out.print(_body(snippet(printable(hit.text), result.query), result.query, out))
     if not result.hits:
         out.print(Text(f"nothing found in {_coverage(result.coverage)}"))
+    if not result.coverage.notes_searched:
+        out.print(Text(_no_note(result.collection), style="yellow"))
     _without(result.degraded, out)
     for expansion in result.expansions:
         out.print(Text(_also(expansion), style="dim"))
@@ -108,6 +94,12 @@ def print_answer(result: AnswerResponse, out: Console | None = None) -> None:
         out.print(Text(_wrapped(quote, "      ", out), style="italic"))
     _without(result.degraded, out)
     out.print(Text(f"  searched {_coverage(result.coverage)}", style="dim"))
+    if not result.coverage.notes_searched:
+        out.print(Text(f"  {_no_note(result.collection)}", style="yellow"))
+
+
+def _no_note(collection: str) -> str:
+    return f'no note is in scope; "clinrag collections facets {collection}" names the values that there are'
 
 
 def _heading(hit: Hit) -> Text:

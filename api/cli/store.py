@@ -14,6 +14,7 @@ import click
 from api.cli.context import CliContext, pass_context
 from api.cli.counts import counted
 from api.cli.options import ColumnMap, collection_option, json_option
+from api.cli.terminal import say
 from indexer.errors import SourceError
 from indexer.records import Note, RowError
 
@@ -59,7 +60,13 @@ def index(  # noqa: PLR0913 (a command has as many parameters as it has options)
     started = time.perf_counter()
     without = context.service.library.databases
     if skipped is not None:
-        write_skipped(skipped, [])  # a report that cannot be written is better known before the work than after it
+        try:  # a report that cannot be written is better known before the work than after it
+            write_skipped(skipped, [])
+        except OSError as error:
+            raise click.BadParameter(
+                f"{skipped} cannot be written: {error.strerror}; check the path and its permissions",
+                param_hint="--skipped",
+            ) from None
     items = _readable(read_sources(paths, column_map=column_map, input_format=input_format, without=without), skipped)
     target = context.service.open_or_create(collection, encoder)
     with IndexProgress(paths, column_map, input_format, without, quiet=quiet or as_json) as progress:
@@ -129,7 +136,7 @@ def _show_rejected(rejected: list[RowError], skipped: Path | None) -> None:
     for row in rejected[:_SHOWN]:
         line = "" if row.line is None else f":{row.line}"
         field = "" if row.field is None else f"{row.field} "
-        click.echo(f"  rejected {row.file}{line}: {field}{row.reason}", err=True)
+        say(f"  rejected {row.file}{line}: {field}{row.reason}", err=True)
     if len(rejected) > _SHOWN:
         rest = f"  ... and {len(rejected) - _SHOWN:,} more"
         click.echo(rest + (f" in {skipped}" if skipped else "; --skipped FILE writes all of them"), err=True)

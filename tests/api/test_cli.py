@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from api.cli.output import printable, snippet
+from api.cli.output import snippet
+from api.cli.terminal import printable
 from indexer.encoders.catalog import default_encoder_name
 from tests.api.conftest import NOTES, Clinrag, one_json
 from tests.api.test_http import ANSWER_KEYS, HIT_KEYS, SCOPE_KEYS, SEARCH_KEYS
@@ -266,3 +267,23 @@ def test_snippets_show_the_querys_words(text: str, query: str, expected: str):
 
 def test_control_characters_of_a_note_do_not_reach_the_terminal():
     assert printable("a\x1b[2Jb\x07\x9b\r\n\tc") == "a␛[2Jb␇�␍\n\tc"
+    assert printable("dose \u202e51\u202c mg\u2067") == "dose �51� mg�"
+
+
+def test_what_others_wrote_is_shown_and_not_sent(indexed: Clinrag, tmp_path: Path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a\x1b[2J\u202e.jsonl").write_text('{"id": "x"}\n')
+    said = indexed("index", tmp_path / "in", "-c", "ward").stderr
+    said += indexed("notes", "hold", "--patient", "P\x1b[2J", "--reason", "r\x1b]0;t\x07\u202e", "-c", "ward").stdout
+    said += indexed("notes", "holds", "-c", "ward").stdout
+    said += indexed("notes", "erase", "--patient", "P\x1b[2J", "--yes", "-c", "ward").stderr
+    assert said.count("␛[2J") == 3
+    assert not set(said) & set("\x1b\x07\u202e")
+
+
+def test_an_empty_scope_names_where_the_values_stand(indexed: Clinrag):
+    for command in ("search", "ask"):
+        result = indexed(command, "creatinine", "-c", "ward", "--language", "ES")
+        assert result.exit_code == 0
+        assert '"clinrag collections facets ward" names the values' in result.stdout
+        assert "facets" not in indexed(command, "creatinine", "-c", "ward", "--language", "es").stdout

@@ -52,6 +52,10 @@ from tests.api.conftest import NOTES, Clinrag, one_json
         (["index", "missing.jsonl", "-c", "ward"], "missing.jsonl"),
         (["index", "NOTES", "-c", "bad name"], "letters, digits"),
         (["embed", "--encoder", "hashing", "--input", "missing.txt", "--output", "v.npy"], "missing.txt"),
+        (["search", "fever", "-c", "ward", "--meta", "a:=NaN"], "JSON"),
+        (["collections", "backup", "ward", "/no/such/folder/file"], "make it first"),
+        (["notes", "show", "lab-2", "--version", str(2**63), "-c", "ward"], "its newest is 1"),
+        (["receipts", "verify", "/"], "/ cannot be read"),
         (["keys", "add", "bad name", "--scope", "read"], "name"),
         (["keys", "add", "viewer"], "--scope"),
         (["serve", "--port", "70000"], "port"),
@@ -169,7 +173,7 @@ def test_a_report_that_cannot_be_written_is_known_before_the_work(indexed: Clinr
     source = tmp_path / "fresh.jsonl"
     source.write_text('{"id": "fresh", "text": "fever"}\n')
     result = indexed("index", source, "-c", "ward", "--skipped", tmp_path / "nowhere" / "skipped.jsonl")
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "nowhere" in result.stderr
     assert one_json(indexed("collections", "info", "ward", "--json").stdout)["notes"] == 4
 
