@@ -13,9 +13,7 @@ of both lengths, and with it the margin, becomes smaller (by half for vectors of
 
 from __future__ import annotations
 
-import os
 import struct
-import threading
 from collections.abc import Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -50,9 +48,7 @@ _BLOCK = 8192  # Rows that are rotated and rounded at once.
 _SEED = 20_240_521
 _HEADER = struct.Struct("<8sqqqdd")
 _MAGIC = b"codes/2\0"
-_BY_GROUP = 11  # FAISS's way to scan that shares groups out to threads; of one group its own choice is quicker.
-_PROCESSORS = len(os.sched_getaffinity(0))
-_ALONE = threading.Lock()
+_BY_GROUP = 11  # FAISS's way to scan that is quickest for several groups; of one group its own choice is.
 _TOGETHER = 32  # Codes that are scanned at once, and lie together.
 
 
@@ -268,17 +264,11 @@ class Lists:
     def scanned_each(self, asked: Asked, groups: NDArray[np.int64], fetch: int) -> list[tuple[Positions, Scores]]:
         """Return what `scanned` finds in each of some groups of lists, ``(n, most)``, minus one where there is none.
 
-        While nobody else does so, groups are shared out to all processors: each is a query of its own to FAISS, and
-        several at once are read from memory in half the time.
+        Each is a query of its own to FAISS. On one thread: while other work keeps the processors busy, a search that
+        shares its groups out waits for the slowest, three times as long as it takes for all of them by itself.
         """
-        alone = len(groups) > 1 and _ALONE.acquire(blocking=False)
-        try:
-            faiss.omp_set_num_threads(min(_PROCESSORS, len(groups)) if alone else 1)
-            return self._scanned(asked, groups, fetch, None)
-        finally:
-            faiss.omp_set_num_threads(1)
-            if alone:
-                _ALONE.release()
+        faiss.omp_set_num_threads(1)
+        return self._scanned(asked, groups, fetch, None)
 
     def _scanned(
         self, asked: Asked, groups: NDArray[np.int64], fetch: int, selector: Any
