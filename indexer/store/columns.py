@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import repeat
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,10 +32,12 @@ NEVER = np.iinfo(np.int64).max
 UNDATED = np.iinfo(np.int64).min
 
 STATUSES = tuple(Status)
+_STATUS_CODES = {status.value: code for code, status in enumerate(STATUSES)}
 _IN_ERROR = STATUSES.index(Status.ENTERED_IN_ERROR)
 _SUPERSEDED = STATUSES.index(Status.SUPERSEDED)
 
-CODED = ("patient", "encounter", "note_type", "source", "language", "section")
+_CODED_VERSIONS = ("patient", "encounter", "note_type", "source")
+CODED = (*_CODED_VERSIONS, "language", "section")
 VERSION_COLUMNS: dict[str, Any] = {
     **dict.fromkeys(("version_id", "note", "version", "stored_at", "authored_start", "authored_end"), np.int64),
     **dict.fromkeys(("patient", "encounter", "note_type", "source"), np.int32),
@@ -248,30 +251,23 @@ class Columns:
         return self.text_order.places(keys, keys[positions])
 
     def _version_columns(self, rows: Sequence[VersionRow]) -> dict[str, NDArray[Any]]:
-        counts = np.array([row.n_chunks for row in rows], np.int64)
-        start = len(self.chunks["row"])
+        given = dict(zip(VersionRow._fields, zip(*rows, strict=True) if rows else repeat(()), strict=False))
         coded = {
-            name: [self.codes[name].add(getattr(row, name)) for row in rows]
-            for name in ("patient", "encounter", "note_type", "source")
+            name: self.codes[name].numbers(given[name]) for name in ("patient", "encounter", "note_type", "source")
         }
-        names = ("version_id", "note", "version", "stored_at", "authored_start", "authored_end")
-        plain = {name: [getattr(row, name) for row in rows] for name in names}
-        status = {"status": [STATUSES.index(Status(row.status)) for row in rows]}
-        columns: dict[str, Any] = {
-            **coded,
-            **plain,
-            **status,
-            "first_chunk": start + np.cumsum(counts) - counts,
-            "n_chunks": counts,
-        }
+        counts = np.array(given["n_chunks"], np.int64)
+        first = len(self.chunks["row"]) + np.cumsum(counts) - counts
+        status = [_STATUS_CODES[name] for name in given["status"]]
+        columns = given | coded | {"status": status, "first_chunk": first, "n_chunks": counts}
         return {name: np.asarray(columns[name], kind) for name, kind in VERSION_COLUMNS.items()}
 
     def _chunk_columns(self, rows: Sequence[ChunkRow]) -> dict[str, NDArray[Any]]:
+        numbers, languages, sections, hashes = zip(*rows, strict=True) if rows else ((), (), (), ())
         return {
-            "row": np.array([row.row for row in rows], np.int64),
-            "language": np.array([self.codes["language"].add(row.language) for row in rows], np.int32),
-            "section": np.array([self.codes["section"].add(row.section) for row in rows], np.int32),
-            "text_key": text_keys([row.text_hash for row in rows]),
+            "row": np.array(numbers, np.int64),
+            "language": np.array(self.codes["language"].numbers(languages), np.int32),
+            "section": np.array(self.codes["section"].numbers(sections), np.int32),
+            "text_key": text_keys(hashes),
         }
 
     def _name_newest(self, notes: Ids) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -52,12 +52,17 @@ class Codes:
     def __init__(self, texts: Iterable[str] = ()) -> None:
         """Start with these."""
         self.texts = list(texts)
-        self._numbers = {text: number for number, text in enumerate(self.texts)}
+        self._numbers: dict[str | None, int] = {text: number for number, text in enumerate(self.texts)}
 
-    def add(self, text: str | None) -> int:
-        """Return the number of a text, given now where it is new."""
-        if text is None:
-            return NOTHING
+    def numbers(self, texts: Iterable[str | None]) -> list[int]:
+        """Return the number of each text, given now to those that are new; that of ``None`` is `NOTHING`."""
+        asked = list(texts)
+        found = [*map(self._numbers.get, asked)]
+        if None in found:
+            found = [NOTHING if text is None else self._added(text) for text in asked]
+        return cast("list[int]", found)
+
+    def _added(self, text: str) -> int:
         number = self._numbers.get(text)
         if number is None:
             number = self._numbers[text] = len(self.texts)

@@ -35,7 +35,8 @@ from indexer.store.pool_places import PoolPlaces, counted_over, same_ids
 from indexer.store.row_matrix import with_room
 from indexer.store.vectors import best, positions
 
-_MOST_TF = 2**16 - 1
+_TF_BITS = 16
+_MOST_TF = 2**_TF_BITS - 1
 _SLAB = 1_000_000  # Postings that are put in order at once.
 _SPARSE = 3  # Where terms have this part of the chunks, those that hold one are picked out before pools are told apart.
 _PIECE = 500  # Terms between two pauses.
@@ -71,7 +72,7 @@ class PostingsIndex:
         self._terms: list[str] = []
         self._term_ids: dict[str, int] = {}
         self._base = _Base(np.zeros(1, np.int64), np.empty(0, np.int32), np.empty(0, np.uint16))
-        self._fresh: dict[int, tuple[array[int], array[int]]] = {}
+        self._fresh: dict[str, array[int]] = {}  # Chunk and how often as one number: see `_unpaired`.
         self._impacts = Impacts(np.empty(0, np.int32))
         self._last_counted: tuple[State, Ids | None, tuple[NDArray[np.bool_] | None, int, float]] | None = None
         self._places = PoolPlaces()
@@ -215,20 +216,22 @@ class PostingsIndex:
 
     def _post(self, first: int, documents: Sequence[Counter[str]]) -> None:
         """Write chunks into the fresh postings. Readers do not look beyond the positions of their state."""
-        numbers, fresh = self._term_ids, self._fresh
+        fresh = self._fresh
         for position, document in enumerate(documents, start=first):
+            pair = position << _TF_BITS
             with self._fresh_lock:
                 for name, tf in document.items():
-                    term_id = numbers.get(name)
-                    if term_id is None:
-                        term_id = len(self._terms)
-                        self._terms.append(name)
-                        numbers[name] = term_id
-                    postings = fresh.get(term_id)
-                    if postings is None:
-                        postings = fresh[term_id] = (array("i"), array("H"))
-                    postings[0].append(position)
-                    postings[1].append(tf if tf < _MOST_TF else _MOST_TF)
+                    pairs = fresh.get(name)
+                    if pairs is None:
+                        pairs = fresh[name] = self._started(name)
+                    pairs.append(pair | (tf if tf < _MOST_TF else _MOST_TF))
+
+    def _started(self, name: str) -> array[int]:
+        """Return what takes the fresh postings of a term; it gets a number where it is new."""
+        if name not in self._term_ids:
+            self._terms.append(name)
+            self._term_ids[name] = len(self._terms) - 1
+        return array("q")
 
     def _postings(self, term_id: int, n: int) -> tuple[NDArray[np.int32], NDArray[np.uint16]]:
         """Return the chunks below position ``n`` that hold a term, removed ones too, and how often."""
@@ -238,15 +241,13 @@ class PostingsIndex:
             chunks, tfs = base.chunks[part], base.tfs[part]
         else:
             chunks, tfs = base.chunks[:0], base.tfs[:0]
-        if term_id not in self._fresh:
+        found = self._fresh.get(self._terms[term_id])
+        if found is None:
             return chunks, tfs
         with self._fresh_lock:  # An array cannot grow while numpy reads it.
-            fresh_chunks, fresh_tfs = (np.array(part) for part in self._fresh[term_id])
-        n_visible = int(np.searchsorted(fresh_chunks, n))
-        return (
-            np.concatenate([chunks, fresh_chunks[:n_visible].astype(np.int32, copy=False)]),
-            np.concatenate([tfs, fresh_tfs[:n_visible].astype(np.uint16, copy=False)]),
-        )
+            pairs = np.array(found)
+        fresh_chunks, fresh_tfs = _unpaired(pairs[: int(pairs.searchsorted(n << _TF_BITS))])
+        return np.concatenate([chunks, fresh_chunks]), np.concatenate([tfs, fresh_tfs])
 
     def _term(self, state: State, name: str, weight: float, seen: NDArray[np.bool_] | None, n_seen: int) -> Term | None:
         """Return a term of a query with its statistics, or ``None`` where no chunk holds it."""
@@ -345,20 +346,18 @@ class PostingsIndex:
     def _fresh_postings(self, n: int, pause: Callable[[], None]) -> _Postings:
         """Return the postings below position ``n`` that were added since the base, by term, then by chunk."""
         with self._fresh_lock:
-            names = np.sort(np.fromiter(self._fresh, np.int64, len(self._fresh)))
+            numbers = sorted(map(self._term_ids.__getitem__, self._fresh))
         lengths: list[int] = []
-        chunk_parts, tf_parts = [], []
-        for start in range(0, len(names), _PIECE):
+        parts: list[NDArray[np.int64]] = []
+        for start in range(0, len(numbers), _PIECE):
             with self._fresh_lock:  # An array cannot grow while numpy reads it.
-                found = [self._fresh[term_id] for term_id in names[start : start + _PIECE].tolist()]
-                lengths += [len(chunks) for chunks, _ in found]
-                chunk_parts += [np.array(chunks, np.int32) for chunks, _ in found]
-                tf_parts += [np.array(tfs, np.uint16) for _, tfs in found]
+                found = [self._fresh[self._terms[number]] for number in numbers[start : start + _PIECE]]
+                lengths += map(len, found)
+                parts += map(np.array, found)
             pause()
-        terms = np.repeat(names, lengths).astype(np.int32)
-        chunks = _joined(chunk_parts, np.int32)
-        seen = chunks < n
-        return _Postings(terms[seen], chunks[seen], _joined(tf_parts, np.uint16)[seen])
+        pairs = _joined(parts, np.int64)
+        seen = pairs < n << _TF_BITS
+        return _Postings(np.repeat(numbers, lengths).astype(np.int32)[seen], *_unpaired(pairs[seen]))
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, NDArray[np.generic]]) -> PostingsIndex:
@@ -387,6 +386,11 @@ class PostingsIndex:
         index._last_id = int(arrays["last_id"].tolist()[0])
         index._state = replace(index._state, ids=ids, lengths=lengths, living_length=int(lengths.sum(dtype=np.int64)))
         return index
+
+
+def _unpaired(pairs: NDArray[np.int64]) -> tuple[NDArray[np.int32], NDArray[np.uint16]]:
+    """Return the chunks of fresh postings, and how often each has the term: the upper bits and the lower ones."""
+    return (pairs >> _TF_BITS).astype(np.int32), (pairs & _MOST_TF).astype(np.uint16)
 
 
 def _offsets(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
