@@ -128,7 +128,11 @@ class Keyrings:
         self._master.check()
         private_folder(self.folder)
         aside = self.folder / f"{_UNFINISHED}{uuid.uuid4().hex}"
-        Keyring.create(aside, collection_id, self._master.wrapping)
+        try:
+            Keyring.create(aside, collection_id, self._master.wrapping)
+        except BaseException:
+            self._discard(aside)
+            raise
         # Renamed when it is whole: a crash leaves no file under the name that is taken for damaged keys.
         aside.rename(self.path(collection_id))
         sync_folder(self.folder)
@@ -179,11 +183,15 @@ class Keyrings:
         if opened is not None:
             opened.close()
         path = self.path(collection_id)
-        for ending in ("", "-wal", "-shm"):
-            path.with_name(path.name + ending).unlink(missing_ok=True)
+        self._discard(path)
         path.with_suffix(".lock").unlink(missing_ok=True)
         if self.folder.is_dir():
             sync_folder(self.folder)
+
+    @staticmethod
+    def _discard(path: Path) -> None:
+        for ending in ("", "-wal", "-shm"):
+            path.with_name(path.name + ending).unlink(missing_ok=True)
 
     def sweep(self) -> None:
         """Remove what a process left that died while it made keys. Called while nobody makes any."""

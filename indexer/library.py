@@ -36,6 +36,8 @@ from indexer.store.lock import exclusive, folder_lock
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
 _NEW = ".new-"
+_NEW_WITH_KEYS = ".new-keys-"
+"""Begins the name of a folder for which keys are being made; the id that they go by follows, as below."""
 _GONE = ".deleted-"
 _GONE_WITH_KEYS = ".destroyed-"
 """Begins the name that a folder gets with its deletion; the id that its keys go by is the rest of it, up to the last
@@ -66,17 +68,19 @@ class Library:
             CollectionExistsError: there is one of that name.
             KeysError: it is to be encrypted and no good master key is named; nothing was made.
         """
-        with self.making(name) as folder:
-            facts = {}
+        facts = {"collection_id": uuid.uuid4().hex, ENCRYPTION: "1"} if encrypted else {}
+        with self.making(name, facts.get("collection_id")) as folder:
             if encrypted:
-                facts = {"collection_id": uuid.uuid4().hex, ENCRYPTION: "1"}
                 self.keyrings.create(facts["collection_id"])
+                failpoint("create.keys")
             Collection.create(folder, encoder_name, spec, facts)
         return Collection(self._path(name), name, keyrings=self.keyrings)
 
     @contextmanager
-    def making(self, name: str) -> Iterator[Path]:
+    def making(self, name: str, keys: str | None = None) -> Iterator[Path]:
         """Give a folder aside that becomes the collection of that name when the block ends, and goes if it fails.
+
+        ``keys`` is the id of those that the block makes: they go with it.
 
         Raises:
             ArgumentError: the name is not of the allowed form.
@@ -89,24 +93,27 @@ class Library:
         private_folder(self._folder)
         self._finish()
         # Made aside and renamed: a crash leaves no half collection under the name.
-        fresh = self._folder / f"{_NEW}{uuid.uuid4().hex}"
+        fresh = self._folder / f"{_NEW if keys is None else f'{_NEW_WITH_KEYS}{keys}-'}{uuid.uuid4().hex}"
         with folder_lock(self._folder, "collections are being deleted with their keys", shared=True):
             private_folder(fresh)
             try:
                 yield fresh
                 failpoint("create.filled")
                 sync_folder(fresh)
-                fresh.rename(target)
-                sync_folder(self._folder)
-                failpoint("create.renamed")
-            except OSError as exc:
-                shutil.rmtree(fresh, ignore_errors=True)
-                if target.exists():
-                    raise CollectionExistsError(f"collection {name!r} is there already") from exc
-                raise
+                try:
+                    fresh.rename(target)
+                except OSError as exc:
+                    if target.exists():
+                        raise CollectionExistsError(f"collection {name!r} is there already") from exc
+                    raise
             except BaseException:
-                shutil.rmtree(fresh, ignore_errors=True)
+                # Keys first: a folder that stays tells whoever looks next to take them away.
+                with suppress(OSError):
+                    self._forget_keys(fresh)
+                    shutil.rmtree(fresh, ignore_errors=True)
                 raise
+            sync_folder(self._folder)
+            failpoint("create.renamed")
 
     def open(self, name: str) -> Collection:
         """Open a collection.
@@ -245,18 +252,25 @@ class Library:
         for path in self._folder.glob(f"{_GONE_WITH_KEYS}*"):
             # Who renamed it may have died before this: a power cut must not bring the collection back without its keys.
             sync_folder(self._folder)
-            self.keyrings.destroy(path.name.removeprefix(_GONE_WITH_KEYS).rpartition("-")[0])
+            self._forget_keys(path)
             failpoint("keys.dropped")
             self._set_aside(path)
         with suppress(WriterBusyError), folder_lock(self._folder, "a collection is being made"):
             self.keyrings.sweep()
             for path in self._folder.glob(f"{_NEW}*"):
+                self._forget_keys(path)
                 self._set_aside(path)
         for path in self._folder.glob(f"{_GONE}*"):
             try:
                 remove_folder(path)
             except StorageError as exc:  # nothing else waits for it
                 log.warning("%s", exc)
+
+    def _forget_keys(self, path: Path) -> None:
+        """Destroy the keys that go with a folder, by its name."""
+        for begin in (_GONE_WITH_KEYS, _NEW_WITH_KEYS):
+            if path.name.startswith(begin):
+                self.keyrings.destroy(path.name.removeprefix(begin).rpartition("-")[0])
 
     def _set_aside(self, path: Path) -> None:
         """Let nothing be left to do with a folder but to remove it."""

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import signal
+
 import pytest
 
 from indexer import collection as collection_module
 from indexer import library as library_module
 from indexer.backup import backup, restore
+from indexer.collection import Collection
 from indexer.encryption import Keyrings, MasterKey
-from indexer.errors import CollectionNotFoundError, HeldError, KeysError, WriterBusyError
+from indexer.errors import ClinragError, CollectionNotFoundError, HeldError, KeysError, WriterBusyError
 from indexer.library import Library
 from indexer.store import failpoints
+from tests.faults.processes import as_child
 from tests.indexer.made_collections import SPEC, new, note, shown, store
 
 
@@ -43,6 +49,16 @@ def dies_at(monkeypatch):
 
     yield install
     failpoints.install(None)
+
+
+def killed_at(point, work):
+    """Do something in a process that is killed at a failpoint."""
+    child = os.fork()
+    if not child:
+        failpoints.install(lambda reached: reached == point and os.kill(os.getpid(), signal.SIGKILL))
+        as_child(work)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status), point
 
 
 def opened(home):
@@ -193,19 +209,12 @@ def test_a_hold_keeps_an_encrypted_collection_from_whoever_has_no_keys_too(home,
     assert library.names() == []
 
 
-def test_keys_whose_making_was_cut_off_are_none(home, library, monkeypatch):
-    def cut_off(*_):
-        raise Killed
-
-    with monkeypatch.context() as patched:
-        patched.setattr("indexer.store.keyring.empty_log", cut_off)
-        with pytest.raises(Killed):
-            library.create("ward", "letters", SPEC, encrypted=True)
+def test_keys_whose_making_was_cut_off_are_none(home, library):
+    killed_at("transaction.committed", lambda: opened(home).create("ward", "letters", SPEC, encrypted=True))
     assert entries(home, "keyring")
     assert library.keyrings.ids() == []
-    (home / "collections" / ".new-of-who-died").mkdir()
     assert library.names() == []
-    assert entries(home, "keyring") == []
+    assert entries(home) == entries(home, "keyring") == []
 
 
 def test_collections_are_read_where_what_is_left_of_another_cannot_be_removed(home, library, dies_at, caplog):
@@ -223,3 +232,54 @@ def test_collections_are_read_where_what_is_left_of_another_cannot_be_removed(ho
     assert "cannot be removed" in caplog.text
     with pytest.raises(OSError):
         opened(home).create("third", "letters", SPEC)
+
+
+@pytest.mark.parametrize("point", ["create.keys", "create.filled"])
+def test_the_keys_of_a_collection_that_was_not_made_go_with_the_next_look(home, library, point):
+    keys = sealed(library, "other")
+    killed_at(point, lambda: opened(home).create("ward", "letters", SPEC, encrypted=True))
+    assert len(library.keyrings.ids()) == 2
+    assert opened(home).names() == ["other"]
+    assert library.keyrings.ids() == [keys.stem]
+    with opened(home).open("other") as other:
+        assert shown(other) == {"a": 1}
+
+
+@pytest.mark.parametrize("step", ["master", "keys", "truth", "name"])
+def test_a_creation_that_fails_leaves_neither_folder_nor_keys(home, library, monkeypatch, step):
+    """Where no key is named, where files cannot be made, and where another process was faster."""
+    sealed(library, "other")
+    before = entries(home, "keyring")
+
+    def fail(*_):
+        raise OSError(errno.ENOSPC, "no room")
+
+    failing = opened(home)
+    if step == "master":
+        (home / "master.key").unlink()
+    elif step == "keys":
+        monkeypatch.setattr("indexer.store.keyring.empty_log", fail)
+    elif step == "truth":
+        monkeypatch.setattr(Collection, "create", fail)
+    else:
+        other = home / "collections" / "ward" / "of another process"
+        failpoints.install(lambda reached: reached == "create.filled" and other.mkdir(0o700, True))
+    with pytest.raises((OSError, ClinragError)):
+        failing.create("ward", "letters", SPEC, encrypted=True)
+    failpoints.install(None)
+    assert entries(home, "keyring") == before
+    assert [name for name in entries(home) if name.startswith(".")] == []
+
+
+def test_a_collection_that_has_its_name_keeps_its_keys_whatever_fails_then(home, library):
+    def fail(reached):
+        if reached == "create.renamed":
+            raise OSError(errno.EIO, "the disk failed")
+
+    failpoints.install(fail)
+    with pytest.raises(OSError, match="disk failed"):
+        library.create("ward", "letters", SPEC, encrypted=True)
+    failpoints.install(None)
+    with opened(home).open("ward") as ward:
+        store(ward, note("a", "Pain in the chest.", patient_id="p1"))
+        assert shown(ward) == {"a": 1}
