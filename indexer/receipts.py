@@ -22,10 +22,14 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from indexer.errors import ArgumentError, DamagedError, SourceError
 from indexer.store.erasing import By, Pending, salted
+from indexer.store.failpoints import failpoint
 from indexer.store.folders import private_folder, sync_folder
+from indexer.store.lock import folder_lock
 
 FORMAT = 1
+_DRAFT = ".receipt-"
 _KEY_BYTES = 32
+_LOCK_TIMEOUT_S = 10.0
 _MAX_BYTES = 256 * 1024 * 1024
 
 
@@ -83,7 +87,11 @@ class Receipts:
         return self._private_key().public_key().public_bytes_raw().hex()
 
     def issue(self, pending: Pending, collection: str, collection_id: str, erased_at: str) -> Receipt:
-        """Sign and keep the receipt of an erasure; one that is there already is returned as it is."""
+        """Sign and keep the receipt of an erasure; one that is there already is returned as it is.
+
+        Raises:
+            WriterBusyError: another process writes one for seconds.
+        """
         try:
             return self.get(pending.erasure_id)
         except FileNotFoundError:
@@ -104,8 +112,7 @@ class Receipts:
             public_key=key.public_key().public_bytes_raw().hex(),
         )
         signed = asdict(receipt) | {"signature": key.sign(_signed_bytes(receipt)).hex()}
-        private_folder(self._folder)
-        _publish(self._path(receipt.receipt_id), json.dumps(signed, indent=1).encode() + b"\n")
+        _publish(self._path(receipt.receipt_id), json.dumps(signed, indent=1).encode() + b"\n", self._folder)
         return self.get(receipt.receipt_id)
 
     def get(self, receipt_id: str) -> Receipt:
@@ -161,8 +168,8 @@ class Receipts:
 
     def _private_key(self) -> Ed25519PrivateKey:
         if not self._key.exists():
-            private_folder(self._home)
-            _publish(self._key, Ed25519PrivateKey.generate().private_bytes_raw().hex().encode() + b"\n", replace=False)
+            made = Ed25519PrivateKey.generate().private_bytes_raw().hex().encode() + b"\n"
+            _publish(self._key, made, self._folder, replace=False)
         try:
             raw = bytes.fromhex(self._key.read_text().strip())
             return Ed25519PrivateKey.from_private_bytes(raw)
@@ -212,19 +219,28 @@ def _parsed(content: bytes, path: Path) -> Receipt:
         raise DamagedError(f"{path.name} is not a receipt") from exc
 
 
-def _publish(path: Path, content: bytes, *, replace: bool = True) -> None:
-    """Write a file of the owner alone: synced, then put in its place; without ``replace`` the first one there stays."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".receipt-")
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        if replace:
-            Path(name).replace(path)
-        else:
-            with contextlib.suppress(FileExistsError):
-                path.hardlink_to(name)
-    finally:
-        Path(name).unlink(missing_ok=True)
-    sync_folder(path.parent)
+def _publish(path: Path, content: bytes, drafts: Path, *, replace: bool = True) -> None:
+    """Write a file of the owner alone: synced, then put in its place; without ``replace`` the first one there stays.
+
+    Nobody else has a draft in that folder meanwhile, so those that are there are of processes that died.
+    """
+    private_folder(drafts)
+    with folder_lock(drafts, "a receipt is being written", _LOCK_TIMEOUT_S):
+        for left in drafts.glob(f"{_DRAFT}*"):
+            left.unlink(missing_ok=True)
+        handle, name = tempfile.mkstemp(dir=drafts, prefix=_DRAFT)
+        try:
+            with os.fdopen(handle, "wb") as stream:
+                stream.write(content)
+                stream.flush()
+                os.fsync(stream.fileno())
+            failpoint("receipt.written")
+            if replace:
+                Path(name).replace(path)
+            else:
+                with contextlib.suppress(FileExistsError):
+                    path.hardlink_to(name)
+                failpoint("receipt.linked")
+        finally:
+            Path(name).unlink(missing_ok=True)
+        sync_folder(path.parent)

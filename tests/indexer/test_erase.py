@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import signal
 import sqlite3
 import stat
 
@@ -20,6 +22,7 @@ from indexer.store import failpoints
 from indexer.store.postings import PostingsIndex
 from indexer.store.replica import TERMS
 from indexer.text.analysis import analyze
+from tests.faults.processes import in_child
 from tests.indexer.made_collections import new, note, prepared, shown, store, vector
 
 WINDOW = 24
@@ -319,6 +322,27 @@ def test_a_receipt_tells_how_much_but_not_what(home, library, ward):
     assert receipt.covers("patient-one")
     assert not receipt.covers("patient-two")
     assert stat.S_IMODE(path.stat().st_mode) == stat.S_IMODE((home / "receipts.key").stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize("point", ["receipt.written", "receipt.linked"])
+def test_what_is_left_of_a_receipt_that_was_not_written_to_its_end_goes_with_the_next_one(home, point):
+    with new(home) as ward:
+        store(ward, note("a", SECRETS[0]), note("b", SECRETS[1]))
+
+    def erase():
+        failpoints.install(lambda reached: reached == point and os.kill(os.getpid(), signal.SIGKILL))
+        library = Library(home)
+        with library.open("ward") as ward:
+            library.erase(ward, "notes", ["a"])
+
+    in_child(erase)
+    assert len([*home.rglob(".receipt-*")]) == 1
+    library = Library(home)
+    with library.open("ward") as ward:
+        assert shown(ward) == {"b": 1}
+    assert [path.name for path in home.rglob(".receipt-*")] == []
+    (receipt,) = library.receipts.all()
+    assert library.receipts.judge(receipt).good
 
 
 @pytest.mark.parametrize("name", ["collection", "asked_at", "erased_at", "salt", "public_key", "signature"])
