@@ -15,7 +15,7 @@ class PatientProtocol(H11Protocol):
     there are places for connections would lock out all others, with no key at all.
     """
 
-    head_s: ClassVar[float] = 20.0
+    head_s: ClassVar[float] = 10.0
 
     _deadline: asyncio.TimerHandle | None = None
 

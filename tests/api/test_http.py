@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import threading
 from pathlib import Path
@@ -227,6 +228,13 @@ def test_the_docs_page_loads_nothing_from_elsewhere(client: httpx.Client):
     assert "<script" not in page.text
     for path in client.get("/openapi.json").json()["paths"]:
         assert path in page.text
+    targets = set(re.findall(r"href='#([a-z0-9-]+)'", page.text))
+    assert targets == set(re.findall(r"<section id='([a-z0-9-]+)'", page.text))
+    assert len(targets) >= 20
+    for field in ("scope.patient_id", "scope.as_of", "scope.metadata"):  # what a caller most wants to know
+        assert field in page.text.replace("<wbr>", "")
+    assert "``" not in page.text
+    assert "ScopeModel" not in page.text
 
 
 def test_openapi_says_what_errors_look_like(client: httpx.Client):
