@@ -64,8 +64,8 @@ def _operation(method: str, path: str, operation: dict[str, Any], document: dict
         fields += _fields(model, document)
     if fields:
         rows = "".join(
-            f"<tr><td>{escape(name).replace('.', '.<wbr>')}<td>{escape(_type(schema))}<td class=q>{'required ' if needed else ''}"
-            f"{_prose(_about(schema))}"
+            f"<tr><td>{escape(name).replace('.', '.<wbr>')}<td>{escape(_type(schema))}"
+            f"<td class=q>{'required ' if needed else ''}{_prose(_about(schema))}"
             for name, schema, needed in fields
         )
         lines.append(f"<table>{rows}</table>")
@@ -116,7 +116,7 @@ def _type(schema: dict[str, Any]) -> str:
 def _about(schema: dict[str, Any]) -> str:
     parts = [schema["description"]] if "description" in schema else []
     bounds = [
-        f"{word} {schema[key]}" for key, word in (("minimum", "at least"), ("maximum", "at most")) if key in schema
+        f"{word} {schema[key]:g}" for key, word in (("minimum", "at least"), ("maximum", "at most")) if key in schema
     ]
     parts += [", ".join(bounds)] if bounds else []
     if schema.get("default") not in (None, [], {}):
