@@ -32,7 +32,7 @@ from indexer.store.lock import exclusive
 from indexer.store.packing import empty_log
 from indexer.store.salvage import Quarantined, Rebuilder, Row
 from indexer.store.snapshots import DERIVED
-from indexer.store.sqlite import create_file, open_engine, write_transaction
+from indexer.store.sqlite import create_file, open_engine, replacing, write_transaction
 from indexer.store.stored import Prepared
 from indexer.store.witness import FILE as WITNESS
 from indexer.text.chunks import DEFAULT_CHUNK_TOKENS, split_chunks
@@ -151,7 +151,8 @@ def _put_in_place(path: Path, made: Path) -> Path:
        file without log. One that is too damaged for that is of no use to anybody.
     2. What is derived, and the witness, go: they belong to the old log of changes.
     3. The old log's files go: beside the new database they would be taken for its own.
-    4. The new file takes the name in one step.
+    4. The new file takes the name in one step. Between 3 and 4 nobody opens the collection: who did would make a log
+       for the old file, and whoever came next would take that for the new one's.
 
     Raises:
         WriterBusyError: somebody read such a state for seconds; nothing was changed.
@@ -169,10 +170,13 @@ def _put_in_place(path: Path, made: Path) -> Path:
     kept.hardlink_to(path)
     shutil.rmtree(folder / DERIVED, ignore_errors=True)
     (folder / WITNESS).unlink(missing_ok=True)
-    for ending in ("-wal", "-shm"):
-        path.with_name(path.name + ending).unlink(missing_ok=True)
-    sync_folder(folder)  # before the new file has the name: it must not meet the old log, whatever a power cut keeps
-    failpoint("repair.cleared")
-    made.replace(path)
+    with replacing(path, DELETE_TIMEOUT_S):
+        for ending in ("-wal", "-shm"):
+            path.with_name(path.name + ending).unlink(missing_ok=True)
+        sync_folder(
+            folder
+        )  # before the new file has the name: it must not meet the old log, whatever a power cut keeps
+        failpoint("repair.cleared")
+        made.replace(path)
     sync_folder(folder)
     return kept

@@ -13,7 +13,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import IO, Any
@@ -21,12 +21,12 @@ from typing import IO, Any
 from sqlalchemy import URL, Column, ColumnElement, Connection, Select, Table, and_, create_engine, event, func, select
 from sqlalchemy import Engine as Engine  # callers above name the type without the library
 from sqlalchemy.dialects import sqlite as sqlite_dialect
-from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DatabaseError
 
 from indexer.errors import CollectionNotFoundError, DamagedError, StorageError, StorageFullError, WriterBusyError
 from indexer.records import Scalar
 from indexer.store.failpoints import failpoint
+from indexer.store.lock import folder_lock
 
 PAGE_BYTES = 8192
 CACHE_BYTES = 16 << 20
@@ -104,19 +104,8 @@ def open_engine(path: Path) -> Engine:
         pool_size=4,
         max_overflow=-1,
         hide_parameters=True,  # a message of SQLAlchemy would hold the values of the statement: text of notes
-        connect_args={"check_same_thread": False},
+        creator=lambda: _connected(path),
     )
-
-    @event.listens_for(engine, "connect")
-    def _configure(connection: DBAPIConnection, _record: object) -> None:
-        # The driver must not begin transactions by itself: readers need a deferred one, writers an immediate one.
-        connection.isolation_level = None
-        cursor = connection.cursor()
-        cursor.execute(f"PRAGMA page_size={PAGE_BYTES}")
-        cursor.execute("PRAGMA journal_mode=WAL")
-        for pragma in PRAGMAS:
-            cursor.execute(f"PRAGMA {pragma}")
-        cursor.close()
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
@@ -124,6 +113,41 @@ def open_engine(path: Path) -> Engine:
         connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
 
     return engine
+
+
+def _connected(path: Path) -> sqlite3.Connection:
+    # The driver must not begin transactions by itself: readers need a deferred one, writers an immediate one.
+    with _together(path):
+        connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        try:
+            connection.execute(f"PRAGMA page_size={PAGE_BYTES}")
+            connection.execute("PRAGMA journal_mode=WAL")
+            for pragma in PRAGMAS:
+                connection.execute(f"PRAGMA {pragma}")
+        except BaseException:
+            connection.close()
+            raise
+    return connection
+
+
+@contextmanager
+def replacing(path: Path, timeout_s: float) -> Iterator[None]:
+    """Let nobody open the database within the block, which puts another file in its place and takes its log away.
+
+    Raises:
+        WriterBusyError: somebody is just opening it for longer than ``timeout_s``.
+    """
+    with folder_lock(path.parent, "the database is being opened", timeout_s):
+        yield
+
+
+@contextmanager
+def _together(path: Path) -> Iterator[None]:
+    """Open a database and its log as of one moment: see `replacing`, which is waited for."""
+    with ExitStack() as held:
+        with suppress(FileNotFoundError, NotADirectoryError):  # SQLite says so too
+            held.enter_context(folder_lock(path.parent, "", shared=True))
+        yield
 
 
 @contextmanager
@@ -315,9 +339,10 @@ class Watch:
         self._path = path
         self._name = name
         self._inode = path.stat().st_ino
-        self._connection = sqlite3.connect(
-            path.resolve().as_uri() + "?mode=rw", uri=True, isolation_level=None, check_same_thread=False
-        )
+        there = path.resolve().as_uri() + "?mode=rw"
+        with _together(path), mapped_errors():
+            self._connection = sqlite3.connect(there, uri=True, isolation_level=None, check_same_thread=False)
+            self._version()
         self._seen: int | None = None
 
     def moved(self) -> bool:
@@ -333,9 +358,12 @@ class Watch:
         if not there:
             raise CollectionNotFoundError(f"collection {self._name!r} was deleted")
         with mapped_errors():
-            version = int(self._connection.execute("PRAGMA data_version").fetchone()[0])
+            version = self._version()
         moved, self._seen = version != self._seen, version
         return moved
+
+    def _version(self) -> int:
+        return int(self._connection.execute("PRAGMA data_version").fetchone()[0])
 
     def reset(self) -> None:
         """Forget the last look, so that the next one says yes."""

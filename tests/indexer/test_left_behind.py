@@ -5,13 +5,16 @@ step of the same kind, nothing that an erasure does not reach, and nothing that 
 from __future__ import annotations
 
 import errno
+import json
 import os
+import select
 import signal
 import sqlite3
 import subprocess
 import sys
 import textwrap
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 
@@ -21,6 +24,7 @@ from indexer.errors import DamagedError, StorageError, WriterBusyError
 from indexer.library import Library
 from indexer.reencoding import discard, reencode
 from indexer.repair import repair
+from indexer.store import failpoints
 from tests.indexer.made_collections import LetterEncoder, new, note, shown
 from tests.indexer.test_reencoding import WordEncoder
 
@@ -153,6 +157,55 @@ def test_a_repair_that_was_cut_off_is_done_by_the_next_one(home):
         assert shown(ward) == {"note-2": 1, "note-3": 1}
         assert ward.verify() == []
     assert list((home / "collections" / "ward").glob(".repair-*")) == []
+
+
+READER = """
+    import json, sys
+    from pathlib import Path
+    from indexer.library import Library
+    from tests.indexer.made_collections import shown
+    print("begun", flush=True)
+    with Library(Path(sys.argv[1])).open("ward") as ward:
+        print("opened", flush=True)
+        sys.stdin.readline()
+        print(json.dumps(shown(ward)), flush=True)
+"""
+
+
+def test_who_opens_while_a_repair_puts_its_truth_in_place_gets_that_one_with_a_log_of_its_own(home):
+    """Else it opens the old file, makes a log for that, and the next writer takes this for the new file's."""
+    damage(home)
+    begun = []
+
+    def reached(point):
+        if point == "repair.cleared":
+            script = [sys.executable, "-c", textwrap.dedent(READER), str(home)]
+            reader = subprocess.Popen(script, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+            begun.append(reader)
+            assert reader.stdout.readline() == "begun\n"
+            while not select.select([reader.stdout], [], [], 0)[0] and not waits_for_a_lock(reader.pid):
+                os.sched_yield()
+
+    failpoints.install(reached)
+    try:
+        repair(Library(home), "ward", lambda name: LetterEncoder())
+    finally:
+        failpoints.install(None)
+    (reader,) = begun
+    kept = {"note-2": 1, "note-3": 1, "note-4": 1}
+    with reader, opened(home) as ward:
+        assert reader.stdout.readline() == "opened\n"
+        index_notes(ward, LetterEncoder(), [note("note-4", "Stored beside the reader.")])
+        assert json.loads(reader.communicate("now\n")[0]) == kept
+    assert reader.returncode == 0
+    with opened(home) as ward:
+        assert shown(ward) == kept
+        assert ward.verify() == []
+
+
+def waits_for_a_lock(process):
+    blocked = [line.split() for line in Path("/proc/locks").read_text().splitlines() if "->" in line]
+    return any(str(process) in words for words in blocked)
 
 
 def test_a_repair_waits_for_who_needs_the_log_that_it_would_take_away(home, monkeypatch):
