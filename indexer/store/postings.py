@@ -40,6 +40,9 @@ _MOST_TF = 2**_TF_BITS - 1
 _SLAB = 1_000_000  # Postings that are put in order at once.
 _SPARSE = 3  # Where terms have this part of the chunks, those that hold one are picked out before pools are told apart.
 _PIECE = 500  # Terms between two pauses.
+_MOST_LATE = 100  # Of more chunks at once, the terms are put in their places at once.
+_AT_ONCE = 4  # Chunks that a search puts there otherwise.
+_NO_PAIRS = np.empty(0, np.int64)
 
 _Asked = tuple[State, list[Term], float]
 
@@ -73,6 +76,7 @@ class PostingsIndex:
         self._term_ids: dict[str, int] = {}
         self._base = _Base(np.zeros(1, np.int64), np.empty(0, np.int32), np.empty(0, np.uint16))
         self._fresh: dict[str, array[int]] = {}  # Chunk and how often as one number: see `_unpaired`.
+        self._late: tuple[tuple[int, Counter[str]], ...] = ()  # Chunks that are not in there yet, and their terms.
         self._impacts = Impacts(np.empty(0, np.int32))
         self._last_counted: tuple[State, Ids | None, tuple[NDArray[np.bool_] | None, int, float]] | None = None
         self._places = PoolPlaces()
@@ -93,7 +97,10 @@ class PostingsIndex:
                 return
             state = self._state
             n = len(state.ids)
-            self._post(n, [Counter(document) for document in documents])
+            self._settle()
+            self._late = tuple(enumerate(map(Counter, documents), start=n))
+            if len(documents) > _MOST_LATE:
+                self._settle()
             lengths = np.fromiter((len(document) for document in documents), np.int32, len(documents))
             # What lies behind the end of the published arrays belongs to the writer: readers hold shorter views.
             self._id_buffer = with_room(self._id_buffer, n, len(new_ids))
@@ -130,6 +137,7 @@ class PostingsIndex:
     ) -> tuple[Ids, Scores]:
         """Return the k best ids and scores."""
         checked_terms(terms, k)
+        self._settle_some()
         state, query, mean_length = self._asked(terms, population)
         everywhere = allowed is None or same_ids(state.ids, allowed)
         scope = None if allowed is None or everywhere else state.living(positions(state.ids, allowed))
@@ -157,6 +165,7 @@ class PostingsIndex:
     ) -> list[tuple[Ids, Scores, Scores]]:
         """Return for each pool the k best ids, their scores, and the scores of its sample: all terms are added once."""
         checked_terms(terms, k)
+        self._settle_some()
         state, query, mean_length = self._asked(terms, population)
         placed = self._places.placed(state, pools, samples)
         at, sampled = placed.pools, placed.samples
@@ -207,17 +216,22 @@ class PostingsIndex:
 
     def terms(self) -> list[str]:
         """Return every term that some indexed chunk holds, sorted."""
-        state = self._state
+        with self._write:
+            self._settle()
+            state = self._state
         return sorted(
             name
             for term_id, name in enumerate(self._terms)
             if len(self._postings(term_id, len(state.ids))[0]) > self._dead_holding(state, term_id)
         )
 
-    def _post(self, first: int, documents: Sequence[Counter[str]]) -> None:
-        """Write chunks into the fresh postings. Readers do not look beyond the positions of their state."""
+    def _settle(self, most: int | None = None) -> None:
+        """Write late chunks into the fresh postings, all or so many; who calls this writes.
+
+        Readers do not look beyond the positions of their state, and find each chunk once, here or there.
+        """
         fresh = self._fresh
-        for position, document in enumerate(documents, start=first):
+        for position, document in self._late[:most]:
             pair = position << _TF_BITS
             with self._fresh_lock:
                 for name, tf in document.items():
@@ -225,6 +239,15 @@ class PostingsIndex:
                     if pairs is None:
                         pairs = fresh[name] = self._started(name)
                     pairs.append(pair | (tf if tf < _MOST_TF else _MOST_TF))
+                self._late = self._late[1:]
+
+    def _settle_some(self) -> None:
+        """Write a few late chunks: the first search after notes came in does not wait for all of them."""
+        if self._late and self._write.acquire(blocking=False):
+            try:
+                self._settle(_AT_ONCE)
+            finally:
+                self._write.release()
 
     def _started(self, name: str) -> array[int]:
         """Return what takes the fresh postings of a term; it gets a number where it is new."""
@@ -241,17 +264,26 @@ class PostingsIndex:
             chunks, tfs = base.chunks[part], base.tfs[part]
         else:
             chunks, tfs = base.chunks[:0], base.tfs[:0]
-        found = self._fresh.get(self._terms[term_id])
-        if found is None:
-            return chunks, tfs
+        name = self._terms[term_id]
         with self._fresh_lock:  # An array cannot grow while numpy reads it.
-            pairs = np.array(found)
+            found, late = self._fresh.get(name), self._late
+            pairs = _NO_PAIRS if found is None else np.array(found)
+        more = [position << _TF_BITS | min(document[name], _MOST_TF) for position, document in late if name in document]
+        if more:
+            pairs = np.append(pairs, more)
+        if not len(pairs):
+            return chunks, tfs
         fresh_chunks, fresh_tfs = _unpaired(pairs[: int(pairs.searchsorted(n << _TF_BITS))])
         return np.concatenate([chunks, fresh_chunks]), np.concatenate([tfs, fresh_tfs])
 
     def _term(self, state: State, name: str, weight: float, seen: NDArray[np.bool_] | None, n_seen: int) -> Term | None:
         """Return a term of a query with its statistics, or ``None`` where no chunk holds it."""
+        late = self._late  # Looked at first: what leaves it meanwhile has its numbers then.
         term_id = self._term_ids.get(name)
+        if term_id is None and any(name in document for _, document in late):
+            with self._write:
+                self._settle()
+            term_id = self._term_ids.get(name)
         if term_id is None:
             return None
         chunks, tfs = self._postings(term_id, len(state.ids))
@@ -286,6 +318,7 @@ class PostingsIndex:
         It calls what it is given again and again on the way, so that who is in no hurry can let others go first.
         """
         with self._write:
+            self._settle()
             return partial(self._arrays, self._state, self._last_id, len(self._terms))
 
     def _arrays(

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pytest
 
@@ -153,6 +155,53 @@ def test_a_frozen_moment_gives_its_arrays_whatever_comes_later():
     for name, values in before.items():
         np.testing.assert_array_equal(values, later[name])
     assert b"later" in index.arrays()["names"].tobytes()
+
+
+@pytest.mark.parametrize("n", [1, 40, 150])
+def test_chunks_are_found_from_the_first_search_on_and_every_time(n):
+    index, oracle = _both(300)
+    texts = documents(np.random.default_rng(4), n, 12)
+    texts[-1] = ["new", "w1", "new"]
+    for one in (index, oracle):
+        one.add(np.arange(1000, 1000 + n), texts)
+        one.remove(np.array([1000 + n // 2, 4]))
+    for _ in range(n // 4 + 2):
+        assert_same(index, oracle, {"w1": 1.0, "w40": 1.0, "w59": 2.0}, 50)
+    assert_same(index, oracle, {"w1": 1.0, "new": 2.0, "w59": 1.0}, 50)
+    assert index.terms() == oracle.terms()
+    whole = PostingsIndex()
+    every = documents(np.random.default_rng(3), 300, 12) + texts
+    kept = [at for at in range(300 + n) if at not in (2, 300 + n // 2)]
+    whole.add(np.array([at * 2 if at < 300 else at + 700 for at in kept]), [every[at] for at in kept])
+    assert PostingsIndex.from_arrays(whole.arrays()).terms() == index.terms()
+    for name in ("ids", "lengths"):
+        np.testing.assert_array_equal(whole.arrays()[name], index.arrays()[name])
+
+
+def test_chunks_that_come_during_searches_are_found_once_each():
+    index = PostingsIndex()
+    batches = [np.arange(first, first + 30) for first in range(0, 900, 30)]
+    seen, done = [], threading.Event()
+
+    def searching():
+        while True:
+            last = done.is_set()
+            seen.append(index.search({"every": 1.0, "some": 1.0}, 1000)[0])
+            if last:
+                return
+
+    threads = [threading.Thread(target=searching) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for batch in batches:
+        index.add(batch, [["every", f"w{n}", *(["some"] if n % 3 else [])] for n in batch.tolist()])
+    done.set()
+    for thread in threads:
+        thread.join()
+    assert max(map(len, seen)) == 900
+    for ids in seen:
+        assert len(ids) % 30 == 0
+        np.testing.assert_array_equal(np.sort(ids), np.arange(len(ids)))
 
 
 def test_ids_of_removed_last_chunks_are_not_taken_again_after_reading_back():
