@@ -12,13 +12,18 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from indexer.library import Library
-from indexer.records import Note, Scope, Status
+from indexer.records import Coverage, Note, Scope, Status
+from indexer.store.facets import Facets
+from rag.answer import AnswerRequest, answer
+from rag.cite import Statement
+from rag.generate import Prompt
 from rag.search import SearchRequest, checked, search_view
 from tests.indexer.made_collections import LetterEncoder, new, prepared, second, store, vector
 
@@ -58,6 +63,26 @@ class Row:
     chunk_id: str
     text: str
     patient: str | None
+    start: int
+    language: str | None
+    section: str | None
+    note_type: str | None
+
+    @property
+    def version(self) -> tuple[str, int]:
+        """The note and version that it is of."""
+        note_id, number, _ = self.chunk_id.split(":")
+        return note_id, int(number)
+
+
+class QuotesAll:
+    """A generator that quotes every passage that it may read, whole: what it read is what it can say."""
+
+    name = "all"
+
+    def generate(self, prompt: Prompt) -> tuple[Statement, ...]:
+        """Return each passage as a statement of its own."""
+        return tuple(Statement(passage.text, (passage.n,)) for passage in prompt.passages)
 
 
 @dataclass
@@ -118,7 +143,8 @@ class World:
 def run(cases: int, seed: int, home: Path) -> dict[str, int]:
     """Try so many cases and return counts; raises `Wrong` at the first wrong answer."""
     rng = random.Random(seed)
-    counts = {"cases": 0, "collections": 0, "ids": 0, "empty": 0, "whole": 0, "commits": 0}
+    named = ("cases", "collections", "ids", "empty", "whole", "commits", "counted", "quotes")
+    counts = dict.fromkeys(named, 0)
     while counts["cases"] < cases:
         name = f"w{counts['collections']}"
         with new(home, name) as collection:
@@ -170,15 +196,20 @@ def _case(world: World, done: list[int], rng: random.Random, counts: dict[str, i
     ids, scores = view.search_vectors(query, k)
     narrow = np.sort(rng.sample(view.rows.tolist(), len(view.rows) // 2))
     some, _ = view.search_vectors(query, k, np.asarray(narrow, np.int64))
-    found = search_view(view, world.collection.name, LetterEncoder(), checked(SearchRequest(text, scope, k=k))).result
+    mode, policy = rng.choice(("hybrid", "hybrid", "dense", "lexical")), rng.choice(("balanced", "any"))
+    request = checked(SearchRequest(text, scope, k, mode, policy))
+    found = search_view(view, world.collection.name, LetterEncoder(), request).result
+    facets = view.facets()
     passages = view.passages(ids)
     finished = len(world.states) - 1
     # What was deleted while the search ran may be missing from it, and nothing else.
     gone = set().union(*(set(world.states[n]) - set(world.states[n + 1]) for n in range(first, finished)))
     problems = []
     for state in world.states[first : last + 1]:
-        problem = _problem(visible(state, scope), gone, k, query, passages, scores)
-        problem = problem or _hits_problem(visible(state, scope), gone, k, found.hits)
+        rows = visible(state, scope)
+        problem = _problem(rows, gone, k, query, passages, scores)
+        problem = problem or _hits_problem(rows, gone, k if mode != "lexical" else 0, found.hits)
+        problem = problem or (None if gone else _counts_problem(rows, facets, found.coverage))
         if problem is None:
             break
         problems.append(problem)
@@ -187,10 +218,48 @@ def _case(world: World, done: list[int], rng: random.Random, counts: dict[str, i
     _expect(len(some) >= min(k, len(narrow)) or bool(gone), f"{scope}: fewer than k of a part")
     _expect(np.isin(some, narrow).all(), f"{scope}: a row outside of the part that was asked for")
     _expect(view.plan == "exact", "the plan of a small collection is not exact")
+    if rng.random() < 0.3:
+        counts["quotes"] += _asked(world, done, text, scope, k)
+    counts["counted"] += not gone
     counts["cases"] += 1
     counts["ids"] += len(ids)
     counts["empty"] += not len(view.rows)
     counts["whole"] += scope == Scope()
+
+
+def _asked(world: World, done: list[int], text: str, scope: Scope, k: int) -> int:
+    """Ask a generator that repeats all it reads; what it read must be in scope. Returns how much it quoted."""
+    first = done[0]
+    said = answer(world.collection, LetterEncoder(), AnswerRequest(text, scope, k), QuotesAll())
+    places = [
+        {(row.version, at) for row in visible(state, scope) for at in range(row.start, row.start + len(row.text))}
+        for state in world.states[first:]
+    ]
+    for one in said.citations:
+        read = {
+            ((one.note_id, one.version), at) for at in range(one.start, one.end) if one.quote[at - one.start] != " "
+        }
+        if not any(read <= place for place in places):
+            raise Wrong(f"{scope}: {one.chunk_id} was read and is out of scope")
+    return len(said.citations)
+
+
+def _counts_problem(rows: list[Row], facets: Facets, coverage: Coverage) -> str | None:
+    """Return what is wrong with the counts of a scope that shows these rows."""
+    notes = {row.version: row for row in rows}
+    if coverage.notes_searched != len(notes):
+        return f"{coverage.notes_searched} of {len(notes)} notes searched"
+    if (facets.notes, facets.passages) != (len(notes), len(rows)):
+        return f"{facets.notes} of {len(notes)} notes, {facets.passages} of {len(rows)} passages counted"
+    for name, counts, values in (
+        ("language", facets.languages, [row.language for row in rows]),
+        ("section", facets.sections, [row.section for row in rows]),
+        ("note_type", facets.note_types, [row.note_type for row in notes.values()]),
+        ("patient", facets.patients, [row.patient for row in notes.values()]),
+    ):
+        if dict(counts) != Counter(values):
+            return f"{name} counts {dict(counts)}, not {dict(Counter(values))}"
+    return None
 
 
 def _problem(rows: list[Row], gone: set[str], k: int, query, passages, scores) -> str | None:
@@ -256,8 +325,17 @@ def visible(state: State, scope: Scope) -> list[Row]:
                 continue
             if scope.section and chunk.section not in scope.section:
                 continue
-            text = one.note.text[chunk.start : chunk.end]
-            rows.append(Row(f"{note_id}:{one.number}:{chunk.n}", text, one.note.patient_id))
+            rows.append(
+                Row(
+                    f"{note_id}:{one.number}:{chunk.n}",
+                    one.note.text[chunk.start : chunk.end],
+                    one.note.patient_id,
+                    chunk.start,
+                    chunk.language,
+                    chunk.section,
+                    one.note.note_type,
+                )
+            )
     return rows
 
 

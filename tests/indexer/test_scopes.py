@@ -6,6 +6,7 @@ import json
 import random
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from api.service import Question
@@ -14,6 +15,7 @@ from api.wiring import build_service
 from indexer.records import Scope
 from indexer.store.columns import Columns
 from indexer.store.view import View
+from rag import context
 from rag.search import SearchRequest, search, search_view
 from tests.indexer.made_collections import LetterEncoder, new, note, second, store, vector
 from tests.scopes import WORDS, World, Wrong, run
@@ -25,6 +27,8 @@ def test_no_answer_leaves_its_scope_or_misses_what_is_in_it(tmp_path):
     counts = run(CASES, 1, tmp_path)
     assert counts["cases"] == CASES
     assert counts["ids"] > CASES
+    assert counts["counted"] > CASES / 10
+    assert counts["quotes"] > CASES / 10
 
 
 def everything(view, _rows):
@@ -36,6 +40,18 @@ def one_too_few(view, rows):
     return own[:-1]
 
 
+def one_too_many(view):
+    found = COUNTED(view)
+    return replace(found, notes=found.notes + 1)
+
+
+def neighbours_of_any_kind(view, hits):
+    rows = np.array([hit.row for hit in hits], np.int64)
+    near = np.intersect1d(view._population.rows, (rows[:, None] + [-1, 0, 1]).ravel())
+    return {passage.row: passage for passage in view.passages(near)}
+
+
+COUNTED = View.facets
 SEEN = Columns.visible
 
 
@@ -49,6 +65,8 @@ def as_of_now(columns, _moment):
         (View, "_narrowed", everything),
         (View, "_narrowed", one_too_few),
         (Columns, "visible", as_of_now),
+        (View, "facets", one_too_many),
+        (context, "_around", neighbours_of_any_kind),
     ],
 )
 def test_a_broken_search_is_caught(tmp_path, monkeypatch, owner, name, broken):
