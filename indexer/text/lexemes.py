@@ -99,14 +99,22 @@ def has_run(text: str) -> bool:
 
 
 def number_end(words: Sequence[str], first: int) -> int:
-    """Return where the lexemes end that reach from a word to others, ``first`` itself where it has no digit.
+    """Return where the lexemes end that reach from a word to others, ``first`` itself where none does.
 
     ``words`` are a normalised text cut at every blank. Only numbers reach over blanks: to more digits, and to a unit.
     """
-    end = first
-    while end < len(words) and (_DIGIT.search(words[end]) or (end > first and not words[end])):
+    if not _DIGIT.search(words[first]) or ("+" not in words[first] and not _ends_in_number(words[first])):
+        return first
+    end = first + 1
+    while end < len(words) and (not words[end] or _DIGIT.search(words[end])):
         end += 1
-    return min(end + 1, len(words)) if end > first else first
+    return min(end + 1, len(words))
+
+
+def _ends_in_number(word: str) -> bool:
+    """Return whether a unit behind a word would be that of a number in it."""
+    *_, (kind, _) = lexemes(f"{word} mg")
+    return kind == "dose"
 
 
 def pieces_of(kind: str, found: str) -> Iterator[Piece]:
