@@ -204,6 +204,7 @@ class Collection:
             self.collection_id,
             self._engine,
             self._path,
+            self.spaces,
             self.writer,
             self._replica,
             receipts,

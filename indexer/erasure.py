@@ -29,7 +29,7 @@ from typing import Protocol
 
 from indexer.errors import ErasurePendingError, StorageFullError, WriterBusyError
 from indexer.receipts import Receipt, Receipts
-from indexer.spaces import forget_repairs
+from indexer.spaces import Spaces
 from indexer.store import erasing
 from indexer.store.cipher import cipher_of
 from indexer.store.dropping import check_droppable
@@ -90,6 +90,7 @@ class Eraser:
     collection_id: str
     engine: Engine
     path: Path
+    spaces: Spaces
     writer: Callable[[float], AbstractContextManager[object]]
     replica: Replica
     receipts: Receipts
@@ -173,8 +174,7 @@ class Eraser:
                     erasing.step(connection, replace(one, state=erasing.PACKED))
             self._reached("packed")
         self._empty_log(deadline)
-        for folder in self.path.parents[:2]:
-            forget_repairs(folder)
+        self.spaces.forget_repairs()
         self._reached("emptied")
         self.beside(deadline)
         self._reached("followed")

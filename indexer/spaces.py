@@ -41,21 +41,6 @@ class _Pointer:
     previous: str | None = None
 
 
-def forget_repairs(space: Path) -> None:
-    """Remove what repairs kept of a space's truth, and what one left that was cut off; durably.
-
-    Raises:
-        StorageError: something cannot be removed.
-    """
-    for path in space.glob(f"{REPAIRING}*"):
-        remove_folder(path)
-    kept = [path for path in space.glob(f"{DAMAGED}*.sqlite") if path.is_file()]
-    for path in kept:
-        path.unlink(missing_ok=True)
-    if kept:
-        sync_folder(space)
-
-
 class Spaces:
     """The spaces under one collection's folder."""
 
@@ -124,6 +109,21 @@ class Spaces:
                 self._clear(folder)
         for leftover in self.root.glob(f"{_GONE}*"):
             leftover.unlink(missing_ok=True)
+
+    def forget_repairs(self) -> None:
+        """Remove what repairs kept of any space's truth, and what one left that was cut off; durably.
+
+        Raises:
+            StorageError: something cannot be removed.
+        """
+        for space in (self.root, *self._numbered()):
+            for path in space.glob(f"{REPAIRING}*"):
+                remove_folder(path)
+            kept = [path for path in space.glob(f"{DAMAGED}*.sqlite") if path.is_file()]
+            for path in kept:
+                path.unlink(missing_ok=True)
+            if kept:
+                sync_folder(space)
 
     def _clear(self, folder: Path) -> None:
         if folder != self.root:

@@ -22,7 +22,7 @@ from indexer.backup import backup, restore
 from indexer.build import index_notes
 from indexer.errors import DamagedError, StorageError, WriterBusyError
 from indexer.library import Library
-from indexer.reencoding import discard, reencode
+from indexer.reencoding import cutover, discard, reencode, rollback
 from indexer.repair import repair
 from indexer.store import failpoints
 from tests.indexer.made_collections import LetterEncoder, new, note, shown
@@ -147,6 +147,22 @@ def test_an_erasure_reaches_what_a_repair_left_that_was_cut_off(home):
     with opened(home) as collection:
         Library(home).erase(collection, "notes", ["note-2"])
     assert holding(ward) == []
+
+
+def test_an_erasure_reaches_what_a_repair_kept_of_vectors_that_are_not_live_any_more(home):
+    space = home / "collections" / "ward" / "space-2"
+    with opened(home) as ward:
+        reencode(ward, "words", WordEncoder())
+        cutover(ward, WordEncoder)
+    with closing(sqlite3.connect(space / "truth.sqlite", isolation_level=None)) as database:
+        database.execute("UPDATE vectors SET vector = zeroblob(16) WHERE key = 1")
+    repair(Library(home), "ward", lambda name: WordEncoder())
+    with opened(home) as ward:
+        rollback(ward, LetterEncoder)
+    assert sorted(path.name[:8] for path in holding(space)) == ["damaged-", "truth.sq"]
+    with opened(home) as ward:
+        Library(home).erase(ward, "notes", ["note-2"])
+    assert holding(home) == []
 
 
 def test_a_repair_that_was_cut_off_is_done_by_the_next_one(home):
