@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from api.settings import from_environment
+
 ROOT = Path(__file__).parent.parent
 IMAGES = ("Dockerfile", "Dockerfile.gpu")
 
@@ -26,7 +28,9 @@ def pip_installs(text: str) -> list[str]:
 def test_images_install_what_make_setup_installs(image: str):
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     runtime = makefile.split("$(VENV)/.runtime:")[1].split("\n\n")[0]
-    assert pip_installs(steps(image)) == pip_installs(runtime)
+    installed = pip_installs(steps(image))
+    assert installed.pop(1) == "--quiet -c requirements.lock $MODEL_PACKAGES"  # nothing, unless it is asked for
+    assert installed == pip_installs(runtime)
 
 
 @pytest.mark.parametrize("image", IMAGES)
@@ -69,3 +73,17 @@ def test_compose_refuses_to_start_without_a_key():
     assert server["ports"] == ["127.0.0.1:8000:8000"]
     assert (ROOT / "docker" / server["build"]["context"] / server["build"]["dockerfile"]).is_file()
     assert compose["services"]["llm"]["profiles"] == ["llm"]
+
+
+def test_compose_reaches_the_model_server_with_what_the_image_is_given():
+    text = (ROOT / "docker" / "compose.yaml").read_text()
+    server = yaml.safe_load(text)["services"]["server"]
+    assert server["build"]["args"] == {"MODEL_PACKAGES": "${CLINRAG_MODEL_PACKAGES:-}"}
+    given = set(server["environment"]) - {"CLINRAG_API_KEY"}
+    assert {"CLINRAG_GENERATORS", "CLINRAG_GENERATOR_URL", "CLINRAG_GENERATOR_KEY"} <= given
+    # An empty variable counts as absent, so what is passed on and not set changes nothing.
+    assert from_environment(dict.fromkeys(given, "")) == from_environment({})
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["ollama"]
+    named = re.search(r'CLINRAG_MODEL_PACKAGES="([^"]+)"', text)
+    assert named is not None
+    assert named.group(1).split() == [package.partition(">=")[0] for package in extras]
