@@ -83,7 +83,8 @@ class Generation:
         self.folder = folder
         self._cipher = cipher
         try:
-            body, _, digest = (folder / MANIFEST).read_text().rstrip("\n").rpartition("\n")
+            self._manifest = (folder / MANIFEST).read_text()
+            body, _, digest = self._manifest.rstrip("\n").rpartition("\n")
             if hashlib.sha256(body.encode()).hexdigest() != digest:
                 raise Unsound(MANIFEST)
             manifest = json.loads(body)
@@ -93,6 +94,13 @@ class Generation:
             self.files: dict[str, dict[str, Any]] = manifest["files"]
         except (OSError, ValueError, KeyError, TypeError) as exc:
             raise Unsound(MANIFEST) from exc
+
+    def in_place(self) -> bool:
+        """Say whether this is still what lies in the folder: not removed, nor replaced by one made anew."""
+        try:
+            return (self.folder / MANIFEST).read_text() == self._manifest
+        except (OSError, ValueError):
+            return self.folder.exists()
 
     def content(self, name: str) -> bytes:
         """Return what was written into a file.
@@ -218,8 +226,8 @@ class Snapshots:
             try:
                 return read(generation), generation.origin.seq
             except (Unsound, DamagedError) as exc:
-                # A folder that is gone was replaced by another process: the next look finds the newer one.
-                if generation.folder.exists():
+                # One that is gone was replaced by another process: the next look finds the newer one.
+                if generation.in_place():
                     self.discard(generation.folder, str(exc))
 
     def paths(self) -> list[Path]:

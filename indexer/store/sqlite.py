@@ -51,7 +51,15 @@ MAX_VARIABLES = 500
 
 _WRITE = "clinrag_write"
 _SHORTEST_BYTES = 512
-_COPY = "import shutil, sys; shutil.copyfileobj(open(sys.argv[1], 'rb'), sys.stdout.buffer, 1 << 20)"
+_NOT_THERE = 3
+_COPY = f"""
+import shutil, sys
+try:
+    stream = open(sys.argv[1], "rb")
+except FileNotFoundError:
+    sys.exit({_NOT_THERE})
+shutil.copyfileobj(stream, sys.stdout.buffer, 1 << 20)
+"""
 _FULL = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE}
 _DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 MEND_DAMAGE = "'clinrag collections repair' saves what can be read, 'restore' brings back a backup"
@@ -92,8 +100,9 @@ def raw_bytes(path: Path) -> Iterator[IO[bytes]]:
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as reader:
         assert reader.stdout is not None
         yield reader.stdout
+    if reader.returncode == _NOT_THERE:
+        raise FileNotFoundError(path)
     if reader.returncode:
-        path.stat()
         raise OSError(f"{path} cannot be read")
 
 

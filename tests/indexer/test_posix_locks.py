@@ -18,6 +18,7 @@ from indexer import reencoding
 from indexer.backup import backup
 from indexer.encryption import MasterKey
 from indexer.library import Library
+from indexer.store.sqlite import raw_bytes
 from tests.indexer.made_collections import SPEC, note, store
 
 OTHER = """
@@ -118,3 +119,15 @@ def test_another_process_does_not_write_beside_a_writer(library, ward, thing):
         thing(library, ward)
         assert another_process(ward.path) == "database is locked"
         writing.execute("ROLLBACK")
+
+
+def test_a_file_that_was_not_there_is_not_one_that_cannot_be_read(tmp_path):
+    """A log can go, and another come, while it is looked for."""
+    path = tmp_path / "truth.sqlite-wal"
+    with pytest.raises(FileNotFoundError), raw_bytes(path) as stream:
+        assert stream.read() == b""
+        path.write_bytes(b"another log")
+    with raw_bytes(path) as stream:
+        assert stream.read() == b"another log"
+    with pytest.raises(OSError, match="cannot be read"), raw_bytes(tmp_path) as stream:
+        stream.read()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shutil
@@ -12,6 +13,8 @@ import pytest
 
 from indexer.library import Library
 from indexer.records import Scope
+from indexer.store.replica import TEXTS
+from indexer.store.snapshots import Generation, Snapshots
 from tests.indexer.made_collections import new, note, store, vector
 
 QUERY = vector("fever")
@@ -184,6 +187,25 @@ def test_a_reader_keeps_its_mapped_files_while_others_publish(home):
         again = view.search_vectors(QUERY, 20)
         assert again[0].tolist() == before[0].tolist()
         assert len(reader.view().rows) == len(view.rows) + 3
+
+
+def test_a_generation_that_is_replaced_while_it_is_read_is_not_taken_for_damaged(home, monkeypatch, caplog):
+    before, real = answers(home), Generation.content
+
+    def replaced(self, name):
+        """Put one of the same change in its place that says the same in other bytes, as another program's may."""
+        monkeypatch.setattr(Generation, "content", real)
+        files = {each: (self.folder / each).read_bytes() for each in self.files}
+        files[TEXTS] = json.dumps(json.loads(files[TEXTS]), indent=1).encode()
+        writers = {each: (lambda stream, raw=raw: stream.write(raw)) for each, raw in files.items()}
+        Snapshots(self.folder.parent).publish(self.origin, writers)
+        return real(self, name)
+
+    monkeypatch.setattr(Generation, "content", replaced)
+    with caplog.at_level(logging.WARNING):
+        assert_same(answers(home), before)
+    assert caplog.records == []
+    assert (generation(home) / TEXTS).read_text().startswith("{\n")
 
 
 def test_publishing_that_fails_leaves_what_was_there(home, monkeypatch):
