@@ -13,7 +13,7 @@ from api.connections import PatientProtocol
 from api.logs import SERVER, set_up
 from api.settings import Settings
 from indexer.errors import ArgumentError
-from indexer.store.background import take_turns
+from indexer.store.background import serve_evenly
 
 
 def run(settings: Settings) -> None:
@@ -22,7 +22,7 @@ def run(settings: Settings) -> None:
     Raises:
         ArgumentError: the address cannot be listened on, or needs keys that are not there.
     """
-    take_turns()
+    serve_evenly()
     app = create_app(settings)
     listening = listen(settings.host, settings.port)
     set_up(settings.log_level)

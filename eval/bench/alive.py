@@ -25,7 +25,7 @@ from indexer.collection import Collection
 from indexer.encoders.encoder import HashingEncoder
 from indexer.library import Library
 from indexer.records import Chunk, Note, Scope
-from indexer.store.background import take_turns
+from indexer.store.background import serve_evenly
 from indexer.store.stored import Prepared
 from indexer.store.truth import content_hash, text_hash
 
@@ -192,6 +192,7 @@ def _stream_apart(home: str, rate: int, seconds: float, stop: multiprocessing.sy
 def measure(home: Path, chunks: int, n: int, seconds: float, rate: int, writer: str, pause_s: float) -> Measured:
     """Fill a collection and measure it, with the writer in a process or in a thread of its own."""
     encoder = HashingEncoder()
+    serve_evenly()  # as the server does
     with Library(home).create(NAME, "hashing", encoder.spec) as collection:
         fill(collection, encoder, chunks)
         searches(collection, encoder, 1.0)
@@ -206,7 +207,6 @@ def measure(home: Path, chunks: int, n: int, seconds: float, rate: int, writer: 
                 target=_stream_apart, args=(str(home), rate, lasting, stop, 4)
             )
         else:
-            take_turns()  # as the server does
             worker = threading.Thread(target=stream, args=(collection, rate, lasting, stop.is_set, 4))
         worker.start()
         while not _arrived(collection):

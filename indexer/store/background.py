@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 import threading
 import time
@@ -17,6 +18,8 @@ LATER_S = 0.25
 
 _PAUSE_S = 0.0005
 _TURN_S = 0.0005
+_OBJECTS = (10_000, 20, 20)
+"""New objects between two looks for cycles, and looks between two at older and at all objects."""
 
 
 class Attentive(Protocol):
@@ -105,9 +108,14 @@ def pause() -> None:
     time.sleep(_PAUSE_S)
 
 
-def take_turns() -> None:
-    """Let the threads of this process take turns ten times as often as Python does, for who serves while it stores.
+def serve_evenly() -> None:
+    """Keep short what a single answer of this process may have to wait for, for who serves while it stores.
 
-    A search lets go of the interpreter a dozen times, and waits up to a turn each time while notes are being stored.
+    Threads take turns ten times as often as Python lets them: a search lets go of the interpreter a dozen times, and
+    waits up to a turn each time while notes are being stored. Cycles are looked for a tenth as often, and not among
+    what is there now: a look at all objects of a process that has loaded its libraries takes longer than ten searches.
     """
     sys.setswitchinterval(_TURN_S)
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*_OBJECTS)

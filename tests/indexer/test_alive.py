@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 import threading
 import weakref
 
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from indexer.library import Library
 from indexer.records import Scope
 from indexer.store import failpoints
-from indexer.store.background import Attendant, Errand
+from indexer.store.background import Attendant, Errand, serve_evenly
 from indexer.text.analysis import analyze
 from tests.indexer.made_collections import new, note, second, store, vector
 
@@ -307,6 +308,26 @@ def test_an_attendant_ends_with_its_subject():
         thread.join(30)
     assert gone() is None
     assert named("ends") == []
+
+
+def test_who_serves_evenly_looks_for_cycles_among_what_is_new():
+    turns, looks = sys.getswitchinterval(), gc.get_threshold()
+    try:
+        serve_evenly()
+        assert sys.getswitchinterval() < turns
+        assert gc.get_threshold()[0] > looks[0]
+        there = gc.get_freeze_count()
+        cycle = Subject()
+        cycle.own = cycle
+        gone = weakref.ref(cycle)
+        del cycle
+        gc.collect()
+        assert gone() is None
+        assert gc.get_freeze_count() == there > len(gc.get_objects())
+    finally:
+        gc.unfreeze()
+        gc.set_threshold(*looks)
+        sys.setswitchinterval(turns)
 
 
 def test_one_errand_at_a_time_and_closing_waits_for_it():
