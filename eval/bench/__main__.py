@@ -8,6 +8,7 @@ whatever is there.
 from __future__ import annotations
 
 import argparse
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from eval.bench.engines import ENGINES, OWN_KINDS
 from eval.bench.measuring import Figures, Kept
 from eval.bench.report import draw, tables
 from indexer.encoders.catalog import load_encoder
+from indexer.errors import ClinragError
 
 PARTS = ("vectors", "lexical", "growth", "many")
 
@@ -30,8 +32,12 @@ def main(argv: list[str] | None = None) -> None:
     kept = Kept(given.out, again=given.again)
     asked = given.parts.split(",") if given.parts else []
     if asked:
-        encoder = load_encoder(given.encoder)
-        corpus = load(encoder, given.data, given.out / "corpus", given.chunks)
+        try:
+            encoder = load_encoder(given.encoder)
+            corpus = load(encoder, given.data, given.out / "corpus", given.chunks)
+        except ClinragError as error:
+            sys.stderr.write(f"error: {error}\n")
+            sys.exit(2)
         print(corpus.source)  # noqa: T201
         questions = None
         if given.questions:
@@ -88,8 +94,15 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--images", type=Path, help="where plots go, if not beside the figures")
     given = parser.parse_args(argv)
     unknown = set(filter(None, given.parts.split(","))) - set(PARTS) | set(given.engines.split(",")) - set(ENGINES)
+    unknown |= set(given.kinds.split(",")) - set(OWN_KINDS)
     if unknown:
         parser.error(f"there is no {', '.join(sorted(unknown))}")
+    if given.data is not None and not given.data.is_dir():
+        # Else the bundled notes would be measured in the place of what was named.
+        parser.error(f"--data: there is no folder {given.data}")
+    for name in ("rows", "queries", "growth", "many", "chunks", "seconds"):
+        if (value := getattr(given, name)) is not None and value <= 0:
+            parser.error(f"--{name}: {value} is not above 0")
     return given
 
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from eval import bundled
 from indexer.encoders.catalog import load_encoder
 from indexer.encoders.encoder import Encoder
+from indexer.errors import SourceError
 from indexer.text.chunks import split_chunks
 
 BLOCK = 1024
@@ -63,6 +64,9 @@ def _kept_chunks(data: Path | None, path: Path) -> list[tuple[str, str | None]]:
     if not path.exists():
         # One after the other a source at a time would put all of a language at one end.
         chunks = list(_chunks(load_encoder("compact"), data))
+        if not chunks:
+            # What is kept is never asked for again: an empty text would be measured from then on.
+            raise SourceError(f"{data}: no notes/*.jsonl.gz with text in it; name the folder of the public sets")
         random.Random(0).shuffle(chunks)  # noqa: S311 - the same order every time is the point
         draft = path.with_suffix(".new")
         draft.write_bytes(gzip.compress(json.dumps(chunks, ensure_ascii=False).encode()))

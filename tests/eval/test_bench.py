@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from eval.bench import corpus, encoders, parts, workload
+from eval.bench.__main__ import main
 from eval.bench.measuring import Kept, apart, timed
 from eval.bench.report import draw, tables
 from indexer.encoders.encoder import HashingEncoder
@@ -103,3 +104,25 @@ def test_encoders_are_measured_in_turns(capsys):
     assert (name, ratio) == ("hashing", "1.00")
     assert float(loaded) >= 0 <= float(query)
     assert int(rate.replace(",", "")) > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--data", "nowhere"], "there is no folder nowhere"),
+        (["--data", "."], "no notes/*.jsonl.gz"),
+        (["--encoder", "nope"], "no encoder 'nope'"),
+        (["--parts", "speed"], "there is no speed"),
+        (["--engines", "magic"], "there is no magic"),
+        (["--kinds", "magic"], "there is no magic"),
+        (["--rows", "0"], "--rows: 0 is not above 0"),
+        (["--seconds", "-1"], "--seconds: -1.0 is not above 0"),
+    ],
+)
+def test_a_mistake_is_named_and_measures_nothing_else_instead(tmp_path, monkeypatch, capsys, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        main(["--encoder", "hashing", *arguments])
+    assert stopped.value.code == 2
+    assert words in capsys.readouterr().err
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
