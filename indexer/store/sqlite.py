@@ -127,7 +127,7 @@ def open_engine(path: Path) -> Engine:
 def _connected(path: Path) -> sqlite3.Connection:
     # The driver must not begin transactions by itself: readers need a deferred one, writers an immediate one.
     with _together(path):
-        connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        connection = _opened(path)
         try:
             connection.execute(f"PRAGMA page_size={PAGE_BYTES}")
             connection.execute("PRAGMA journal_mode=WAL")
@@ -137,6 +137,12 @@ def _connected(path: Path) -> sqlite3.Connection:
             connection.close()
             raise
     return connection
+
+
+def _opened(path: Path) -> sqlite3.Connection:
+    """Open a file that is there: SQLite would make one in the place of a collection that was just deleted."""
+    there = path.resolve().as_uri() + "?mode=rw"
+    return sqlite3.connect(there, uri=True, isolation_level=None, check_same_thread=False)
 
 
 @contextmanager
@@ -239,6 +245,10 @@ def _raise_mapped(error: sqlite3.Error, cause: Exception) -> None:
         ) from cause
     if code & 0xFF in _DAMAGED or str(error).startswith(_SCHEMA_LOST):
         raise DamagedError(_DAMAGE) from cause
+    if code & 0xFF == sqlite3.SQLITE_CANTOPEN:
+        raise StorageError(
+            "the collection's database cannot be opened: it was deleted since, or no more files can be opened"
+        ) from cause
     if code & 0xFF == sqlite3.SQLITE_IOERR:
         raise StorageError("the disk refused to read or write the collection's database") from cause
     if code & 0xFF == sqlite3.SQLITE_BUSY:
@@ -348,9 +358,8 @@ class Watch:
         self._path = path
         self._name = name
         self._inode = path.stat().st_ino
-        there = path.resolve().as_uri() + "?mode=rw"
         with _together(path), mapped_errors():
-            self._connection = sqlite3.connect(there, uri=True, isolation_level=None, check_same_thread=False)
+            self._connection = _opened(path)
             self._version()
         self._seen: int | None = None
 

@@ -13,7 +13,7 @@ from indexer import library as library_module
 from indexer.backup import backup, restore
 from indexer.collection import Collection
 from indexer.encryption import Keyrings, MasterKey
-from indexer.errors import ClinragError, CollectionNotFoundError, HeldError, KeysError, WriterBusyError
+from indexer.errors import ClinragError, CollectionNotFoundError, HeldError, KeysError, StorageError, WriterBusyError
 from indexer.library import Library
 from indexer.store import failpoints
 from tests.faults.processes import as_child
@@ -283,3 +283,12 @@ def test_a_collection_that_has_its_name_keeps_its_keys_whatever_fails_then(home,
     with opened(home).open("ward") as ward:
         store(ward, note("a", "Pain in the chest.", patient_id="p1"))
         assert shown(ward) == {"a": 1}
+
+
+def test_a_collection_that_was_deleted_since_is_not_made_anew_by_who_looks_at_it(home, library):
+    with new(home) as ward:
+        store(ward, note("a", "Pain in the chest."))
+        (home / "collections" / "ward" / "truth.sqlite").unlink()
+        with pytest.raises(StorageError, match="was deleted"):
+            ward.verify()
+        assert not (home / "collections" / "ward" / "truth.sqlite").exists()
