@@ -47,6 +47,8 @@ def embed_lines(
         SourceError: the input cannot be read or is not UTF-8, or the target's folder is not there.
         TooLargeError: lines are too long for the encoder (with their numbers), and ``truncate`` is not set.
     """
+    if target.exists() and source.exists() and target.samefile(source):
+        raise SourceError(f"{target} is the input itself; name another file for the vectors")
     if not target.parent.is_dir():
         raise SourceError(f"{target.parent} is not a folder; make it first")
     cuts, n_blank, digest = _survey(encoder, source)

@@ -60,6 +60,11 @@ def index(  # noqa: PLR0913 (a command has as many parameters as it has options)
     started = time.perf_counter()
     without = context.service.library.databases
     if skipped is not None:
+        if _among(paths, skipped):
+            raise click.BadParameter(
+                f"{skipped} lies among the inputs, and would be written over; choose another place",
+                param_hint="--skipped",
+            )
         try:  # a report that cannot be written is better known before the work than after it
             write_skipped(skipped, [])
         except OSError as error:
@@ -99,6 +104,12 @@ def index(  # noqa: PLR0913 (a command has as many parameters as it has options)
             click.echo("  no notes were found there; --format says what the files are", err=True)
     if strict and report.rejected:
         raise click.exceptions.Exit(1)
+
+
+def _among(paths: Iterable[Path], report: Path) -> bool:
+    """Say whether a report would be one of the inputs, or be read as one of a folder's files."""
+    place = report.resolve()
+    return any(place == path.resolve() or (path.is_dir() and place.is_relative_to(path.resolve())) for path in paths)
 
 
 def _readable(items: Iterator[Note | RowError], skipped: Path | None) -> Iterator[Note | RowError]:

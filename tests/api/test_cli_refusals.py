@@ -178,6 +178,27 @@ def test_a_report_that_cannot_be_written_is_known_before_the_work(indexed: Clinr
     assert one_json(indexed("collections", "info", "ward", "--json").stdout)["notes"] == 4
 
 
+@pytest.mark.parametrize("named", ["in/notes.jsonl", "in/new.jsonl", "linked.jsonl"])
+def test_a_report_is_never_written_over_a_source(clinrag: Clinrag, notes_file: Path, tmp_path: Path, named: str):
+    (tmp_path / "in").mkdir()
+    source = shutil.copy(notes_file, tmp_path / "in" / "notes.jsonl")
+    (tmp_path / "linked.jsonl").symlink_to(source)
+    for inputs in ([tmp_path / "in"], [notes_file, source, tmp_path / "in"]):
+        result = clinrag("index", *inputs, "-c", "ward", "--encoder", "hashing", "--skipped", tmp_path / named)
+        assert result.exit_code == 2
+        assert "choose another place" in result.stderr
+        assert source.read_bytes() == notes_file.read_bytes()
+    assert not (tmp_path / "in" / "new.jsonl").exists()
+
+
+def test_vectors_are_never_written_over_their_texts(clinrag: Clinrag, tmp_path: Path):
+    source = tmp_path / "texts.txt"
+    source.write_text("fever\n")
+    result = clinrag("embed", "--encoder", "hashing", "--input", source, "--output", tmp_path / "." / "texts.txt")
+    assert result.exit_code == 2
+    assert source.read_text() == "fever\n"
+
+
 def test_a_folder_without_notes_is_said(indexed: Clinrag, tmp_path: Path):
     (tmp_path / "empty").mkdir()
     result = indexed("index", tmp_path / "empty", "-c", "ward")
