@@ -25,6 +25,7 @@ from indexer.store.columns import Ids
 from indexer.store.dropping import check_droppable
 from indexer.store.embedded import stored_vector_keys, unembedded
 from indexer.store.erasing import drop_unreadable
+from indexer.store.folders import bytes_of, files_under
 from indexer.store.holds import Hold
 from indexer.store.kept import forgotten_ids, kept_strings, known_subjects
 from indexer.store.lock import exclusive
@@ -320,7 +321,6 @@ class Collection:
     def info(self) -> CollectionInfo:
         """Return what the collection holds."""
         totals = reading.totals(*self._replica.moment())
-        derived = self._folder / DERIVED
         return CollectionInfo(
             name=self.name,
             notes=totals.notes,
@@ -331,7 +331,7 @@ class Collection:
             fingerprint=self.spec.fingerprint,
             dim=self.spec.dim,
             created_at=self._created_at,
-            bytes=disk_bytes(self._path) + sum(part.stat().st_size for part in derived.rglob("*") if part.is_file()),
+            bytes=disk_bytes(self._path) + bytes_of(files_under(self._folder / DERIVED)),
             seq=totals.seq,
             format_version=t.format_version(self._engine),
             first=totals.first,

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from indexer.encoders.encoder import Encoder
 from indexer.errors import ClinragError, DamagedError, EncoderMismatchError, ErasurePendingError
 from indexer.records import EncoderSpec
-from indexer.spaces import LOCK, TRUTH, Spaces
+from indexer.spaces import DERIVED_LOCK, LOCK, TRUTH, Spaces
 from indexer.store import mirror, truth
 from indexer.store import schema as t
 from indexer.store.cipher import RowCipher, use_cipher
@@ -219,7 +219,9 @@ def forget_beside(name: str, spaces: Spaces, live: Engine, deadline: float) -> N
                 raise ErasurePendingError("a reader still holds an older snapshot of the vectors beside")
         finally:
             engine.dispose()
-        remove_folder(folder / DERIVED)
+        left_s = max(0.0, deadline - time.monotonic())
+        with exclusive(folder / DERIVED_LOCK, f"a snapshot of {_WHAT.format(name)}", left_s):
+            remove_folder(folder / DERIVED)
 
 
 def _cut(encoder: Encoder, version: SourceVersion) -> Cut:

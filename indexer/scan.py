@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexer.store.distinct import distinct
+from indexer.store.folders import files_under
 from indexer.store.sqlite import raw_bytes
 
 WINDOW = 24
@@ -55,7 +56,7 @@ def traces(folder: Path, texts: Sequence[bytes], ids: Sequence[str], kept: Itera
         words.leave_out(raw)
     windows.settle()
     found: list[Trace] = []
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+    for path in files_under(folder):
         for kind, needles in (("text", windows), ("id", words)):
             places = needles.places(path)
             if places:

@@ -22,6 +22,7 @@ from indexer.store.witness import FILE as WITNESS
 
 TRUTH = "truth.sqlite"
 LOCK = "writer.lock"
+DERIVED_LOCK = "derived.lock"
 LIVE = "live"
 REPAIRING = ".repair-"
 """Begins the name of the folder in which a repair makes a sound truth."""
@@ -30,7 +31,7 @@ DAMAGED = "damaged-"
 
 _SPACE = re.compile(r"space-(\d+)\Z")
 _GONE = ".gone-"
-_FILES = (TRUTH, f"{TRUTH}-wal", f"{TRUTH}-shm", WITNESS, "derived.lock")
+_FILES = (TRUTH, f"{TRUTH}-wal", f"{TRUTH}-shm", WITNESS, DERIVED_LOCK)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from indexer.errors import StorageError
@@ -32,6 +34,20 @@ def private_folder(path: Path) -> None:
     for each in reversed(missing):
         each.mkdir(mode=0o700, exist_ok=True)
         sync_folder(each.parent)
+
+
+def files_under(folder: Path) -> list[Path]:
+    """Return the files under a folder, sorted; what goes away on the way is not there, and that is no error."""
+    return sorted(path for at, _, names in os.walk(folder) for name in names if (path := Path(at, name)).is_file())
+
+
+def bytes_of(files: Iterable[Path]) -> int:
+    """Return the size of files, as far as they are there."""
+    total = 0
+    for path in files:
+        with suppress(FileNotFoundError):
+            total += path.stat().st_size
+    return total
 
 
 def remove_folder(path: Path) -> None:

@@ -26,6 +26,7 @@ from sqlalchemy.exc import DatabaseError
 from indexer.errors import CollectionNotFoundError, DamagedError, StorageError, StorageFullError, WriterBusyError
 from indexer.records import Scalar
 from indexer.store.failpoints import failpoint
+from indexer.store.folders import bytes_of
 from indexer.store.lock import folder_lock
 
 PAGE_BYTES = 8192
@@ -343,8 +344,7 @@ def _insertion(table: Table, columns: tuple[str, ...]) -> str:
 
 def disk_bytes(path: Path) -> int:
     """Return the size of the database and of its logs."""
-    parts = (path, path.with_name(path.name + "-wal"), path.with_name(path.name + "-shm"))
-    return sum(part.stat().st_size for part in parts if part.exists())
+    return bytes_of(path.with_name(path.name + ending) for ending in ("", "-wal", "-shm"))
 
 
 class Watch:

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from indexer.build import index_notes
-from indexer.errors import ArgumentError, EncoderMismatchError
+from indexer.erasure import NothingWaits
+from indexer.errors import ArgumentError, EncoderMismatchError, ErasurePendingError
 from indexer.library import Library
 from indexer.records import EncoderSpec, Scope
 from indexer.reencoding import beside, completed, cutover, discard, reencode, rollback
@@ -284,6 +285,29 @@ def test_an_erasure_reaches_the_vectors_beside(library, ward, tmp_path, role, cr
         assert other.note("kin").appends is None
         assert other.verify() == []
     current.close()
+
+
+def test_an_erasure_waits_for_who_writes_the_derived_files_of_the_vectors_beside(library, ward, tmp_path):
+    """Else it takes them away under the writer, whose next file then finds no folder."""
+    index_notes(ward, LetterEncoder(), [note("secret", ERASED, patient_id="4711")])
+    reencode(ward, "words", WordEncoder())
+    refused = []
+
+    def erase(reached):
+        if reached == "publish.files":
+            install(None)
+            with pytest.raises(ErasurePendingError) as caught:
+                library.erase(ward, "patient", ["4711"], wait_s=0.0)
+            refused.append(str(caught.value))
+
+    install(erase)
+    with completed(ward, never):
+        pass
+    install(None)
+    assert "it stays pending" in refused[0]
+    with library.open("ward") as again:
+        assert again.eraser(library.receipts, NothingWaits()).pending() == []
+    assert not any(b"uclopenthixol" in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
 
 
 def test_what_was_erased_while_it_was_embedded_does_not_come_back(library, ward, tmp_path):

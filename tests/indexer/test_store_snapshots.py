@@ -270,3 +270,19 @@ def test_cells_are_made_with_a_generation_and_a_damaged_one_is_made_anew(home, m
     assert_same(answers(home), before)
     with Library(home).open("ward") as ward:
         assert ward.verify() == []
+
+
+def test_sizes_and_files_are_told_while_a_generation_is_replaced(home, monkeypatch):
+    """Between a look into a folder and one at its files another process may have taken the folder away."""
+    with Library(home).open("ward") as ward:
+        before, sound = ward.info(), generation(home)
+        walk = os.walk
+
+        def late(folder):
+            for found in walk(folder):
+                shutil.rmtree(sound, ignore_errors=True)
+                yield found
+
+        monkeypatch.setattr(os, "walk", late)
+        assert ward.info().bytes < before.bytes
+        assert ward.scan([b"Nothing of this was ever stored here."]) == []
