@@ -85,8 +85,8 @@ def cite(
 ) -> Cited:
     """Return the statements that rest on a passage, each with marks to the sentences that say so.
 
-    A statement without a valid mark is dropped. A quote is the statement itself where the passage holds it verbatim,
-    else the passage's sentence that is most like it.
+    A statement without a valid mark is dropped. A quote is the sentence that the statement is, else the sentences that
+    hold it verbatim, else the passage's sentence that is most like it.
 
     Raises:
         DamagedError: a passage is not what its note says at that place.
@@ -122,11 +122,18 @@ def plain(text: str) -> str:
 
 
 def find_quote(statement: str, passage: ContextPassage, similarity: Similarity | None = None) -> Span:
-    """Return the span of the passage's note that a statement rests on."""
-    at = passage.text.find(statement)
-    if statement and at >= 0:
-        return Span(passage.start + at, passage.start + at + len(statement))
+    """Return the span of the passage's note that a statement rests on: whole sentences of it.
+
+    A part of a sentence is no quote: "has fever" stands word for word in "denies that she has fever".
+    """
     sentences = passage.sentences()
+    same = next((span for span in sentences if statement and passage.quote(span) == statement), None)
+    if same is not None:
+        return same
+    at = passage.text.find(statement) + passage.start
+    held = [span for span in sentences if span.start < at + len(statement) and at < span.end]
+    if statement and at >= passage.start and held:
+        return Span(held[0].start, held[-1].end)
     texts = [passage.quote(span) for span in sentences]
     scores = np.array([_overlap(statement, text) for text in texts], dtype=np.float32)
     if similarity is not None:
