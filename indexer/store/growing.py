@@ -33,6 +33,12 @@ class Growing:
         self._length = end
         return self.view()
 
+    def after(self, n: int, values: NDArray[Any]) -> Growing:
+        """Return what has values behind the first ``n``: this, or a copy where others were added behind them before."""
+        growing = self if n == self._length else Growing(self._buffer.dtype, self._buffer[:n].copy())
+        growing.extend(values)
+        return growing
+
     def changed(self, where: NDArray[Any], values: Any) -> Growing:
         """Return a copy that has other values at some positions; views of this one stay as they are."""
         copy = self._buffer[: self._length].copy()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -12,13 +13,14 @@ from indexer.errors import ScopeError
 from indexer.records import Coverage, Scope
 from indexer.store.columns import BEFORE, NEVER, UNDATED, Columns, Ids, text_keys
 from indexer.store.distinct import distinct
-from indexer.store.growing import NOTHING
+from indexer.store.growing import NOTHING, Growing
 from indexer.store.vectors import positions as places_of
 from indexer.times import day, instant, period
 
 _VERSION_TESTS = ("patient", "encounter", "note_type", "source")
 _KEPT_MOMENTS = 4
 _SMALL_CODES = 100
+_GROWING = threading.Lock()  # Who goes on from a selection writes behind its arrays.
 
 Vectors = NDArray[np.float32]
 
@@ -41,13 +43,30 @@ class Selection:
     ``picks`` are positions of versions, ``positions`` those of chunks, ``rows`` the chunks' numbers; all ascending.
     """
 
-    def __init__(self, columns: Columns, picks: NDArray[np.intp], positions: Ids, *, by_chunk: bool) -> None:
-        """Keep what was resolved; ``by_chunk`` says that chunks of picked versions may have been left out."""
+    def __init__(
+        self,
+        columns: Columns,
+        picks: NDArray[np.intp],
+        positions: Ids,
+        *,
+        by_chunk: bool,
+        before: Selection | None = None,
+    ) -> None:
+        """Keep what was resolved; ``by_chunk`` says that chunks of picked versions may have been left out.
+
+        The first positions may be those of the selection ``before``.
+        """
         self.columns = columns
         self.picks = picks
+        self._buffers: dict[object, Growing] = {}
         self.positions = positions
         every: Ids = columns.chunks["row"]
-        self.rows = every if len(positions) == len(every) else every[positions]
+        if len(positions) == len(every):
+            self.rows = every
+        elif before is None:
+            self.rows = every[positions]
+        else:
+            self.rows = self._following(before, "rows", before.rows, every[positions[len(before.rows) :]])
         self._by_chunk = by_chunk
         self._pools: dict[str | None, Ids] | None = None
         self._samples: tuple[int, dict[str | None, Ids]] | None = None
@@ -64,17 +83,25 @@ class Selection:
         if self._by_chunk or not np.array_equal(self.picks, picks[:n]):
             return None
         added = columns.positions_of(picks[n:])
-        later = Selection(columns, picks, np.concatenate([self.positions, added]), by_chunk=False)
+        with _GROWING:
+            return self._with(columns, picks, added)
+
+    def _with(self, columns: Columns, picks: NDArray[np.intp], added: Ids) -> Selection:
+        """Return a later moment's selection of these versions, whose chunks are those of this one and ``added``."""
+        places = self._buffers.get("positions", Growing(np.int64, self.positions)).after(len(self.positions), added)
+        later = Selection(columns, picks, places.view(), by_chunk=False, before=self)
+        later._buffers["positions"] = places
         if self._pools is None:
             return later
         more = _by_language(columns, added)
         pools = {
-            language: np.concatenate([self._pools.get(language, added[:0]), more[language]])
+            language: later._following(self, (language,), self._pools.get(language, added[:0]), more[language])
             if language in more
             else self._pools[language]
             for language in (None, *columns.codes["language"].texts)
             if language in more or language in self._pools
         }
+        later._buffers = self._buffers | later._buffers
         later._pools = pools
         if self._samples is not None:
             limit, samples = self._samples
@@ -82,6 +109,11 @@ class Selection:
             vectors = self._sampled[1] if self._sampled is not None and self._sampled[0] == limit else {}
             later._carried = limit, kept, {language: vectors[language] for language in kept if language in vectors}
         return later
+
+    def _following(self, before: Selection, key: object, known: Ids, added: Ids) -> Ids:
+        """Return ``known`` of an earlier selection and ``added`` behind, mostly without copying: in the same memory."""
+        self._buffers[key] = before._buffers.get(key, Growing(np.int64, known)).after(len(known), added)
+        return self._buffers[key].view()
 
     def pools(self) -> dict[str | None, Ids]:
         """Return the rows by their chunk's language, ``None`` where it is not known."""

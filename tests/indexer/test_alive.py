@@ -218,6 +218,7 @@ def test_no_process_that_follows_keeps_a_word_of_an_erased_note(tmp_path):
     word = "".join(["qzost", "erif"])
 
     def kept():
+        gc.collect()
         held = (one for one in gc.get_referents(*gc.get_objects()) if isinstance(one, str))
         return any(word in one and one != word for one in held)
 
@@ -225,6 +226,7 @@ def test_no_process_that_follows_keeps_a_word_of_an_erased_note(tmp_path):
         store(ward, note("secret", f"Fever, {word}orm."), note("kept", "Fever."))
         for one in (ward, other):
             assert len(one.view().search_terms(f"{word}orm", 5)[0]) == 1
+            one._replica._attendant.close()
         assert kept()
         Library(tmp_path).erase(ward, "notes", ["secret"])
         analyze(f"{word}orm", "en")  # as where that process is another

@@ -356,3 +356,30 @@ def test_rows_that_share_a_direction_need_no_wider_margin():
         asked = RowCodes.of(moved.astype(np.float16)).asked(moved[7].astype(np.float32))
         margins.append(asked.margin)
     assert margins[1] < 2.2 * margins[0]  # |query| is 3.2 times as long.
+
+
+def test_pools_that_grow_in_place_find_what_came_and_nothing_stale(monkeypatch):
+    monkeypatch.setattr(coded_rows, "SCREENED", 500)
+    rng = np.random.default_rng(21)
+    rows = halves(rng, 6000, 32)
+    index = FaissVectorIndex.from_matrix(np.arange(4000), rows[:4000], kind="codes", exact_below=1000)
+    oracle = ExactVectorIndex(32)
+    oracle.add(np.arange(4000), rows[:4000])
+    # Views that become longer, as those of moments do; the first grows once by rows that had been there before.
+    every, even = np.arange(6000), np.arange(0, 6000, 2)
+    steps = [(4000, 4000, 1000), (4000, 4000, 1500), (4040, 4040, 2010), (4040, 4080, 2020), (4900, 5000, 2450)]
+    for n, n_there, n_even in steps:
+        if n_there > len(oracle):
+            new = np.arange(len(oracle), n_there)
+            for one in (index, oracle):
+                one.add(new, rows[new])
+        pools = [every[:n], even[:n_even]]
+        for query in rng.standard_normal((10, 32)).astype(np.float32):
+            for (ids, scores), pool in zip(index.search_pools(query, 30, pools), pools, strict=True):
+                want_ids, want = oracle.search(query, 30, pool)
+                assert ids.tolist() == want_ids.tolist()
+                np.testing.assert_allclose(scores, want, atol=1e-5)
+    index.remove(np.array([3, 4010]))
+    oracle.remove(np.array([3, 4010]))
+    query = rows[3].astype(np.float32)
+    assert index.search_pools(query, 30, [every[:5000]])[0][0].tolist() == oracle.search(query, 30)[0].tolist()
