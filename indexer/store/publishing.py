@@ -14,14 +14,20 @@ import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import Connection
 
+from indexer.errors import DamagedError
 from indexer.store import held, log, truth
 from indexer.store.blocks import Unsound
 from indexer.store.columns import Columns, Ids
 from indexer.store.compaction import compacted
+from indexer.store.schema import chunks
 from indexer.store.snapshots import Origin, Snapshots, array_writer, json_writer
 from indexer.store.vectors import VectorIndex
 
 _BLOCK = 8192
+_FACTOR, _LOW = 2654435761, 2**32 - 1  # Fibonacci hashing (Knuth, vol. 3, 6.4)
+_ROWS_ADDED_UP = (
+    f"SELECT count(*), coalesce(sum(row), 0), coalesce(sum((row * {_FACTOR}) & {_LOW}), 0) FROM {chunks.name}"  # noqa: S608
+)
 
 Pause = Callable[[], None]
 
@@ -54,10 +60,14 @@ def write_generation(
     """Publish a moment. ``connection`` must see it, and is let go with ``release`` as soon as it is not needed.
 
     ``between`` is called again and again on the way; ``sealed`` says that files are encrypted.
+
+    Raises:
+        DamagedError: the moment has other chunks than the truth; nothing was written.
     """
     columns = compacted(frozen.columns)
     between()
     rows: Ids = columns.chunks["row"]
+    _check_held(connection, rows)
     chain = truth.chain_at(connection, frozen.seq).hex()
 
     def write_matrix(stream: IO[bytes]) -> None:
@@ -78,6 +88,22 @@ def write_generation(
     if len(rows) >= held.CODED_CHUNKS and not sealed:
         files[held.STRUCTURE] = lambda stream: _write_structure(rows, identity.dim, stream)
     snapshots.publish(Origin(identity.collection_id, identity.fingerprint, frozen.seq, chain), files)
+
+
+def _check_held(connection: Connection, rows: Ids) -> None:
+    """Return if these are the chunks of the truth.
+
+    From vectors beside the live ones an erasure takes notes without a word in their log: who has them open would write
+    them down again. SQLite adds numbers up, which it does beside other threads; to hand over all rows would stop them.
+    """
+    mixed = (rows.astype(np.uint64) * np.uint64(_FACTOR)) & np.uint64(_LOW)
+    held = len(rows), int(rows.sum()), int(mixed.sum())
+    there = connection.exec_driver_sql(_ROWS_ADDED_UP).one()
+    if held != tuple(there):
+        raise DamagedError(
+            "no derived files are written: the truth has other passages than were loaded from it (notes were erased "
+            "from vectors that are not live); open it again; if that is told again, run 'clinrag collections verify'"
+        )
 
 
 def _write_matrix(

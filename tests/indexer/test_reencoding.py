@@ -10,7 +10,7 @@ import pytest
 
 from indexer.build import index_notes
 from indexer.erasure import NothingWaits
-from indexer.errors import ArgumentError, EncoderMismatchError, ErasurePendingError
+from indexer.errors import ArgumentError, DamagedError, EncoderMismatchError, ErasurePendingError
 from indexer.library import Library
 from indexer.records import EncoderSpec, Scope
 from indexer.reencoding import beside, completed, cutover, discard, reencode, rollback
@@ -308,6 +308,23 @@ def test_an_erasure_waits_for_who_writes_the_derived_files_of_the_vectors_beside
     with library.open("ward") as again:
         assert again.eraser(library.receipts, NothingWaits()).pending() == []
     assert not any(b"uclopenthixol" in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+
+
+def test_who_has_the_vectors_beside_in_memory_does_not_write_down_what_was_erased(library, ward, tmp_path):
+    index_notes(ward, LetterEncoder(), [note("secret", ERASED, patient_id="4711")])
+    reencode(ward, "words", WordEncoder())
+    with completed(ward, never) as other:
+        assert shown(other, "Zuclopenthixol", WordEncoder())
+        assert len(other.view().search_terms("zuclopenthixol", 1)[0]) == 1
+        library.erase(ward, "patient", ["4711"])
+        with pytest.raises(DamagedError, match="open it again"):
+            other.publish()
+    for path in (path for path in tmp_path.rglob("*") if path.is_file()):
+        content = path.read_bytes()
+        assert b"uclopenthixol" not in content, path
+        assert b"secret" not in content, path
+    with completed(ward, never) as other:
+        assert len(other.view().search_terms("zuclopenthixol", 1)[0]) == 0
 
 
 def test_what_was_erased_while_it_was_embedded_does_not_come_back(library, ward, tmp_path):
