@@ -19,15 +19,16 @@ Erasures that wait for the writer lock at the same time share steps 4 to 8.
 
 from __future__ import annotations
 
+import errno
 import logging
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
-from indexer.errors import ErasurePendingError, StorageFullError, WriterBusyError
+from indexer.errors import ClinragError, ErasurePendingError, StorageError, StorageFullError, WriterBusyError
 from indexer.receipts import Receipt, Receipts
 from indexer.spaces import Spaces
 from indexer.store import erasing
@@ -44,6 +45,7 @@ WAIT_S = 30.0
 
 STEPS = ("asked", "withdrawn", "dropped", "packed", "emptied", "followed", "unkeyed", "rebuilt", "issued", "forgotten")
 
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 _AGAIN = "it stays pending and goes on when the collection is opened next"
 
 
@@ -106,18 +108,15 @@ class Eraser:
             DamagedError: passages do not agree with their indexes; nothing was asked for.
             NoteNotFoundError: nothing of them is stored or waits to be; nothing was erased.
             ErasurePendingError: readers or a writer did not end within ``wait_s``; the erasure goes on later.
-            StorageError: a file cannot be removed; the erasure goes on later.
+            StorageError: a file cannot be removed, or the disk fails; the erasure goes on later.
         """
         deadline = time.monotonic() + wait_s
         self._check_droppable()
         wanted = list(dict.fromkeys(subjects))
         pending, missing = self._ask(by, wanted, deadline)
         self._reached("asked")
-        try:
-            with self.writer(max(0.0, deadline - time.monotonic())):
-                self._finish(deadline)
-        except (WriterBusyError, StorageFullError) as exc:
-            raise ErasurePendingError(f"the erasure is not complete: {exc}; {_AGAIN}") from exc
+        with _pending(), self.writer(max(0.0, deadline - time.monotonic())):
+            self._finish(deadline)
         return Erased(self.receipts.get(pending.erasure_id), missing)
 
     def resume(self) -> None:
@@ -126,9 +125,9 @@ class Eraser:
             return
         self._check_droppable()
         try:
-            with self.writer(0.0):
+            with _pending(), self.writer(0.0):
                 self._finish(time.monotonic())
-        except (WriterBusyError, ErasurePendingError):
+        except ErasurePendingError:
             logger.warning("an erasure from collection %r is not complete yet: %s", self.name, _AGAIN)
         else:
             logger.warning("an erasure from collection %r that was interrupted is complete now", self.name)
@@ -208,3 +207,24 @@ class Eraser:
     def _reached(self, step: str) -> None:
         assert step in STEPS
         failpoint(f"erase.{step}")
+
+
+@contextmanager
+def _pending() -> Iterator[None]:
+    """Say of whatever keeps an erasure from its end that it goes on later.
+
+    Raises:
+        ErasurePendingError: somebody is in the way, or the disk is full.
+        StorageError: the disk fails.
+    """
+    try:
+        yield
+    except (WriterBusyError, StorageFullError) as exc:
+        raise ErasurePendingError(f"the erasure is not complete: {exc}; {_AGAIN}") from exc
+    except StorageError as exc:
+        raise StorageError(f"the erasure is not complete: {exc}; {_AGAIN}") from exc
+    except OSError as exc:
+        if isinstance(exc, ClinragError):
+            raise
+        why = f"the erasure is not complete: {exc.strerror or 'the disk failed'}; {_AGAIN}"
+        raise (ErasurePendingError if exc.errno in _NO_ROOM else StorageError)(why) from exc

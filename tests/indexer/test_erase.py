@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -14,7 +15,7 @@ import pytest
 
 from indexer import erasure
 from indexer.erasure import STEPS
-from indexer.errors import ErasurePendingError, HeldError, NoteNotFoundError
+from indexer.errors import ErasurePendingError, HeldError, NoteNotFoundError, StorageError
 from indexer.library import Library
 from indexer.receipts import Receipts
 from indexer.records import Scope
@@ -226,6 +227,28 @@ def test_another_writer_keeps_the_erasure_pending(library, ward):
         library.erase(ward, "notes", ["note-number-1"], wait_s=0.0)
     with library.open("ward") as again:
         assert shown(again) == {}
+
+
+@pytest.mark.parametrize(("code", "error"), [(errno.ENOSPC, ErasurePendingError), (errno.EIO, StorageError)])
+def test_a_disk_that_is_full_or_fails_keeps_it_pending_and_notes_can_be_read(home, library, ward, code, error, caplog):
+    store(ward, note("a", SECRETS[0]), note("b", SECRETS[1]))
+    ward.publish()
+
+    def fail(reached):
+        if reached == "publish.writing":
+            raise OSError(code, os.strerror(code))
+
+    failpoints.install(fail)
+    with pytest.raises(error, match=f"is not complete: {os.strerror(code)}; it stays pending"):
+        library.erase(ward, "notes", ["a"])
+    with library.open("ward") as again:
+        assert shown(again) == {"b": 1}
+    assert "is not complete" in caplog.text
+    failpoints.install(None)
+    with library.open("ward") as again:
+        assert shown(again) == {"b": 1}
+    assert [one.counts["notes"] for one in library.receipts.all()] == [1]
+    assert left_behind(home, [SECRETS[0]], [SECRETS[1]]) == []
 
 
 def test_erasures_that_wait_together_share_one_pass(library, ward, monkeypatch):
