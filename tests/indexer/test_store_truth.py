@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sqlalchemy import select
 
 from indexer.collection import TRUTH, Collection
-from indexer.errors import DamagedError, NoteNotFoundError, StorageFullError
+from indexer.errors import DamagedError, NoteNotFoundError, StorageError, StorageFullError
 from indexer.library import Library
 from indexer.records import Status
 from indexer.store import schema, sqlite
@@ -153,6 +153,16 @@ def test_a_full_disk_stores_nothing_and_reading_goes_on(ward, monkeypatch, tmp_p
         assert small.verify() == []
         assert [row.note_id for row in small.list_notes()] == ["a"]
         assert len(small.view().rows) == 1
+
+
+def test_a_database_that_is_read_only_is_told_and_can_be_read(ward, monkeypatch, tmp_path):
+    store(ward, note("a"))
+    ward.close()
+    monkeypatch.setattr(sqlite, "PRAGMAS", (*sqlite.PRAGMAS, "query_only=ON"))
+    with Library(tmp_path).open("ward") as fixed:
+        with pytest.raises(StorageError, match="is read-only"):
+            store(fixed, note("b"))
+        assert [row.note_id for row in fixed.list_notes()] == ["a"]
 
 
 DAMAGE = {
