@@ -10,8 +10,11 @@ import weakref
 from collections.abc import Callable
 from typing import Protocol
 
-SOON_S = 0.01
-"""How long after something happened the next look comes."""
+SOON_S = 0.005
+"""How long after a look the next one comes while something happens."""
+
+_LINGERS = 40
+"""So many looks in vain come as soon, where something happened before: batches of a stream are further apart."""
 
 LATER_S = 0.25
 """How long it takes at most where nothing happens."""
@@ -33,7 +36,7 @@ class Attentive(Protocol):
 class Attendant:
     """Lets something attend to what happens, in a thread, until it is closed or nobody else holds it any more.
 
-    Looks come soon after something happened, and ever more rarely while nothing does.
+    Looks come often while things happen, and ever more rarely while nothing does.
     """
 
     def __init__(self, subject: Attentive, name: str) -> None:
@@ -59,12 +62,13 @@ class Attendant:
 
 
 def _attend(subject: weakref.ref[Attentive], stopped: threading.Event) -> None:
-    wait_s = SOON_S
+    wait_s, in_vain = SOON_S, 0
     while not stopped.wait(wait_s):
         living = subject()
         if living is None:
             return
-        wait_s = SOON_S if living.attend() else min(2 * wait_s, LATER_S)
+        in_vain = 0 if living.attend() else in_vain + 1
+        wait_s = SOON_S if in_vain < _LINGERS else min(2 * wait_s, LATER_S)
         del living
 
 

@@ -180,8 +180,14 @@ class Columns:
         first = len(self.alive)
         version_columns = self._version_columns(versions)
         chunk_columns = self._chunk_columns(chunks)
-        self._end_versions(version_columns["note"], version_columns["stored_at"])
-        self._name_newest(version_columns["note"])
+        notes = version_columns["note"]
+        if np.array_equal(notes, np.arange(len(self.newest), len(self.newest) + len(notes))):
+            # All notes are new, as they mostly are: nothing ended, and each version is its note's newest.
+            self.growing["ended_at"].extend(np.full(len(notes), NEVER))
+            self.growing["newest"].extend(np.arange(first, first + len(notes)))
+        else:
+            self._end_versions(notes, version_columns["stored_at"])
+            self._name_newest(notes)
         grown = {name: self.growing[f"v.{name}"].extend(column) for name, column in version_columns.items()}
         dead = self._dead(deletions, grown)
         self.growing["alive"].extend(np.ones(len(versions), np.bool_))

@@ -113,6 +113,7 @@ def open_engine(path: Path) -> Engine:
         URL.create("sqlite", database=str(path)),
         pool_size=4,
         max_overflow=-1,
+        pool_use_lifo=True,  # the connection that was used last has the pages of the newest state
         hide_parameters=True,  # a message of SQLAlchemy would hold the values of the statement: text of notes
         creator=lambda: _connected(path),
     )
