@@ -240,7 +240,6 @@ def _publish(path: Path, content: bytes, drafts: Path, *, replace: bool = True) 
             else:
                 with contextlib.suppress(FileExistsError):
                     path.hardlink_to(name)
-                failpoint("receipt.linked")
         finally:
             Path(name).unlink(missing_ok=True)
         sync_folder(path.parent)

@@ -234,7 +234,7 @@ def test_collections_are_read_where_what_is_left_of_another_cannot_be_removed(ho
         opened(home).create("third", "letters", SPEC)
 
 
-@pytest.mark.parametrize("point", ["create.keys", "create.filled"])
+@pytest.mark.parametrize("point", ["keys.given", "create.filled"])
 def test_the_keys_of_a_collection_that_was_not_made_go_with_the_next_look(home, library, point):
     keys = sealed(library, "other")
     killed_at(point, lambda: opened(home).create("ward", "letters", SPEC, encrypted=True))
