@@ -105,7 +105,7 @@ class Held:
         seen = 0
         dim = None if self.vectors is None else self._identity.dim
         for page in log.pages(cursor, cipher, self.columns.last_version_id, dim, texts=self.lexical is not None):
-            seen += len(page.versions)
+            seen += sum(version.version > tail.partly.get(version.note, 0) for version in page.versions)
             targets = {target for version in page.versions for target in version.replaces}
             self._take(page, (), log.note_numbers(cursor, targets) if targets else {})
         if seen != tail.n_living:

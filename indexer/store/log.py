@@ -69,13 +69,16 @@ class TextPage(NamedTuple):
 class Tail(NamedTuple):
     """The end of the change log, up to ``seq``: what was deleted, how many versions stored in it are still there.
 
-    ``erased`` says that something was deleted of which nothing may stay.
+    ``erased`` says that something was deleted of which nothing may stay. Of a note that was filed under several
+    patients an erasure takes those of one: up to the version that ``partly`` names, the log does not tell which are
+    there, and ``n_living`` does not count them.
     """
 
     seq: int
     deletions: list[Deletion]
     n_living: int
     erased: bool
+    partly: dict[int, int]
 
 
 def tail(cursor: sqlite3.Cursor, after_seq: int) -> Tail:
@@ -86,6 +89,8 @@ def tail(cursor: sqlite3.Cursor, after_seq: int) -> Tail:
     """
     notes, versions = array("q"), array("q")
     gone: dict[int, int] = {}
+    newest: dict[int, int] = {}
+    partly: dict[int, int] = {}
     erased = False
     for row in _CHANGES.each(cursor, after=after_seq):
         after_seq += 1
@@ -94,11 +99,18 @@ def tail(cursor: sqlite3.Cursor, after_seq: int) -> Tail:
         if row.kind == truth.STORE:
             notes.append(row.note)
             versions.append(row.version)
+            newest[row.note] = row.version
+        elif row.kind == truth.ERASE and row.version < newest.get(row.note, 0):
+            partly[row.note] = max(row.version, partly.get(row.note, 0))
+            erased = True
         else:
             gone[row.note] = row.version
             erased = erased or row.kind == truth.ERASE
-    living = sum(version > gone.get(note, 0) for note, version in zip(notes, versions, strict=True))
-    return Tail(after_seq, [Deletion(note, version) for note, version in gone.items()], living, erased)
+    living = sum(
+        version > max(gone.get(note, 0), partly.get(note, 0)) for note, version in zip(notes, versions, strict=True)
+    )
+    deletions = [Deletion(note, version) for note, version in gone.items()]
+    return Tail(after_seq, deletions, living, erased, partly)
 
 
 def pages(
