@@ -72,7 +72,6 @@ class Library:
         with self.making(name, facts.get("collection_id")) as folder:
             if encrypted:
                 self.keyrings.create(facts["collection_id"])
-                failpoint("keys.given")
             Collection.create(folder, encoder_name, spec, facts)
         return Collection(self._path(name), name, keyrings=self.keyrings)
 

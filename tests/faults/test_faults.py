@@ -28,7 +28,7 @@ def _harness(folder: Path, *arguments: str) -> Any:
     return json.loads(done.stdout)
 
 
-@pytest.mark.parametrize(("kills", "more"), [(50, ()), (60, ("--encrypted",))])
+@pytest.mark.parametrize(("kills", "more"), [(50, ()), (62, ("--encrypted",))])
 def test_a_killed_process_loses_nothing_that_was_acknowledged(tmp_path, kills, more):
     # With this seed another process reads in the first session, and none in the second.
     report = _harness(tmp_path, "--kills", str(kills), "--seed", "5", *more)["crash"]

@@ -51,11 +51,18 @@ def dies_at(monkeypatch):
     failpoints.install(None)
 
 
-def killed_at(point, work):
-    """Do something in a process that is killed at a failpoint."""
+def killed_at(point, work, times=1):
+    """Do something in a process that is killed when it comes to a failpoint the n-th time."""
     child = os.fork()
     if not child:
-        failpoints.install(lambda reached: reached == point and os.kill(os.getpid(), signal.SIGKILL))
+        met = []
+
+        def die(reached):
+            met.append(reached)
+            if met.count(point) == times:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        failpoints.install(die)
         as_child(work)
     _, status = os.waitpid(child, 0)
     assert os.WIFSIGNALED(status), point
@@ -234,10 +241,10 @@ def test_collections_are_read_where_what_is_left_of_another_cannot_be_removed(ho
         opened(home).create("third", "letters", SPEC)
 
 
-@pytest.mark.parametrize("point", ["keys.given", "create.filled"])
-def test_the_keys_of_a_collection_that_was_not_made_go_with_the_next_look(home, library, point):
+@pytest.mark.parametrize(("point", "times"), [("transaction.begun", 2), ("create.filled", 1)])
+def test_the_keys_of_a_collection_that_was_not_made_go_with_the_next_look(home, library, point, times):
     keys = sealed(library, "other")
-    killed_at(point, lambda: opened(home).create("ward", "letters", SPEC, encrypted=True))
+    killed_at(point, lambda: opened(home).create("ward", "letters", SPEC, encrypted=True), times)
     assert len(library.keyrings.ids()) == 2
     assert opened(home).names() == ["other"]
     assert library.keyrings.ids() == [keys.stem]
