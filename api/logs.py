@@ -12,7 +12,8 @@ from types import TracebackType
 ACCESS = logging.getLogger("clinrag.access")
 SERVER = logging.getLogger("clinrag.server")
 
-_OURS = ("clinrag", "uvicorn")
+_OURS = ("clinrag", "indexer", "uvicorn")
+"""Whose messages hold names, numbers and places alone; what a damaged file is called is the store's to say."""
 
 
 class JsonLines(logging.Formatter):

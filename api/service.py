@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -231,7 +232,8 @@ class Service:
             expand=question.expand,
         )
         encoder = None if question.mode == "lexical" else self._encoder_or_none(collection)
-        return SearchResponse.model_validate(search(collection, encoder, request))
+        with _unless_deleted(collection):
+            return SearchResponse.model_validate(search(collection, encoder, request))
 
     def ask(self, question: Question, generator: str | None = None) -> AnswerResponse:
         """Return an answer with its citations, or what was searched without finding one."""
@@ -244,7 +246,9 @@ class Service:
         request = AnswerRequest(
             question=question.text, scope=question.scope, k=question.k, language_policy=question.language_policy
         )
-        found = answer(collection, encoder, request, self.generator(generator, encoder))
+        writer = self.generator(generator, encoder)
+        with _unless_deleted(collection):
+            found = answer(collection, encoder, request, writer)
         return AnswerResponse.model_validate(
             {
                 **{name: getattr(found, name) for name in AnswerResponse.model_fields if hasattr(found, name)},
@@ -275,7 +279,7 @@ class Service:
 
         encoder = self.encoder(collection.encoder_name)
         collection.check_encoder(encoder.spec)
-        try:
+        with _unless_deleted(collection):
             return index_notes(
                 collection,
                 encoder,
@@ -285,11 +289,6 @@ class Service:
                 writer_timeout_s=self.settings.writer_timeout_s,
                 withdrawn=withdrawn,
             )
-        except Exception as error:
-            # Whatever a deletion in the middle makes of files that are gone, this is what happened.
-            if isinstance(error, CollectionNotFoundError | EncoderMismatchError) or collection.present():
-                raise
-            raise CollectionNotFoundError(f"collection {collection.name!r} was deleted meanwhile") from error
 
     def index_posted(
         self,
@@ -346,3 +345,14 @@ class Service:
             return self.encoder(collection.encoder_name)
         except EncoderUnavailableError:
             return None
+
+
+@contextmanager
+def _unless_deleted(collection: Collection) -> Iterator[None]:
+    """Whatever a deletion in the middle makes of files that are gone, say that this is what happened."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, CollectionNotFoundError | EncoderMismatchError) or collection.present():
+            raise
+        raise CollectionNotFoundError(f"collection {collection.name!r} was deleted meanwhile") from error

@@ -361,3 +361,13 @@ def test_a_body_without_the_type_of_json_is_told_which_type_to_send(ward: httpx.
     suffixed = {"Content-Type": "application/fhir+json; charset=utf-8"}
     found = ward.post("/v1/search", content=b'{"query": "fever", "collection": "ward"}', headers=suffixed)
     assert found.status_code == 200
+
+
+def test_the_log_says_what_the_store_warns_of_and_of_other_libraries_only_where():
+    def line(logger: str) -> dict[str, object]:
+        record = logging.LogRecord(logger, logging.WARNING, "x.py", 7, "derived files %s: " + CANARY, ("w/3",), None)
+        found: dict[str, object] = json.loads(JsonLines().format(record))
+        return found
+
+    assert line("indexer.store.snapshots")["event"] == f"derived files w/3: {CANARY}"
+    assert CANARY not in json.dumps(line("openai._base_client"))

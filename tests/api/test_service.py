@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from api.jobs import Outcome
-from api.service import Service
+from api.service import Question, Service
 from api.settings import Settings
 from api.wiring import build_service
-from indexer.errors import CollectionNotFoundError
+from indexer.errors import CollectionNotFoundError, StorageError
+from indexer.records import Scope
 
 NOTES = [{"id": f"n{number}", "text": f"fever {number}"} for number in range(10)]
 
@@ -56,3 +57,17 @@ def test_a_collection_whose_only_import_stored_nothing_is_opened_without_a_warni
     assert again.describe("ward").notes == 0
     again.close()
     assert caplog.messages == []
+
+
+@pytest.mark.parametrize("name", ["rag.search.search", "rag.answer.answer"])
+def test_a_collection_deleted_in_the_middle_of_a_question_is_named(
+    service: Service, monkeypatch: pytest.MonkeyPatch, name: str
+):
+    def cut_off(*_: object) -> None:
+        service.delete_collection("ward")
+        raise StorageError("the collection's database cannot be opened")
+
+    asked = service.search if "search" in name else service.ask
+    monkeypatch.setattr(name, cut_off)
+    with pytest.raises(CollectionNotFoundError, match="'ward' was deleted"):
+        asked(Question("fever", "ward", Scope()))
