@@ -60,11 +60,11 @@ EFFORTS: tuple[int, ...] = (16, 32, 64, 128, 256, 512)
 OWN_KINDS: dict[str, dict[str, Any]] = {
     "flat": {"kind": "flat"},
     "codes": {"kind": "codes", "exact_scope": 2**62},
-    "cells": {"kind": "codes", "exact_scope": 20_000},
+    "short": {"kind": "codes", "exact_scope": 20_000},
     "store": {"kind": "codes"},
 }
-"""clinrag's own index: float16 rows scanned in place; codes of all rows, exact; of the nearest cells wherever that is
-possible; or as a collection has it, which answers exactly up to 200,000 rows."""
+"""clinrag's own index: float16 rows scanned in place; codes of all rows, exact; shorter ones wherever they
+suffice; or as a collection has it, which answers exactly up to 200,000 rows."""
 
 
 class Clinrag(Untuned):
@@ -75,14 +75,14 @@ class Clinrag(Untuned):
     def __init__(self, kind: str) -> None:
         """Take the kind."""
         self.name, self._kind = f"clinrag {kind}", kind
-        if kind == "cells":
-            self.efforts = (5, 8, 13, 16, 20, 25, 30, 40, 60, 80)
+        if kind == "short":
+            self.efforts = (50, 100, 150, 200, 300, 400, 600, 800)
 
     def tune(self, effort: int) -> None:
-        """Look at ``effort`` hundredths of the rows; before this is called, at as many as the index itself chose."""
+        """Score ``effort`` rows exactly; before this is called, as many as the index itself chose."""
         coded = self._index._coded
-        if coded is not None and coded.cells is not None:  # Few rows have none.
-            coded.cells.shares[:] = effort / 100
+        if coded is not None and coded.shorter is not None:  # Few rows have none.
+            coded.shorter.counts = np.full_like(coded.shorter.counts, effort)
 
     def build(self, work: Workload) -> None:
         """Take all rows as the collection would: a float16 matrix."""
@@ -309,7 +309,7 @@ class MilvusLite(Untuned):
 ENGINES: dict[str, Callable[[], Engine]] = {
     "clinrag-flat": lambda: Clinrag("flat"),
     "clinrag-codes": lambda: Clinrag("codes"),
-    "clinrag-cells": lambda: Clinrag("cells"),
+    "clinrag-short": lambda: Clinrag("short"),
     "faiss-hnsw": FaissHnsw,
     "hnswlib": Hnswlib,
     "usearch": Usearch,

@@ -212,9 +212,9 @@ def _opened(work: Workload, kind: str, matrix: Path, structure: Path, seconds: f
 
         figures = searched() | {"open": first}
         coded, figures["efforts"] = index._coded, []
-        if coded is not None and coded.cells is not None:
-            for effort in (6, 10, 15, 25):
-                coded.cells.shares = np.full_like(coded.cells.shares, effort / 100)
+        if coded is not None and coded.shorter is not None:
+            for effort in (250, 500, 1000, 2000):
+                coded.shorter.counts = np.full_like(coded.shorter.counts, effort)
                 figures["efforts"].append(searched() | {"effort": effort})
         return figures | {"memory_mb": anonymous_mb() - before}
 

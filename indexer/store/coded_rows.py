@@ -2,8 +2,8 @@
 
 Codes are laid out by the pools that are asked for, so that a language's rows are scanned by themselves; other
 selections of rows are found by a selector, which passes over blocks without any. Where there are more rows than an
-exact search covers, codes lie in cells, and a search may look into the nearest of these alone (`faiss_cells`). How they
-are laid out decides how much is scanned, never what an exact search finds.
+exact search covers, shorter codes say where nearly all of the best are (`faiss_short`). How codes are laid out decides
+how much is scanned, never what an exact search finds.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from indexer.store.faiss_cells import Cells
 from indexer.store.faiss_codes import Asked, Lists, RowCodes, parted, selector_of
+from indexer.store.faiss_short import ShortCodes, missed
 from indexer.store.row_matrix import Positions, RowState
 from indexer.store.vectors import Rows, Scores, row_scores
 
@@ -25,8 +25,9 @@ COVERED = 16  # A row costs so many times its code: where less of the codes is a
 DRAFT = 256  # One row in so many is taken from the codes at first,
 DRAFT_PLACES = 16  # ... and so many for each place, but not fewer than
 DRAFT_LEAST = 512  # ... this: keeping more while scanning costs little, a second look as much as the first.
+MISSED = 0.01  # Share of the places that may be expected to be missed where only nearly the best are looked for.
+NEAR_SHARE = 16  # One row in so many is scored for that at most.
 HEAD_PLACES = 4  # So many of the first are scored for each place: the more, the fewer must be scored after them.
-PROPOSED, PROPOSED_PLACES = 192, 12  # So many rows of the nearest cells are scored, and so many for each place.
 
 
 _ONE_LIST = np.zeros(1, np.int64)
@@ -37,7 +38,7 @@ class Pool(NamedTuple):
 
     ``at`` are the rows' positions, ``None`` for every row there is; the ``n_coded`` of them that lie in the base are
     those of some ``lists`` of the ``cut``, or those that the ``selector`` lets through. Of ``long`` ones the codes say
-    too little. ``in_cells`` says how many each cell holds, where only the nearest cells are looked into.
+    too little. All of this is of the short codes where only nearly all of the best are looked for: ``near``.
     """
 
     at: Positions | None
@@ -47,7 +48,7 @@ class Pool(NamedTuple):
     lists: NDArray[np.int64] = _ONE_LIST
     selector: Any = None
     long: Positions = np.empty(0, np.intp)
-    in_cells: NDArray[np.intp] | None = None
+    near: bool = False
 
 
 class Candidates(NamedTuple):
@@ -80,46 +81,42 @@ def scan_only(at: Positions | None) -> Pool:
 class CodedRows:
     """The codes of a base matrix, laid out for scanning. Thread safe: a cut is replaced, never changed."""
 
-    def __init__(self, codes: RowCodes, cells: Cells | None = None) -> None:
+    def __init__(self, codes: RowCodes, shorter: ShortCodes | None = None) -> None:
         """Lay out nothing yet."""
         self.codes = codes
-        self.cells = cells
+        self.shorter = shorter
         self._cut: _Cut | None = None
+        self._near_cut: _Cut | None = None
         self._short = np.ones(len(codes), np.bool_)
         self._short[codes.long_residuals] = False
 
     @classmethod
     def of(cls, rows: Rows, exact_scope: int) -> CodedRows:
-        """Return the codes of float16 rows, and cells where there are more than are always searched exactly."""
-        return cls(RowCodes.of(rows), Cells.of(rows, exact_scope) if len(rows) > exact_scope else None)
+        """Return the codes of float16 rows, and shorter ones where more are there than are always searched exactly."""
+        return cls(RowCodes.of(rows), ShortCodes.of(rows, exact_scope) if len(rows) > exact_scope else None)
 
     def tobytes(self) -> bytes:
         """Return all there is to keep; `frombytes` takes it back."""
-        return self.codes.tobytes() + (b"" if self.cells is None else self.cells.tobytes())
+        return self.codes.tobytes() + (b"" if self.shorter is None else self.shorter.tobytes())
 
     @classmethod
     def frombytes(cls, kept: bytes, n_rows: int, dim: int) -> CodedRows:
-        """Return the codes, and the cells, of a matrix of so many rows.
+        """Return the codes, and the shorter ones, of a matrix of so many rows.
 
         Raises:
             DamagedError: they are those of another matrix.
         """
         codes, end = RowCodes.frombytes(kept, n_rows, dim)
-        return cls(codes, Cells.frombytes(kept[end:], n_rows, dim) if len(kept) > end else None)
+        return cls(codes, ShortCodes.frombytes(kept[end:], n_rows, dim) if len(kept) > end else None)
 
     @cached_property
     def _in_order(self) -> Lists:
         """All codes in one list, of which selectors pass over blocks: rows of a scope often lie together."""
         return Lists(self.codes, np.zeros(len(self.codes), np.int8), 1)
 
-    @cached_property
-    def _in_cells(self) -> Lists:
-        assert self.cells is not None
-        return Lists(self.codes, self.cells.of_row, len(self.cells), coarse=True)
-
     def pool(self, at: Positions | None, n: int) -> Pool:
         """Return how those of ``n`` rows at ascending positions (``None``: all) are searched exactly."""
-        if self.cells is None and self._cut is None:
+        if self.shorter is None and self._cut is None:
             self._cut = _Cut(*parted(self.codes, []))
         return self._pool(self._cut, at, n)
 
@@ -128,7 +125,7 @@ class CodedRows:
         found = [self.pool(at, n) for at in every]
         n_base = len(self.codes)
         asked, selected = (sum(pool.n_coded for pool in some) for some in (found, [p for p in found if p.cut is None]))
-        if self.cells is None and 2 * asked >= n_base and 3 * selected > asked:
+        if self.shorter is None and 2 * asked >= n_base and 3 * selected > asked:
             self._cut = cut = _Cut(*parted(self.codes, [at[: int(np.searchsorted(at, n_base))] for at in every]))
             found = [self._pool(cut, at, n) for at in every]
         return found
@@ -153,25 +150,59 @@ class CodedRows:
         return Pool(at, fresh, split, selector=selector_of(among), long=long[among[long]])
 
     def near_pool(self, at: Positions | None, n: int) -> Pool:
-        """Return how those of ``n`` rows at ascending positions (``None``: all) are searched by the nearest cells."""
-        assert self.cells is not None
-        n_base = len(self.codes)
+        """Return how those of ``n`` rows at ascending positions (``None``: all) are searched for nearly the best."""
+        assert self.shorter is not None
+        n_base, long = len(self.codes), self.shorter.long
         if at is None:
-            return Pool(None, np.arange(n_base, n), n_base, in_cells=self.cells.sizes)
+            return Pool(None, np.arange(n_base, n), n_base, long=long, near=True)
         split = int(np.searchsorted(at, n_base))
+        in_base, fresh, cut = at[:split], at[split:], self._near_cut
         if split < SCREENED:
             return scan_only(at)
-        in_cells = np.bincount(self.cells.of_row[at[:split]], minlength=len(self.cells))
-        return Pool(at, at[split:], split, selector=selector_of(_among(at[:split], n_base)), in_cells=in_cells)
+        if cut is not None:
+            touched = np.flatnonzero(np.bincount(cut.of_row[in_base]))
+            if split == cut.lists.sizes[touched].sum():
+                own = long[np.isin(cut.of_row[long], touched)]
+                return Pool(at, fresh, split, cut.lists, touched, None, own, near=True)
+        among = _among(in_base, n_base)
+        return Pool(at, fresh, split, selector=selector_of(among), long=long[among[long]], near=True)
 
-    def near(self, asked: Asked, k: int, pool: Pool) -> Positions | None:
-        """Return rows of the base among which nearly all of a pool's k best are, ``None`` where they are too few."""
-        assert self.cells is not None and pool.in_cells is not None
+    def near_pools(self, every: Sequence[Positions], n: int) -> list[Pool]:
+        """Return how each of several is searched for nearly the best; codes are laid out by them as by `pools`."""
+        assert self.shorter is not None
+        found = [self.near_pool(at, n) for at in every]
+        asked, selected = (sum(pool.n_coded for pool in some) for some in (found, [p for p in found if p.cut is None]))
+        if 2 * asked >= len(self.codes) and 3 * selected > asked:
+            groups = [at[: int(np.searchsorted(at, len(self.codes)))] for at in every]
+            self._near_cut = _Cut(*parted(self.shorter, groups))
+            found = [self.near_pool(at, n) for at in every]
+        return found
+
+    def near(self, state: RowState, asked: Asked, k: int, pool: Pool) -> Candidates | None:
+        """Return rows of the base among which nearly all of a pool's k best are, all with their exact scores.
+
+        ``None`` where so many would have to be scored that rows are better scanned.
+        """
+        shorter = self.shorter
+        assert shorter is not None
         if not asked.query.any():
             return None
-        lists = self.cells.nearest(asked.query, k, pool.in_cells)
-        places, _ = self._in_cells.scanned(asked, lists, PROPOSED + PROPOSED_PLACES * k, pool.selector)
-        return places if len(places) >= min(k, pool.n_coded) else None
+        fetch = shorter.count(k)
+        while True:
+            if pool.cut is None:
+                places, rough = shorter.first(asked, fetch, pool.selector)
+            else:
+                places, rough = pool.cut.scanned(shorter.turned(asked), pool.lists, min(fetch, pool.n_coded))
+            whole = len(places) < fetch
+            if len(pool.long):
+                kept = ~np.isin(places, pool.long)
+                places, rough = np.concatenate([places[kept], pool.long]), rough[kept]
+            scores = row_scores(state.rows_at(places), asked.query)
+            if whole or len(places) > k >= missed(rough, scores, k) / MISSED:
+                return Candidates(places, scores) if len(places) >= min(k, pool.n_coded) else None
+            fetch *= 4
+            if NEAR_SHARE * fetch > pool.n_coded:
+                return None
 
     def candidates(self, state: RowState, asked: Asked, k: int, pools: Sequence[Pool]) -> list[Candidates | None]:
         """Return which rows can be among the k best of each pool, ``None`` where codes leave too many.

@@ -15,8 +15,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from functools import cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -175,15 +174,6 @@ class RowCodes:
             shrinkage,
         ), int(cuts[-1])
 
-    def coarse_quantizer(self) -> Any:
-        """Return what pairs of levels are rounded to in `_coarse`; an odd dimension is paired with nothing."""
-        n_pairs = (self.dim + 1) // 2
-        quantizer: Any = faiss.ProductQuantizer(2 * n_pairs, n_pairs, 4)
-        lowest, step = (np.append(values, np.zeros(self.dim % 2, np.float32)) for values in (self._lowest, self._step))
-        pairs = lowest.reshape(-1, 1, 2) + step.reshape(-1, 1, 2) * _pairs_of_levels()[0]
-        faiss.copy_array_to_vector(pairs.astype(np.float32).ravel(), quantizer.centroids)
-        return quantizer
-
     def asked(self, query: Scores) -> Asked:
         """Return the query as the codes see it."""
         rotated = query @ self._turns[1]
@@ -218,19 +208,24 @@ def _turns(sample: Scores) -> NDArray[np.float32]:
     return np.stack([rotation + (stretch - 1) * own, rotation + (1 / stretch - 1) * own]).astype(np.float32)
 
 
+class Coded(Protocol):
+    """Codes of all rows: two groups of coordinates a byte, ``(n, bytes) uint8``, and what FAISS takes them by."""
+
+    codes: NDArray[np.uint8]
+    quantizer: Any
+
+    def __len__(self) -> int:
+        """Return how many rows are coded."""
+        ...
+
+
 class Lists:
-    """The codes of a matrix in lists: some of them, or some rows of them, are scanned and the others passed over.
+    """The codes of a matrix in lists: some of them, or some rows of them, are scanned and the others passed over."""
 
-    Where ``coarse``, pairs of levels are rounded to one of 16: two bits a dimension, which say how rows rank but have
-    no margin.
-    """
-
-    def __init__(
-        self, codes: RowCodes, of_row: NDArray[np.integer[Any]], n_lists: int, *, coarse: bool = False, implem: int = 0
-    ) -> None:
+    def __init__(self, codes: Coded, of_row: NDArray[np.integer[Any]], n_lists: int, *, implem: int = 0) -> None:
         """Put row ``p`` into list ``of_row[p]``."""
         self.sizes = np.bincount(of_row, minlength=n_lists)
-        quantizer = codes.coarse_quantizer() if coarse else codes.quantizer
+        quantizer = codes.quantizer
         self._width = quantizer.d
         self._unasked = faiss.IndexFlatIP(quantizer.d)  # Who searches chooses the lists.
         index: Any = _untyped.IndexIVFPQFastScan(
@@ -243,9 +238,8 @@ class Lists:
         order = np.argsort(of_row, kind="stable").astype(np.int64)
         for number, at in enumerate(np.split(order, np.cumsum(self.sizes)[:-1])):
             if len(at):
-                own = codes.codes[at]
-                laid_out = _laid_out(quantizer, _coarse(own) if coarse else own)
-                index.invlists.add_entries(number, len(at), faiss.swig_ptr(at), laid_out.codes.get())
+                own = laid_out(quantizer, codes.codes[at])
+                index.invlists.add_entries(number, len(at), faiss.swig_ptr(at), own.codes.get())
         index.ntotal = len(codes)
         self._index = index
         self._distances = np.zeros(n_lists, np.float32)
@@ -296,7 +290,7 @@ class Lists:
         ]
 
 
-def _laid_out(quantizer: Any, codes: NDArray[np.uint8]) -> Any:
+def laid_out(quantizer: Any, codes: NDArray[np.uint8]) -> Any:
     """Return a FAISS index in whose ``codes`` these lie as a scan reads them."""
     plain: Any = faiss.IndexPQ(quantizer.d, quantizer.M, 4, faiss.METRIC_INNER_PRODUCT)
     plain.pq = quantizer
@@ -306,35 +300,12 @@ def _laid_out(quantizer: Any, codes: NDArray[np.uint8]) -> Any:
     return _untyped.IndexPQFastScan(plain, _TOGETHER)
 
 
-def _coarse(codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return codes of half the length: which of 16 pairs of levels each byte's pair is nearest to."""
-    pairs = _pairs_of_levels()[1][codes]
-    halves = pairs[:, ::2].copy()
-    halves[:, : pairs.shape[1] // 2] |= pairs[:, 1::2] << 4
-    return halves
-
-
-@cache
-def _pairs_of_levels() -> tuple[NDArray[np.float64], NDArray[np.uint8]]:
-    """Return 16 pairs of levels, fit for two normals (k-means over all pairs), and the nearest to each byte's pair."""
-    low, high = np.arange(256) & 15, np.arange(256) >> 4
-    pairs = np.stack([low, high], axis=1).astype(np.float64)
-    weights = np.exp(-0.5 * (((pairs - 7.5) * _STEP) ** 2).sum(axis=1))
-    centres = 7.5 + 4.0 * np.random.default_rng(_SEED).standard_normal((16, 2)) * _STEP
-    for _ in range(100):
-        nearest = ((pairs[:, None] - centres) ** 2).sum(axis=2).argmin(axis=1)
-        held = np.bincount(nearest, weights, 16)
-        sums = np.stack([np.bincount(nearest, weights * pairs[:, axis], 16) for axis in (0, 1)], axis=1)
-        centres = np.where(held[:, None] > 0, sums / np.maximum(held, 1e-300)[:, None], centres)
-    return centres, ((pairs[:, None] - centres) ** 2).sum(axis=2).argmin(axis=1).astype(np.uint8)
-
-
 def selector_of(among: NDArray[np.bool_]) -> Any:
     """Return FAISS's selector of the positions where it is true."""
     return _untyped.IDSelectorBitmap(np.packbits(among, bitorder="little"))
 
 
-def parted(codes: RowCodes, groups: Sequence[Positions]) -> tuple[Lists, NDArray[np.int16]]:
+def parted(codes: Coded, groups: Sequence[Positions]) -> tuple[Lists, NDArray[np.int16]]:
     """Return a list for each group of rows and one for the rest, and which list each row is in."""
     number = np.full(len(codes), len(groups), np.int16)
     for at, group in enumerate(groups):

@@ -4,7 +4,7 @@ Kinds:
 
 - ``flat``: every search scans float16 rows where they lie; nothing is built, copied or trained;
 - ``codes``: 4-bit codes of all rows say which can be among the best (`faiss_codes`), and those are scored exactly. Over
-  more rows than are always searched exactly, only the codes of the nearest cells are looked at (`faiss_cells`);
+  more rows than are always searched exactly, shorter codes say where nearly all of the best are (`faiss_short`);
 - ``ivf``: an inverted file that a GPU built (`faiss_gpu`) proposes candidates, which are scored exactly.
 
 FAISS's own thread pool makes a single query two to three times slower, so each searching thread sets it to one.
@@ -214,7 +214,7 @@ class FaissVectorIndex:
         """Return how a search among so many allowed rows (``None``: no scope) is answered."""
         if self._structure is not None:
             return "exact" if n_allowed is not None and n_allowed <= self._exact_scope else "approximate"
-        if self._coded is None or self._coded.cells is None:
+        if self._coded is None or self._coded.shorter is None:
             return "exact"
         return "exact" if (len(self) if n_allowed is None else n_allowed) <= self._exact_scope else "approximate"
 
@@ -253,7 +253,7 @@ class FaissVectorIndex:
         """Return how each of several pools is searched."""
         if self._coded is None:
             return [scan_only(at) for at in wanted]
-        return [self._coded.near_pool(at, n) for at in wanted] if near else self._coded.pools(wanted, n)
+        return (self._coded.near_pools if near else self._coded.pools)(wanted, n)
 
     def _pool(self, state: RowState, allowed: Ids | None, *, near: bool) -> Pool:
         """Return how allowed rows are searched; that of all rows is kept with the moment."""
@@ -281,7 +281,7 @@ class FaissVectorIndex:
     def _found(self, state: RowState, asked: Asked, k: int, pools: Sequence[Pool]) -> list[tuple[Ids, Scores]]:
         """Return the k best of each pool, by the codes where that helps."""
         assert self._coded is not None
-        if any(pool.in_cells is not None for pool in pools):
+        if any(pool.near for pool in pools):
             return [self._found_near(state, asked, k, pool) for pool in pools]
         narrowed = [self._few_fresh(state, asked.query, k, pool) for pool in pools]
         candidates = self._coded.candidates(state, asked, k, narrowed)
@@ -298,13 +298,14 @@ class FaissVectorIndex:
         return found
 
     def _found_near(self, state: RowState, asked: Asked, k: int, pool: Pool) -> tuple[Ids, Scores]:
-        """Return nearly the k best of a pool, by the nearest cells; exactly those where it is too small for that."""
+        """Return nearly the k best of a pool, by the short codes; exactly those where it is too small for that."""
         assert self._coded is not None
-        places = None if pool.in_cells is None else self._coded.near(asked, k, pool)
-        if places is None:
-            return self._scanned(state, asked.query, k, pool.at)
-        places = np.concatenate([places, self._best_fresh(state, pool.fresh, asked.query, k)])
-        return best(state.ids[places], row_scores(state.rows_at(places), asked.query), k)
+        near = self._coded.near(state, asked, k, pool) if pool.near else None
+        if near is None:
+            return self._found(state, asked, k, [self._coded.pool(pool.at, len(state.ids))])[0]
+        fresh = self._best_fresh(state, pool.fresh, asked.query, k)
+        scores = np.concatenate([near.known, row_scores(state.rows_at(fresh), asked.query)])
+        return best(state.ids[np.concatenate([near.at, fresh])], scores, k)
 
     def _few_fresh(self, state: RowState, query: Scores, k: int, pool: Pool) -> Pool:
         """Return a pool whose fresh rows are the best of them, where they are many."""

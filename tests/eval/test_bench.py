@@ -55,7 +55,7 @@ def test_questions_are_asked_of_every_chunk(text):
     assert "copies" not in work.source
     np.testing.assert_array_equal(work.vectors, text[1].vectors.astype(np.float32))
     np.testing.assert_array_equal(work.queries, asked)
-    assert parts.vectors("clinrag-cells", work, 0.01)["filters"][0]["recall"] == 1.0
+    assert parts.vectors("clinrag-short", work, 0.01)["filters"][0]["recall"] == 1.0
 
 
 def test_a_part_is_measured_once_for_its_settings(tmp_path):

@@ -253,12 +253,12 @@ def test_beyond_the_exact_size_a_structure_is_kept_and_answers_stay(home, monkey
     assert_same(answers(home), before)
 
 
-def test_cells_are_made_with_a_generation_and_a_damaged_one_is_made_anew(home, monkeypatch):
+def test_short_codes_are_made_with_a_generation_and_a_damaged_one_is_made_anew(home, monkeypatch):
     before = answers(home)
     for name, limit in (("held.CODED_CHUNKS", 2), ("held.EXACT_CHUNKS", 3), ("replica.EXACT_CHUNKS", 3)):
         monkeypatch.setattr(f"indexer.store.{name}", limit)
     with Library(home).open("ward") as ward:
-        assert ward.view().plan == "exact"  # Opening does not wait for cells.
+        assert ward.view().plan == "exact"  # Opening does not wait for short codes.
         ward.rebuild()
     assert_same(answers(home), before)
     with Library(home).open("ward") as ward:

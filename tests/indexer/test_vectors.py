@@ -154,17 +154,17 @@ def _matrix(n: int = 3000) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def built():
-    """Return an index of codes in cells, as over more rows than are always searched exactly; its ids and rows."""
+    """Return an index of codes and short ones, as over more rows than are always searched exactly; its ids, rows."""
     ids, rows = _matrix()
-    return FaissVectorIndex.from_matrix(ids, rows, kind="codes", **CELLS), ids, rows
+    return FaissVectorIndex.from_matrix(ids, rows, kind="codes", **SHORT), ids, rows
 
 
-CELLS = {"exact_below": 1000, "exact_scope": 500}
+SHORT = {"exact_below": 1000, "exact_scope": 500}
 
 
 @pytest.fixture
 def small_pools(monkeypatch):
-    """Let scopes of this test's size go through codes and cells."""
+    """Let scopes of this test's size go through codes and short ones."""
     monkeypatch.setattr(faiss_index, "SCREENED", 8)
     monkeypatch.setattr(coded_rows, "SCREENED", 8)
 
@@ -175,7 +175,7 @@ def _oracle(ids, rows):
     return oracle
 
 
-def test_cells_find_nearly_all_and_score_exactly(built):
+def test_short_codes_find_nearly_all_and_score_exactly(built):
     index, ids, rows = built
     oracle = _oracle(ids, rows)
     rng = np.random.default_rng(2)
@@ -190,7 +190,7 @@ def test_cells_find_nearly_all_and_score_exactly(built):
         assert found >= 0.97 * 40 * k
 
 
-def test_cells_are_not_looked_into_for_what_is_searched_exactly(built, small_pools):
+def test_short_codes_are_not_asked_for_what_is_searched_exactly(built, small_pools):
     index, ids, rows = built
     assert [index.plan(n) for n in (None, 501, 500)] == ["approximate", "approximate", "exact"]
     oracle = _oracle(ids, rows)
@@ -229,9 +229,9 @@ def test_scope_over_the_limit_holds_and_is_never_short(built, small_pools):
             assert set(found.tolist()) <= set(allowed.tolist())
 
 
-def test_fresh_and_removed_rows_beside_cells(small_pools):
+def test_fresh_and_removed_rows_beside_short_codes(small_pools):
     ids, rows = _matrix()
-    index = FaissVectorIndex.from_matrix(ids, rows, kind="codes", **CELLS)
+    index = FaissVectorIndex.from_matrix(ids, rows, kind="codes", **SHORT)
     oracle = _oracle(ids, rows)
     query = rows[5].astype(np.float32)
     nearest = oracle.search(query, 300)[0]
@@ -265,10 +265,10 @@ _VALUES = {
     dim=st.sampled_from([1, 2, 3, 7, 33]),
     n=st.integers(1, 400),
     oddities=st.sets(st.sampled_from(["copies", "zeros", "an outlier"])),
-    in_cells=st.booleans(),
+    short=st.booleans(),
     seed=st.integers(0, 2**16),
 )
-def test_codes_of_odd_rows(kind, dim, n, oddities, in_cells, seed):
+def test_codes_of_odd_rows(kind, dim, n, oddities, short, seed):
     rng = np.random.default_rng(seed)
     rows = _VALUES[kind](rng, (n, dim)).astype(np.float16)
     if "copies" in oddities:
@@ -286,14 +286,14 @@ def test_codes_of_odd_rows(kind, dim, n, oddities, in_cells, seed):
     with pytest.MonkeyPatch.context() as patch:
         for module in (faiss_index, coded_rows):
             patch.setattr(module, "SCREENED", 1)
-        limit = {"exact_scope": 0} if in_cells else {}
+        limit = {"exact_scope": 0} if short else {}
         built = FaissVectorIndex.from_matrix(ids, rows, kind="codes", exact_below=1, **limit)
         again = FaissVectorIndex.from_matrix(ids, rows, kind="codes", structure=built.structure(), **limit)
         for k in (1, 10, 900):
             for allowed in (None, scope):
                 want_ids, want = oracle.search(query, k, allowed)
                 got_ids, got = again.search(query, k, allowed)
-                if in_cells:
+                if short:
                     assert len(got_ids) == len(want_ids)
                     assert allowed is None or set(got_ids.tolist()) <= set(allowed.tolist())
                     np.testing.assert_allclose(got, oracle.scores(query, got_ids), rtol=1e-5, atol=1e-5)
@@ -306,7 +306,7 @@ def test_structure_is_kept_and_read_back(built, tmp_path, small_pools):
     index, ids, rows = built
     np.save(tmp_path / "rows.npy", rows)
     mapped = np.load(tmp_path / "rows.npy", mmap_mode="r")
-    again = FaissVectorIndex.from_matrix(ids, mapped, kind="codes", structure=index.structure(), **CELLS)
+    again = FaissVectorIndex.from_matrix(ids, mapped, kind="codes", structure=index.structure(), **SHORT)
     assert again.structure() == index.structure()
     assert again.plan(None) == "approximate"
     for row in rows[:5].astype(np.float32):
@@ -319,16 +319,96 @@ def test_structure_is_kept_and_read_back(built, tmp_path, small_pools):
 def test_structure_of_another_matrix_or_format_is_refused(built):
     index, ids, rows = built
     kept = index.structure()
-    codes = len(kept) - len(index._coded.cells.tobytes())
+    codes = len(kept) - len(index._coded.shorter.tobytes())
     for part, bad in (
         (slice(-1), kept),
         (slice(None), kept[:-1]),
         (slice(None), kept[: codes + 8]),
         (slice(None), b"codes/1\0" + kept[8:]),
-        (slice(None), kept[:codes] + b"cells/0\0" + kept[codes + 8 :]),
+        (slice(None), kept[:codes] + b"short/0\0" + kept[codes + 8 :]),
     ):
         with pytest.raises(DamagedError, match="another"):
             FaissVectorIndex.from_matrix(ids[part], rows[part], kind="codes", structure=bad)
+
+
+def test_cells_of_an_earlier_version_are_passed_over(built):
+    index, ids, rows = built
+    kept = index.structure()
+    codes = kept[: -len(index._coded.shorter.tobytes())]
+    old = FaissVectorIndex.from_matrix(ids, rows, kind="codes", structure=codes + b"cells/1\0" + bytes(4000), **SHORT)
+    assert old.plan(None) == "exact"
+    assert_same(old, _oracle(ids, rows), rows[5].astype(np.float32), 10)
+    assert old.structure() == codes  # What is kept next has none of it.
+
+
+def _like_texts(n: int, dim: int, rng: np.random.Generator) -> np.ndarray:
+    """Return unit rows that share a direction, vary along few others most, and lie in groups of near ones."""
+    scale = np.arange(1, dim + 1) ** -0.4
+    rows = np.ones(dim) + (scale * rng.standard_normal((n // 5, dim)))[rng.integers(0, n // 5, n)]
+    rows += 0.4 * scale * rng.standard_normal((n, dim))
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+@pytest.fixture(scope="module")
+def like_texts():
+    """Return an index by short codes over rows like those of texts, the rows, and queries."""
+    rng = np.random.default_rng(31)
+    made = _like_texts(41_000, 48, rng)
+    rows = made[:40_000].astype(np.float16)
+    far = (30.0 * made[:3]).astype(np.float16)
+    rows[100:150], rows[20_000:20_003] = rows[100], far  # A text that was copied on, and three rows far from all.
+    index = FaissVectorIndex.from_matrix(np.arange(40_000), rows, kind="codes", exact_below=1000, exact_scope=8000)
+    mixed = made[40_000:].reshape(-1, 4, 48)[:100]
+    queries = {"held out": made[40_000:40_100], "between": mixed.mean(axis=1), "apart": mixed[:, 0] - 0.5 * mixed[:, 1]}
+    return index, rows, {name: those.astype(np.float32) for name, those in queries.items()}
+
+
+def test_short_codes_find_their_share_for_texts_questions_and_scopes(like_texts):
+    index, rows, queries = like_texts
+    shorter = index._coded.shorter
+    assert shorter.count(10) < 2000  # A twentieth of the rows is scored.
+    assert 0 < len(shorter.long) < 400
+    oracle = ExactVectorIndex(48)
+    oracle.add(np.arange(40_000), rows)
+    rng = np.random.default_rng(32)
+    scopes = (None, np.sort(rng.choice(40_000, 8001, replace=False)), np.arange(9000, 19_000))
+    for kind, asked in queries.items():
+        for scope in scopes:
+            assert index.plan(None if scope is None else len(scope)) == "approximate"
+            for k in (10, 100):
+                shares = []
+                for query in asked[: 400 // k]:
+                    got, scores = index.search(query, k, scope)
+                    want, least = oracle.search(query, k, scope)
+                    assert len(got) == k and set(want[:1].tolist()) == set(got[:1].tolist())
+                    shares.append(np.mean(scores >= least[-1]))
+                assert np.mean(shares) >= 0.98, (kind, k, None if scope is None else len(scope))
+
+
+def test_short_codes_of_pools_are_laid_out_by_them(like_texts, monkeypatch):
+    index, rows, queries = like_texts
+    monkeypatch.setattr(coded_rows, "SCREENED", 500)
+    oracle = ExactVectorIndex(48)
+    oracle.add(np.arange(40_000), rows)
+    pools = [np.arange(0, 40_000, 2), np.arange(1, 36_000, 2)]
+    found = 0
+    for query in queries["held out"][:40]:
+        for (ids, _), pool in zip(index.search_pools(query, 10, pools), pools, strict=True):
+            assert set(ids.tolist()) <= set(pool.tolist()) and len(ids) == 10
+            found += len(set(ids.tolist()) & set(oracle.search(query, 10, pool)[0].tolist()))
+    assert found >= 0.98 * 40 * 2 * 10
+
+
+def test_rows_that_short_codes_cannot_tell_apart_are_searched_exactly():
+    rng = np.random.default_rng(33)
+    noise = halves(rng, 20_000, 256)
+    for rows in (noise, np.repeat(noise[:1], 5000, axis=0)):
+        ids = np.arange(len(rows))
+        index = FaissVectorIndex.from_matrix(ids, rows, kind="codes", exact_below=1000, exact_scope=1000)
+        assert index.plan(None) == "exact"
+        oracle = ExactVectorIndex(256)
+        oracle.add(ids, rows)
+        assert_same(index, oracle, rows[5].astype(np.float32), 10)
 
 
 def test_small_collections_need_no_structure():
@@ -340,7 +420,7 @@ def test_small_collections_need_no_structure():
 
 def test_two_builds_give_equal_bytes():
     ids, rows = _matrix()
-    one, two = (FaissVectorIndex.from_matrix(ids, rows, kind="codes", **CELLS) for _ in range(2))
+    one, two = (FaissVectorIndex.from_matrix(ids, rows, kind="codes", **SHORT) for _ in range(2))
     assert one.structure() == two.structure()
 
 
