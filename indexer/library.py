@@ -66,6 +66,7 @@ class Library:
         Raises:
             ArgumentError: the name is not of the allowed form.
             CollectionExistsError: there is one of that name.
+            CollectionNotFoundError: it was made, and deleted by somebody else before it was open.
             KeysError: it is to be encrypted and no good master key is named; nothing was made.
         """
         facts = {"collection_id": uuid.uuid4().hex, ENCRYPTION: "1"} if encrypted else {}
@@ -73,7 +74,12 @@ class Library:
             if encrypted:
                 self.keyrings.create(facts["collection_id"])
             Collection.create(folder, encoder_name, spec, facts)
-        return Collection(self._path(name), name, keyrings=self.keyrings)
+        try:
+            return Collection(self._path(name), name, keyrings=self.keyrings)
+        except Exception as exc:
+            if _living(self._path(name)):
+                raise
+            raise _not_found(name) from exc  # somebody else was as quick to delete it
 
     @contextmanager
     def making(self, name: str, keys: str | None = None) -> Iterator[Path]:

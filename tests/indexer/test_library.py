@@ -201,6 +201,20 @@ def test_whoever_opens_a_collection_while_it_is_deleted_is_told_that_it_is_gone(
         opened(home).open("ward")
 
 
+def test_whoever_makes_a_collection_that_is_deleted_at_once_is_told_that_it_is_gone(home, library, monkeypatch):
+    real = collection_module.Replica
+
+    def late(*arguments):
+        opened(home).delete("ward")
+        return real(*arguments)
+
+    monkeypatch.setattr(collection_module, "Replica", late)
+    with pytest.raises(CollectionNotFoundError, match="ward"):
+        new(home)
+    monkeypatch.undo()
+    new(home).close()
+
+
 def test_a_hold_keeps_an_encrypted_collection_from_whoever_has_no_keys_too(home, library):
     sealed(library)
     with library.open("ward") as ward:
