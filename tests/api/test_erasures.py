@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import threading
+from contextlib import closing
 from pathlib import Path
 
 import httpx
+import pytest
 
 from api.jobs import JobRunner, Outcome
 from api.settings import Settings
 from api.wiring import build_service
 from api.withdrawals import WITHDRAWN, WaitingJobs, WaitingNotes
+from indexer.erasure import WAIT_S
+from indexer.library import Library
 from indexer.records import Note
 from indexer.store.erasing import Details, salted
 from tests.api.conftest import NOTES, Clinrag, one_json
@@ -79,6 +84,25 @@ def test_a_hold_stops_the_command_with_its_reason(indexed: Clinrag):
     assert indexed("notes", "release", "--patient", "4711", "-c", "ward").exit_code == 0
     assert indexed("notes", "release", "--patient", "4711", "-c", "ward").exit_code == 2
     assert indexed("notes", "erase", "--patient", "4711", "-c", "ward", "--yes").exit_code == 0
+
+
+def test_an_erasure_that_a_reader_holds_up_exits_with_1_and_the_next_command_ends_it(
+    indexed: Clinrag, home: Path, monkeypatch: pytest.MonkeyPatch
+):
+    defaults = Library.erase.__defaults__
+    monkeypatch.setattr(Library.erase, "__defaults__", (0.0,))
+    with closing(sqlite3.connect(home / "collections" / "ward" / "truth.sqlite", isolation_level=None)) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM notes").fetchone()
+        done = indexed("notes", "erase", "--patient", "4711", "--collection", "ward", "--yes")
+        assert (done.exit_code, defaults) == (1, (WAIT_S,))
+        assert "it stays pending and goes on when the collection is opened next" in done.stderr
+        assert list((home / "receipts").glob("*.json")) == []
+        assert indexed("notes", "show", "lab-2", "-c", "ward").exit_code == 2, "it is gone for every reader that begins"
+    assert indexed("notes", "list", "-c", "ward").exit_code == 0
+    assert b"4711" not in bytes_under(home / "collections")
+    (receipt,) = (home / "receipts").glob("*.json")
+    assert indexed("receipts", "verify", receipt, "--covers", "4711").exit_code == 0
 
 
 def test_erasing_over_http(ward: httpx.Client, served_home: Path, tmp_path: Path):
