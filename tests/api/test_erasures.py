@@ -99,7 +99,7 @@ def test_an_erasure_that_a_reader_holds_up_exits_with_1_and_the_next_command_end
         assert "it stays pending and goes on when the collection is opened next" in done.stderr
         assert list((home / "receipts").glob("*.json")) == []
         assert indexed("notes", "show", "lab-2", "-c", "ward").exit_code == 2, "it is gone for every reader that begins"
-    assert indexed("notes", "list", "-c", "ward").exit_code == 0
+    assert indexed("collections", "verify", "ward").exit_code == 0
     assert b"4711" not in bytes_under(home / "collections")
     (receipt,) = (home / "receipts").glob("*.json")
     assert indexed("receipts", "verify", receipt, "--covers", "4711").exit_code == 0
