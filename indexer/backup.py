@@ -118,8 +118,18 @@ def restore(library: Library, file: Path, name: str) -> Restored:
                     f"{file.name} holds a damaged collection ({len(findings)} findings); use another backup"
                 )
             # Before it has its name: what was erased may not answer for a moment, nor for ever behind a crash.
+            seen = {receipt.receipt_id for receipt in _receipts_since(library, made, facts)}
             erased = tuple(_erase_again(library, made, facts))
-    return Restored(library.open(name), facts, erased, unreadable)
+    restored = library.open(name)
+    try:
+        seen.update(one.receipt.receipt_id for one in erased)
+        if any(receipt.receipt_id not in seen for receipt in _receipts_since(library, restored, facts)):
+            # One was issued before the copy was there for whoever erases to see.
+            erased += tuple(_erase_again(library, restored, facts))
+    except BaseException:
+        restored.close()
+        raise
+    return Restored(restored, facts, erased, unreadable)
 
 
 def _base(collection: Collection, since: Path) -> BackupFacts:
@@ -151,11 +161,7 @@ def _reduce(partial: Path, since: Path, base: BackupFacts) -> dict[str, object]:
 
 
 def _erase_again(library: Library, collection: Collection, facts: BackupFacts) -> Iterator[Erased]:
-    later = [
-        receipt
-        for receipt in library.receipts.all()
-        if receipt.collection_id == collection.collection_id and receipt.asked_at >= facts.created_at
-    ]
+    later = _receipts_since(library, collection, facts)
     if not later:
         return
     note_ids, patients = collection.known_subjects()
@@ -165,6 +171,14 @@ def _erase_again(library: Library, collection: Collection, facts: BackupFacts) -
     again = sorted(_covered(later, "notes", note_ids & collection.known_subjects()[0]))
     if again:
         yield library.erase(collection, "notes", again)
+
+
+def _receipts_since(library: Library, collection: Collection, facts: BackupFacts) -> list[Receipt]:
+    return [
+        receipt
+        for receipt in library.receipts.all()
+        if receipt.collection_id == collection.collection_id and receipt.asked_at >= facts.created_at
+    ]
 
 
 def _covered(receipts: Iterable[Receipt], by: By, known: Iterable[str]) -> set[str]:

@@ -91,6 +91,24 @@ def test_a_restore_that_was_cut_off_brings_nothing_back_that_was_erased(home):
     assert holding(home / "collections") == []
 
 
+def test_what_is_erased_while_a_copy_is_being_restored_does_not_stay_in_the_copy(home):
+    library = Library(home)
+    with opened(home) as ward:
+        backup(ward, home / "ward.backup")
+
+        def erase(reached):
+            if reached == "create.filled":
+                failpoints.install(None)
+                Library(home).erase(ward, "notes", ["note-2"])
+
+        failpoints.install(erase)
+        restored = restore(library, home / "ward.backup", "copy")
+    with restored.collection as copy:
+        assert shown(copy) == {"note-1": 1, "note-3": 1}
+    assert [one.receipt.collection for one in restored.erased] == ["copy"]
+    assert holding(home / "collections") == []
+
+
 def test_a_copy_is_not_there_before_it_has_lost_what_was_erased(home, monkeypatch):
     seen = []
     library = Library(home)
