@@ -123,7 +123,7 @@ def search(collection: Collection, encoder: Encoder | None, request: SearchReque
     Raises:
         ArgumentError: the query is blank, ``k`` is not 1 to 100, a mode or policy is unknown, or the policy is
             ``same`` and the query's language cannot be told.
-        TooLargeError: the query is over 8,192 characters.
+        TooLargeError: the query is over 8,192 characters, or has more tokens than the encoder takes.
     """
     request = checked(request)
     view = collection.view(request.scope)
@@ -214,7 +214,14 @@ def _query_vector(encoder: Encoder | None, request: SearchRequest) -> NDArray[np
     """Return the query's vector, ``(dim,)``, or ``None`` where the dense arm cannot or shall not take part."""
     if encoder is None or request.mode == "lexical":
         return None
-    vector = encoder.encode_queries([request.query])[0]
+    try:
+        vector = encoder.encode_queries([request.query])[0]
+    except ArgumentError as error:
+        # The one text that it was given has more tokens than it takes; its own message is about indexing.
+        raise TooLargeError(
+            f"the text asked for is longer than the {encoder.max_tokens} tokens that the collection's encoder takes; "
+            f"shorten it (a search by words alone, mode lexical, takes {MAX_QUERY_CHARS:,} characters)"
+        ) from error
     return vector if np.any(vector) else None
 
 

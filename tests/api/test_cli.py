@@ -11,7 +11,7 @@ import pytest
 from api.cli.output import snippet
 from api.cli.terminal import printable
 from indexer.encoders.catalog import default_encoder_name
-from tests.api.conftest import NOTES, Clinrag, one_json
+from tests.api.conftest import NOTES, Clinrag, ids, one_json
 from tests.api.test_http import ANSWER_KEYS, HIT_KEYS, SCOPE_KEYS, SEARCH_KEYS
 
 
@@ -117,6 +117,11 @@ def test_search_for_people_shows_where_a_passage_is_from(indexed: Clinrag):
     assert lines[0].startswith("1. letter/1 v1 · 2023-04-05 · es · letter")
     assert "apixabán 5 mg" in lines[1]
     assert lines[2].startswith("searched 2 notes, 2023-04-05 to 2023-05-31, en es")
+
+
+def test_a_query_that_is_too_long_for_the_encoder_is_searched_by_words(indexed: Clinrag):
+    result = indexed("search", "creatinine " * 600, "-c", "ward", "--mode", "lexical", "--json")
+    assert ids(one_json(result.stdout)["hits"]) == ["lab-2"]
 
 
 def test_nothing_found_says_what_was_searched(indexed: Clinrag):

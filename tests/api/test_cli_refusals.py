@@ -34,6 +34,8 @@ from tests.api.conftest import NOTES, Clinrag, one_json
         (["ask", "", "-c", "ward"], "empty"),
         (["search", "x" * 100_000, "-c", "ward"], "characters"),
         (["ask", "x" * 100_000, "-c", "ward"], "characters"),
+        (["search", "fever " * 600, "-c", "ward"], "shorten it"),
+        (["ask", "fever " * 600, "-c", "ward"], "shorten it"),
         (["search", "fever", "-c", "ward", "-k", "0"], "1<=x<=100"),
         (["search", "fever", "-c", "ward", "-k", "101"], "1<=x<=100"),
         (["search", "fever", "-c", "ward", "--mode", "magic"], "hybrid"),
