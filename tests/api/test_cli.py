@@ -121,7 +121,7 @@ def test_search_for_people_shows_where_a_passage_is_from(indexed: Clinrag):
 
 def test_a_query_that_is_too_long_for_the_encoder_is_searched_by_words(indexed: Clinrag):
     result = indexed("search", "creatinine " * 600, "-c", "ward", "--mode", "lexical", "--json")
-    assert ids(one_json(result.stdout)["hits"]) == ["lab-2"]
+    assert ids(one_json(result.stdout)["hits"])[0] == "lab-2"
 
 
 def test_nothing_found_says_what_was_searched(indexed: Clinrag):
