@@ -112,7 +112,7 @@ def _many(found: dict[str, Figures]) -> list[str]:
         for name, one in found.items()
     ]
     tuned = [
-        f"{name:5}{at['effort']:2}% {at['recall']:9.3f} {at['p50_ms']:8.2f} {at['cpu_p50_ms']:8.2f}"
+        f"{name:5}{at['effort']:4} {at['recall']:9.3f} {at['p50_ms']:8.2f} {at['cpu_p50_ms']:8.2f}"
         for name, one in found.items()
         for at in one.get("efforts", ())
     ]
