@@ -20,6 +20,7 @@ import re
 import shutil
 import uuid
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any, TypeVar
@@ -248,6 +249,10 @@ class Snapshots:
         Raises:
             StorageError: something cannot be removed.
         """
+        for path in self.paths():
+            # Gone at once: who reads it just now would take one that is half gone for damaged, and warn of that.
+            with suppress(OSError):
+                path.rename(path.with_name(f"{_ASIDE}{uuid.uuid4().hex}"))
         for path in [*self.paths(), *self.folder.glob(f"{_ASIDE}*")]:
             remove_folder(path)
 

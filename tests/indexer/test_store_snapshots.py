@@ -208,6 +208,30 @@ def test_a_generation_that_is_replaced_while_it_is_read_is_not_taken_for_damaged
     assert (generation(home) / TEXTS).read_text().startswith("{\n")
 
 
+def test_a_generation_that_an_erasure_is_removing_is_not_taken_for_damaged(home, monkeypatch, caplog):
+    before, real = answers(home), Generation.content
+
+    class InTheMiddle(Exception):
+        pass
+
+    def half_gone(path, **_options):
+        for file in list(path.iterdir())[:-1]:
+            file.unlink()
+        raise InTheMiddle
+
+    def removed(self, name):
+        monkeypatch.setattr(Generation, "content", real)
+        with monkeypatch.context() as patch, pytest.raises(InTheMiddle):
+            patch.setattr(shutil, "rmtree", half_gone)
+            Snapshots(self.folder.parent).clear()
+        return real(self, name)
+
+    monkeypatch.setattr(Generation, "content", removed)
+    with caplog.at_level(logging.WARNING):
+        assert_same(answers(home), before)
+    assert caplog.records == []
+
+
 def test_publishing_that_fails_leaves_what_was_there(home, monkeypatch):
     before = answers(home)
     with Library(home).open("ward") as ward:
