@@ -214,6 +214,11 @@ class Snapshots:
         end = truth.last_change(connection).seq
         erased = truth.last_erasure(connection)
 
+        for path in self.paths():
+            if int(path.name) < erased:  # Nothing is wrong with it: it goes with what was erased.
+                self.discarded += 1
+                self._remove(path)
+
         def fits(origin: Origin) -> bool:
             if origin.seq < erased:
                 return False
