@@ -9,8 +9,9 @@ from __future__ import annotations
 import re
 import unicodedata
 from difflib import SequenceMatcher
-from functools import lru_cache
 from itertools import takewhile
+
+from indexer.text.memory import remembered
 
 LEAST_CONSONANTS = 4
 """Shorter skeletons fall together by chance."""
@@ -80,7 +81,7 @@ def words(text: str) -> list[str]:
     return _WORDS.findall(unicodedata.normalize("NFKC", text).casefold())
 
 
-@lru_cache(maxsize=65_536)
+@remembered(65_536)
 def skeleton(word: str) -> str:
     """Return the consonants that one hears in a word.
 
@@ -90,7 +91,7 @@ def skeleton(word: str) -> str:
     return _DOUBLED.sub(r"\1", _VOWELS.sub("", _sounds(word)))
 
 
-@lru_cache(maxsize=65_536)
+@remembered(65_536)
 def cognate(one: str, other: str) -> bool:
     """Return whether two words may be one word in two languages: one stem, and much the same vowels in it.
 
@@ -117,7 +118,7 @@ def _likeness(one: str, other: str) -> float:
     return SequenceMatcher(None, first, second, autojunk=False).ratio()
 
 
-@lru_cache(maxsize=65_536)
+@remembered(65_536)
 def _sounds(word: str) -> str:
     """Return a word in Latin letters, one letter a sound."""
     letters = unicodedata.normalize("NFD", word.casefold().translate(_SOUNDS))

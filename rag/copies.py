@@ -11,12 +11,13 @@ from __future__ import annotations
 import re
 from collections import Counter
 from dataclasses import dataclass, field
-from functools import cache, lru_cache
+from functools import cache
 from typing import TYPE_CHECKING
 
 from indexer.text.analysis import analyze
 from indexer.text.folding import fold_term
 from indexer.text.lexemes import normalized, word_lists
+from indexer.text.memory import remembered
 
 if TYPE_CHECKING:
     from indexer.collection import Passage
@@ -100,7 +101,7 @@ def _digits_of(one: Copies) -> list[str]:
     return one.digits
 
 
-@lru_cache(maxsize=4096)
+@remembered(4096)
 def wording(text: str, language: str | None) -> Wording:
     """Return what a text is compared by."""
     terms = analyze(text, language)

@@ -11,12 +11,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 from indexer.text.analysis import analyze, analyze_query
+from indexer.text.memory import remembered
 from rag.cognates import LEAST_CONSONANTS, cognate, skeleton, words
 from rag.context import ContextPassage
 
@@ -203,6 +203,6 @@ def _holds(candidate: Candidate, asked: Asked) -> bool:
     return bool(asked.word) and any(cognate(asked.word, other) for other in words(candidate.text))
 
 
-@lru_cache(maxsize=8192)
+@remembered(8192)
 def _terms(text: str, language: str | None) -> frozenset[str]:
     return frozenset(analyze(text, language))

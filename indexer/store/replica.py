@@ -46,7 +46,7 @@ from indexer.store.selection import everything
 from indexer.store.snapshots import DERIVED, Snapshots
 from indexer.store.sqlite import Watch, cursor_of, read_cursor, read_transaction
 from indexer.store.vectors import VectorIndex
-from indexer.text.analysis import forget_words
+from indexer.text.memory import forget
 
 WORTH_KEEPING = 2000
 """So many changes without a generation on disk are worth one; a searched collection gets it while it is used."""
@@ -249,7 +249,7 @@ class Replica:
         Raises:
             WriterBusyError: another process is writing derived files and does not end.
         """
-        forget_words()
+        forget()
         what = f"a snapshot of collection {self._identity.name!r}"
         with exclusive(self._publish_lock, what, timeout_s=REBUILD_TIMEOUT_S):
             with self._lock:
@@ -313,7 +313,7 @@ class Replica:
             # Terms and references of what was erased may still be in there, and would be published again.
             logger.debug("collection %r is loaded anew after an erasure", self._identity.name)
             self._forget()
-            forget_words()
+            forget()
             raise
         except BaseException:
             # Half a step was taken: the next reader starts over.

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from functools import cache, lru_cache
+from functools import cache
 from itertools import chain
 from typing import Any, Protocol
 
@@ -46,6 +46,7 @@ from indexer.text.lexemes import (
     pieces_of,
     word_lists,
 )
+from indexer.text.memory import forgets, remembered
 
 STEMMERS = {
     "de": GermanStemmer,
@@ -82,14 +83,6 @@ def analyze(text: str, language: str | None) -> list[str]:
     own = language if language in STEMMERS else None
     whole = normalized(text)
     return list(_terms(whole, own)) if has_run(whole) else _WORDS[own].terms(whole)
-
-
-def forget_words() -> None:
-    """Keep no word of any text that was analysed: some may have been in none but an erased one."""
-    for known in _WORDS.values():
-        known.clear()
-    _lexeme_terms.cache_clear()
-    _stems.cache_clear()
 
 
 def analyze_query(text: str, languages: Sequence[str | None]) -> dict[str, float]:
@@ -177,9 +170,11 @@ class _Words(dict[str, tuple[str, ...]]):
 
 
 _WORDS = {language: _Words(language) for language in (None, *STEMMERS)}
+for _known in _WORDS.values():
+    forgets(_known.clear)
 
 
-@lru_cache(maxsize=65_536)
+@remembered(65_536)
 def _lexeme_terms(kind: str, found: str, language: str | None) -> tuple[str, ...]:
     """Return the terms of a lexeme in a passage of the language."""
     terms: list[str] = []
@@ -205,7 +200,7 @@ def _word_terms(word: str, language: str | None) -> tuple[str, ...]:
     return _stems(word, language)
 
 
-@lru_cache(maxsize=65_536)
+@remembered(65_536)
 def _stems(word: str, language: str) -> tuple[str, ...]:
     """Return a word's stem, and that of the word without accents where it differs."""
     stem = f"{language}:{folded(_STEMMERS.stem(word, language))}"

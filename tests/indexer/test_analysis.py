@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from indexer.text.analysis import STEMMERS, analyze, analyze_query, forget_words
+from indexer.text.analysis import STEMMERS, analyze, analyze_query
 from indexer.text.lexemes import lexemes, normalized, pieces_of
+from indexer.text.memory import forget
 
 LANGUAGES = [*sorted(STEMMERS), "zh", "ja", None]
 
@@ -288,5 +289,5 @@ def test_no_word_is_kept_when_words_are_to_be_forgotten():
         return any(unheard in one and one != unheard for one in held)
 
     there = kept()
-    forget_words()
+    forget()
     assert (there, kept()) == (True, False)

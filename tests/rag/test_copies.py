@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import gc
+
 import pytest
 
+from indexer.text.memory import forget
 from rag.copies import alike, wording
 from rag.search import SearchRequest, search
 from tests.rag.collections import ConceptEncoder, HeldCollection, HeldPassage
@@ -83,3 +86,16 @@ def test_k_counts_after_near_copies_are_joined():
     hits = search(world, world.encoder, SearchRequest("renal function", k=8)).hits
     assert len(hits) == 8
     assert max(hit.copies for hit in hits) == 30
+
+
+def test_no_passage_stays_in_memory_when_something_was_erased():
+    unheard = "".join(["qzost", "erif"])
+    wording(f"Fever and {unheard}orm.", "en")
+
+    def kept():
+        held = (one for one in gc.get_referents(*gc.get_objects()) if type(one) is str)  # asks no object for anything
+        return any(unheard in one and one != unheard for one in held)
+
+    there = kept()
+    forget()
+    assert (there, kept()) == (True, False)
