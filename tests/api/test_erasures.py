@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sqlite3
 import threading
 from contextlib import closing
@@ -29,7 +30,9 @@ def details(by: str, *subjects: str) -> Details:
 
 
 def bytes_under(folder: Path) -> bytes:
-    return b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
+    """Return all that files hold, but for digests in hexadecimal: four figures stand in one of these now and then."""
+    whole = b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
+    return re.sub(rb"[0-9a-f]{32,}", b"", whole)
 
 
 def test_a_patient_is_erased_with_a_receipt_that_verifies(indexed: Clinrag, home: Path, tmp_path: Path):
