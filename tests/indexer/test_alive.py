@@ -18,6 +18,7 @@ from indexer.store import failpoints
 from indexer.store.background import Attendant, Errand, serve_evenly
 from indexer.text.analysis import analyze
 from tests.indexer.made_collections import new, note, second, store, vector
+from tests.memory import holds
 
 IDS = "abcd"
 TEXTS = ("Fever on day one.", "Cough. Fever.", "No fever. Cough, dry.", "Pain. Cough. Pain.")
@@ -219,21 +220,16 @@ def test_nothing_of_an_erased_note_stays_when_a_snapshot_was_being_made(tmp_path
 def test_no_process_that_follows_keeps_a_word_of_an_erased_note(tmp_path):
     word = "".join(["qzost", "erif"])
 
-    def kept():
-        gc.collect()
-        held = (one for one in gc.get_referents(*gc.get_objects()) if type(one) is str)  # asks no object for anything
-        return any(word in one and one != word for one in held)
-
     with new(tmp_path) as ward, Library(tmp_path).open("ward") as other:
         store(ward, note("secret", f"Fever, {word}orm."), note("kept", "Fever."))
         for one in (ward, other):
             assert len(one.view().search_terms(f"{word}orm", 5)[0]) == 1
             one._replica._attendant.close()
-        assert kept()
+        assert holds(word)
         Library(tmp_path).erase(ward, "notes", ["secret"])
         analyze(f"{word}orm", "en")  # as where that process is another
         assert other.view().coverage.notes_searched == 1
-        assert not kept()
+        assert not holds(word)
 
 
 def test_a_snapshot_takes_no_vector_from_a_damaged_one(ward, tmp_path, caplog):

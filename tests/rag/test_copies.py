@@ -1,12 +1,11 @@
 from __future__ import annotations
 
-import gc
-
 import pytest
 
 from indexer.text.memory import forget
 from rag.copies import alike, wording
 from rag.search import SearchRequest, search
+from tests.memory import holds
 from tests.rag.collections import ConceptEncoder, HeldCollection, HeldPassage
 from tests.rag.test_search import meanings
 
@@ -92,10 +91,6 @@ def test_no_passage_stays_in_memory_when_something_was_erased():
     unheard = "".join(["qzost", "erif"])
     wording(f"Fever and {unheard}orm.", "en")
 
-    def kept():
-        held = (one for one in gc.get_referents(*gc.get_objects()) if type(one) is str)  # asks no object for anything
-        return any(unheard in one and one != unheard for one in held)
-
-    there = kept()
+    there = holds(unheard)
     forget()
-    assert (there, kept()) == (True, False)
+    assert (there, holds(unheard)) == (True, False)
