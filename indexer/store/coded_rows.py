@@ -123,10 +123,8 @@ class CodedRows:
     def pools(self, every: Sequence[Positions], n: int) -> list[Pool]:
         """Return how each of several is searched exactly; codes are laid out by them where most are scanned then."""
         found = [self.pool(at, n) for at in every]
-        n_base = len(self.codes)
-        asked, selected = (sum(pool.n_coded for pool in some) for some in (found, [p for p in found if p.cut is None]))
-        if self.shorter is None and 2 * asked >= n_base and 3 * selected > asked:
-            self._cut = cut = _Cut(*parted(self.codes, [at[: int(np.searchsorted(at, n_base))] for at in every]))
+        if self.shorter is None and _should_be_cut(found, len(self.codes)):
+            self._cut = cut = _cut_by(self.codes, every)
             found = [self._pool(cut, at, n) for at in every]
         return found
 
@@ -137,17 +135,14 @@ class CodedRows:
                 return scan_only(None)
             return Pool(None, np.arange(n_base, n), n_base, cut.lists, np.arange(len(cut.lists.sizes)), None, long)
         split = int(np.searchsorted(at, n_base))
-        in_base, fresh = at[:split], at[split:]
         if split < SCREENED:
             return scan_only(at)
-        if cut is not None:
-            touched = np.flatnonzero(np.bincount(cut.of_row[in_base]))
-            if split == cut.lists.sizes[touched].sum():
-                return Pool(at, fresh, split, cut.lists, touched, None, long[np.isin(cut.of_row[long], touched)])
+        in_lists = _in_lists(cut, at, split, long)
+        if in_lists is not None:
+            return in_lists
         if COVERED * split < n_base:
             return scan_only(at)
-        among = _among(in_base, n_base)
-        return Pool(at, fresh, split, selector=selector_of(among), long=long[among[long]])
+        return _selected(at, split, long, n_base)
 
     def near_pool(self, at: Positions | None, n: int) -> Pool:
         """Return how those of ``n`` rows at ascending positions (``None``: all) are searched for nearly the best."""
@@ -156,25 +151,19 @@ class CodedRows:
         if at is None:
             return Pool(None, np.arange(n_base, n), n_base, long=long, near=True)
         split = int(np.searchsorted(at, n_base))
-        in_base, fresh, cut = at[:split], at[split:], self._near_cut
         if split < SCREENED:
             return scan_only(at)
-        if cut is not None:
-            touched = np.flatnonzero(np.bincount(cut.of_row[in_base]))
-            if split == cut.lists.sizes[touched].sum():
-                own = long[np.isin(cut.of_row[long], touched)]
-                return Pool(at, fresh, split, cut.lists, touched, None, own, near=True)
-        among = _among(in_base, n_base)
-        return Pool(at, fresh, split, selector=selector_of(among), long=long[among[long]], near=True)
+        in_lists = _in_lists(self._near_cut, at, split, long)
+        if in_lists is not None:
+            return in_lists._replace(near=True)
+        return _selected(at, split, long, n_base)._replace(near=True)
 
     def near_pools(self, every: Sequence[Positions], n: int) -> list[Pool]:
         """Return how each of several is searched for nearly the best; codes are laid out by them as by `pools`."""
         assert self.shorter is not None
         found = [self.near_pool(at, n) for at in every]
-        asked, selected = (sum(pool.n_coded for pool in some) for some in (found, [p for p in found if p.cut is None]))
-        if 2 * asked >= len(self.codes) and 3 * selected > asked:
-            groups = [at[: int(np.searchsorted(at, len(self.codes)))] for at in every]
-            self._near_cut = _Cut(*parted(self.shorter, groups))
+        if _should_be_cut(found, len(self.codes)):
+            self._near_cut = _cut_by(self.shorter, every)
             found = [self.near_pool(at, n) for at in every]
         return found
 
@@ -265,8 +254,31 @@ def _left(rough: Scores, n: int) -> float:
     return float(rough[-1]) if len(rough) else np.inf
 
 
-def _among(at: Positions, n: int) -> NDArray[np.bool_]:
-    """Return which of ``n`` positions these are."""
-    among = np.zeros(n, np.bool_)
-    among[at] = True
-    return among
+def _in_lists(cut: _Cut | None, at: Positions, n_coded: int, long: Positions) -> Pool | None:
+    """Return the pool of some positions, the first ``n_coded`` in the base, if those are whole lists of the cut."""
+    if cut is None:
+        return None
+    touched = np.flatnonzero(np.bincount(cut.of_row[at[:n_coded]]))
+    if n_coded != cut.lists.sizes[touched].sum():
+        return None
+    own = long[np.isin(cut.of_row[long], touched)]
+    return Pool(at, at[n_coded:], n_coded, cut.lists, touched, long=own)
+
+
+def _selected(at: Positions, n_coded: int, long: Positions, n_base: int) -> Pool:
+    """Return the pool of some positions, the first ``n_coded`` in the base of ``n_base`` rows."""
+    among = np.zeros(n_base, np.bool_)
+    among[at[:n_coded]] = True
+    return Pool(at, at[n_coded:], n_coded, selector=selector_of(among), long=long[among[long]])
+
+
+def _should_be_cut(pools: Sequence[Pool], n_base: int) -> bool:
+    """Return whether pools ask for most of the codes, and much of that by selectors."""
+    asked = sum(pool.n_coded for pool in pools)
+    selected = sum(pool.n_coded for pool in pools if pool.cut is None)
+    return 2 * asked >= n_base and 3 * selected > asked
+
+
+def _cut_by(codes: RowCodes | ShortCodes, every: Sequence[Positions]) -> _Cut:
+    """Return codes laid out by the rows at positions, as far as they are coded."""
+    return _Cut(*parted(codes, [at[: int(np.searchsorted(at, len(codes)))] for at in every]))
