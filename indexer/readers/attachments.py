@@ -15,8 +15,21 @@ from indexer.readers.markup import html_text
 _HTML_CHARSET = re.compile(
     rb"""<(?:meta|\?xml)[^>]{0,200}?(?:charset|encoding)\s*=\s*["']?\s*([A-Za-z0-9_:.-]+)""", re.IGNORECASE
 )
+_UTF16 = {codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}
+# What bears the name of a standard is written in what grew out of it (Encoding Standard, whatwg.org): Shift_JIS has no
+# "①" and no "㎎", and where Windows-1252 has quotation marks, ISO 8859-1 has control characters.
+_WRITTEN_AS = {
+    "shift_jis": "cp932",
+    "gb2312": "gb18030",
+    "gbk": "gb18030",
+    "euc_kr": "cp949",
+    "iso8859-1": "cp1252",
+    "iso8859-9": "cp1254",
+}
 _SURROGATES = re.compile("[\ud800-\udfff]+")
 _RTF_GROUP = re.compile(r"\{\\rtf")
+# The second byte of a kanji may stand as it is (\'83e); as an escape it means the same in every code page.
+_RTF_TRAIL_BYTE = re.compile(r"(\\'[89a-fA-F][0-9a-fA-F])([0-9@-\[\]-z|~])")
 
 PLAIN = frozenset(("text/plain", "text/markdown", "text/x-markdown"))
 HTML = frozenset(("text/html", "application/xhtml+xml"))
@@ -89,10 +102,14 @@ def decode_text(data: bytes, charset: str | None = None) -> str:
     Raises:
         AttachmentError: the bytes are not of that encoding.
     """
-    if charset is None:
-        charset = {b"\xff\xfe": "utf-16-le", b"\xfe\xff": "utf-16-be"}.get(data[:2], "utf-8")
+    if charset is None or data.startswith(codecs.BOM_UTF8):
+        charset = _UTF16.get(data[:2], "utf-8")
     try:
-        return data.decode(codecs.lookup(charset).name)
+        codec = codecs.lookup(charset).name
+        try:
+            return data.decode(_WRITTEN_AS.get(codec, codec))
+        except UnicodeDecodeError:
+            return data.decode(codec)
     except LookupError:
         raise AttachmentError("names a character set that is not known") from None
     except (UnicodeDecodeError, ValueError) as error:
@@ -107,9 +124,11 @@ def _parsed(content_type: str) -> Message:
 
 
 def _decode_html(data: bytes, charset: str | None) -> str:
-    if charset is None:
+    if charset is None and data[:2] not in _UTF16:
         declared = _HTML_CHARSET.search(data[:2048])
         charset = declared.group(1).decode("ascii") if declared else None
+        if charset and charset.lower().startswith(("utf-16", "utf-32", "unicode")):
+            charset = None  # a label that can be read as ASCII does not stand in UTF-16
     return decode_text(data, charset).removeprefix("\ufeff")
 
 
@@ -120,6 +139,7 @@ def _rtf_text(data: bytes) -> str:
     if not _RTF_GROUP.match(source):
         raise AttachmentError("is not RTF")
     try:
+        source = _RTF_TRAIL_BYTE.sub(lambda pair: f"{pair[1]}\\'{ord(pair[2]):02x}", source)
         text: str = rtf_to_text(source, errors="strict")  # type: ignore[no-untyped-call]
         return text.strip("\n")
     except (ValueError, LookupError, TypeError) as error:

@@ -33,7 +33,8 @@ class Format(StrEnum):
 
 _BOM = b"\xef\xbb\xbf"
 _UTF16_BOMS = (b"\xff\xfe", b"\xfe\xff")
-_HL7 = re.compile(rb"[\x0b\s]*(?:MSH|FHS|BHS)[^A-Za-z0-9\s]")
+# By its separators: a note on a pregnancy may begin with "FHS: 140/min".
+_HL7 = re.compile(rb"[\x0b\s]*(?:MSH|FHS|BHS)(?:\||[^A-Za-z0-9\s]{3})")
 _HTML = re.compile(rb"<(?:!doctype\s+html|html|body|head|div|p|h[1-6]|table|span|br|pre|ul|ol)[\s>/]", re.IGNORECASE)
 _ARCHIVES = {
     b"PK\x03\x04": "a zip archive or an Office document",

@@ -77,8 +77,13 @@ def _placed(source: SourceFile, line: int | None, place: str, found: Found) -> I
 
 
 def _notes(resource: Element, full_url: str | None, package: Package) -> Found:
-    make = _MAKERS.get(str(resource.get("resourceType")))
+    kind = str(resource.get("resourceType", ""))
+    make = _MAKERS.get(kind)
     if make is None:
+        # A resource of another type holds no note; one whose type is misspelt does.
+        meant = next((name for name in ("Bundle", *_MAKERS) if name.casefold() == kind.strip().casefold()), None)
+        if meant is not None or not kind:
+            yield RecordError("resourceType", f"has to be written {meant}" if meant else "is missing")
         return
     try:
         yield from make(resource, _note_id(resource, full_url), package)
@@ -119,7 +124,7 @@ def _document_reference(resource: Element, note_id: str, package: Package) -> Fo
             appends=appends,
             source="fhir",
             metadata=_metadata(
-                description=text_of(resource, "description"), title=text_of(attachment, "title"), **_origin(resource)
+                description=resource.get("description"), title=attachment.get("title"), **_origin(resource)
             ),
         )
     )
@@ -179,7 +184,7 @@ def _composition(resource: Element, note_id: str, package: Package) -> Found:
             replaces=replaces,
             appends=appends,
             source="fhir",
-            metadata=_metadata(title=text_of(resource, "title"), **_origin(resource)),
+            metadata=_metadata(title=resource.get("title"), **_origin(resource)),
         )
     )
 
@@ -255,9 +260,10 @@ def _first_category(resource: Element) -> str | None:
     return next((found for item in objects_of(resource, "category") if (found := concept_text(item))), None)
 
 
-def _origin(resource: Element) -> dict[str, str | None]:
-    return {"meta_source": text_of(object_of(resource, "meta"), "source")}
+def _origin(resource: Element) -> dict[str, object]:
+    return {"meta_source": object_of(resource, "meta").get("source")}
 
 
-def _metadata(**values: str | None) -> dict[str, Scalar]:
-    return {key: value for key, value in values.items() if value is not None}
+def _metadata(**values: object) -> dict[str, Scalar]:
+    """Return what is known beside the note: no letter is refused for a title that its system left blank."""
+    return {key: value for key, value in values.items() if isinstance(value, str) and value.strip()}

@@ -57,6 +57,10 @@ class Segment:
         parts = self.raw(number).split(self.separators[2])[0].split(self.separators[1])
         return self.unescaped(parts[part - 1]).strip() if part <= len(parts) else ""
 
+    def code(self, number: int) -> str:
+        """Return the code that a field begins with; whatever lines stand behind the last segment are no part of it."""
+        return self.component(number, 1).partition("\n")[0].strip()
+
     def first(self, number: int) -> str | None:
         """Return the first component that holds anything: senders differ in where they put a document's number."""
         parts = self.raw(number).split(self.separators[2])[0].split(self.separators[1])
@@ -170,7 +174,7 @@ def _report(segments: Sequence[Segment], request: Segment, observations: Sequenc
     note_id = request.first(3)
     if note_id is None:
         raise RecordError("OBR-3", "is missing")
-    code = request.component(25, 1)
+    code = request.code(25)
     if code not in _RESULT:
         raise RecordError("OBR-25", "is not a result status")
     text, has_text = _body(observations)
@@ -195,7 +199,7 @@ def _body(observations: Sequence[Segment]) -> tuple[str, bool]:
 
     Where several things are observed, each is headed by its name, as on the printed report.
     """
-    kept = [each for each in observations if each.name != "OBX" or each.component(11, 1) not in _WITHDRAWN]
+    kept = [each for each in observations if each.name != "OBX" or each.code(11) not in _WITHDRAWN]
     names = {_observed(each) for each in kept if each.name == "OBX" and each.raw(2) in _TEXT_TYPES}
     lines: list[str] = []
     header = None
@@ -204,6 +208,8 @@ def _body(observations: Sequence[Segment]) -> tuple[str, bool]:
         kind = each.raw(2) if each.name == "OBX" else ""
         if each.name == "NTE":
             found = each.lines(3)
+        elif kind == "ST" and each.component(6, 1):
+            found, header = _value(each), None  # "<4.2" in mmol/l: a value that is no number
         elif kind in _TEXT_TYPES or kind == "":
             found = each.lines(5)
             if len(names) > 1 and _observed(each) != header and found.strip():
@@ -227,10 +233,13 @@ def _observed(segment: Segment) -> str:
 
 
 def _value(segment: Segment) -> str:
-    """Return a measured value as a line: name, value, units, flag."""
+    """Return a measured value, or several, as a line: name, value, units, flag."""
     coded = segment.raw(2) in ("CE", "CWE", "CNE")
-    parts = segment.raw(5).split(segment.separators[2])[0].split(segment.separators[1])
-    value = segment.component(5, 2) or segment.component(5, 1) if coded else "".join(map(segment.unescaped, parts))
+    found: list[str] = []
+    for each in segment.raw(5).split(segment.separators[2]):
+        parts = [segment.unescaped(part).strip() for part in each.split(segment.separators[1])]
+        found.append((parts[1] if len(parts) > 1 and parts[1] else parts[0]) if coded else "".join(parts))
+    value = ", ".join(filter(None, found))
     if not value:
         return ""
     flag = segment.component(8, 1)
@@ -258,7 +267,7 @@ def _encapsulated(segment: Segment) -> str:
 
 
 def _transcription_status(document: Segment, event: str) -> Status:
-    completion, availability = document.component(17, 1), document.component(19, 1)
+    completion, availability = document.code(17), document.code(19)
     if completion not in _COMPLETION:
         raise RecordError("TXA-17", "is not a completion status")
     if event in _CANCEL or availability == "CA":

@@ -17,9 +17,13 @@ from indexer.readers.record import RecordError, checked
 from indexer.readers.source_file import MAX_DOCUMENT_BYTES, SourceFile
 from indexer.records import Note, RowError
 
-_HEADER = re.compile(r"[\x0b\s]*MSH[^A-Za-z0-9\s]")
-_ENVELOPE = re.compile(r"[\x0b\s]*(?:FHS|BHS|BTS|FTS)[^A-Za-z0-9]?")
+# A text that is broken raw may have lines such as "FHS: 140/min" and "MSH: 5 ng/l": only separators make a segment.
+_HEADER = re.compile(r"[\x0b\s]*MSH(?:\||[^\w\s]{3})")
+_ENVELOPE = re.compile(r"[\x0b\s]*(?:[FB]HS(?:\||[^\w\s]{3})|[FB]TS(?:[^\w\s]\d*(?:[^\w\s].*)?)?\s*\Z)")
+_SEGMENT = re.compile(r"\s*[A-Z][A-Z0-9]{2}")
 _FRAME = "\x0b\x1c"
+_TO_TWO_BYTES = re.compile(rb"\x1b\$(?:[@B]|\(D)")
+_TO_ROMAN = re.compile(rb"\x1b\(J")
 # MSH-18 (HL7 table 0211) to Python's codecs; where it is absent the message has to be UTF-8.
 _CHARSETS = {
     "": "utf-8",
@@ -33,8 +37,10 @@ _CHARSETS = {
     "8859/9": "iso-8859-9",
     "8859/15": "iso-8859-15",
     "ISO IR6": "utf-8",
-    "ISO IR87": "iso-2022-jp",
-    "ISO IR159": "iso-2022-jp-1",
+    "ISO IR13": "iso2022_jp_ext",
+    "ISO IR14": "iso2022_jp_ext",
+    "ISO IR87": "iso2022_jp_ext",
+    "ISO IR159": "iso2022_jp_ext",
     "GB 18030-2000": "gb18030",
     "GB18030": "gb18030",
     "BIG-5": "big5",
@@ -44,7 +50,7 @@ _CHARSETS = {
     "WINDOWS-1252": "cp1252",
     "CP1251": "cp1251",
     "CP1252": "cp1252",
-    "SHIFT_JIS": "shift_jis",
+    "SHIFT_JIS": "cp932",  # JIS X 0208 and the characters that every sender adds to it, such as ① and ㎎
 }
 
 
@@ -110,16 +116,7 @@ def parse_message(raw: bytes) -> tuple[Segment, ...]:
     header = re.split(rb"[\r\n]", raw.lstrip(b"\x0b \t\r\n"), maxsplit=1)[0]
     if not header.startswith(b"MSH") or len(header) < 8:
         raise RecordError("MSH", "is missing or cut off")
-    fields = header.split(header[3:4])
-    named = fields[17].split(header[5:6])[0].decode("latin-1").strip().upper() if len(fields) > 17 else ""
-    codec = _CHARSETS.get(named)
-    if codec is None:
-        raise RecordError("MSH-18", "names a character set that is not known")
-    try:
-        text = raw.decode(codec)
-    except UnicodeDecodeError as error:
-        hint = "" if named else "; MSH-18 names no other character set"
-        raise RecordError("MSH-18", f"is not {codec.upper()} (byte {error.start} of the message){hint}") from None
+    text, codec = _decoded(raw, header)
     text = text.strip(_FRAME + "\r\n")
     # Segments end with CR. Files that were edited by people have LF or CRLF; a lone LF beside CR is part of a field.
     text = text.replace("\r\n", "\r").strip(_FRAME + "\r\n")
@@ -128,19 +125,60 @@ def parse_message(raw: bytes) -> tuple[Segment, ...]:
     return _segments(text, codec)
 
 
+def _decoded(raw: bytes, header: bytes) -> tuple[str, str]:
+    """Return the text of a message and the codec that it is in.
+
+    MSH-18 of a Japanese message says ``~ISO IR87``: ASCII, and kanji behind the escape sequences of ISO 2022, which are
+    seven-bit bytes and so would pass for UTF-8.
+    """
+    escaped = raw.isascii() and _TO_TWO_BYTES.search(raw) is not None
+    fields = (header if not escaped else header.decode("iso2022_jp_ext", "replace").encode()).split(header[3:4])
+    named = fields[17].split(header[5:6])[0].decode("latin-1").strip().upper() if len(fields) > 17 else ""
+    codec = _CHARSETS.get(named)
+    if codec is None:
+        raise RecordError("MSH-18", "names a character set that is not known")
+    if escaped and codec == "utf-8":
+        codec = "iso2022_jp_ext"
+    if codec == "iso2022_jp_ext":
+        raw = _TO_ROMAN.sub(b"\x1b(B", raw)  # Roman has ¥ and an overline where HL7 has its \ and ~
+    try:
+        return raw.decode(codec), codec
+    except UnicodeDecodeError as error:
+        hint = "" if named else "; MSH-18 names no other character set"
+        raise RecordError("MSH-18", f"is not {codec.upper()} (byte {error.start} of the message){hint}") from None
+
+
 def _segments(text: str, codec: str) -> tuple[Segment, ...]:
     field = text[3]
     stated = text[4:].split(field, 1)[0]
     component, repetition, escape, subcomponent = tuple(stated[:4] + "^~\\&"[len(stated[:4]) :])
     separators = field + component + repetition + escape + subcomponent
     found = []
-    for line in text.split("\r"):
+    for line in _whole_lines(text.split("\r"), field):
         fields = line.lstrip("\n").split(field)
         if fields[0] == "MSH":
             fields.insert(1, field)  # MSH-1 is the separator itself
         if fields[0].strip():
             found.append(Segment(fields[0].strip(), tuple(fields), separators, codec))
     return tuple(found)
+
+
+def _whole_lines(lines: Sequence[str], field: str) -> Iterator[str]:
+    """Yield a line a segment: text with raw line breaks goes on in lines that do not begin with a segment's name."""
+    whole: str | None = None
+    blank = ""
+    for line in lines:
+        name = _SEGMENT.match(line)
+        if whole is None or (name is not None and line.startswith(field, name.end())):
+            if whole is not None:
+                yield whole
+            whole, blank = line, ""
+        elif line.strip():
+            whole, blank = f"{whole}{blank}\n{line}", ""
+        else:
+            blank += "\n"
+    if whole is not None:
+        yield whole
 
 
 def _notes(segments: Sequence[Segment]) -> Iterator[Note | RecordError]:

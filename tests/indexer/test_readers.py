@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from indexer.errors import ArgumentError, SourceError
 from indexer.readers import RecordError, parse_record, read_sources
 from indexer.records import Note, RowError, Status
+from indexer.times import period
 from tests.indexer.made_documents import CANARY, SENTENCES, pdf, read
 
 storable = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1).filter(str.strip)
@@ -107,6 +108,12 @@ def test_a_field_of_the_wrong_form_is_named_without_its_text(change, field, reas
         parse_record(good | change)
     assert caught.value.field == field
     assert CANARY not in str(caught.value)
+
+
+@pytest.mark.parametrize("moment", ["2024-01-02 10:00:00+00", "2024-01-02 11:00:00.000+01", "2024-01-02T04:30:00-0530"])
+def test_times_are_read_as_databases_write_them(moment):
+    note = parse_record({"id": "a", "text": "b", "authored_at": moment})
+    assert period(str(note.authored_at))[0] == period("2024-01-02T10:00:00Z")[0]
 
 
 def test_a_retraction_needs_no_text_and_nothing_else_may_lack_it():

@@ -39,6 +39,17 @@ def test_an_rtf_of_a_code_page_is_decoded_by_it(tmp_path):
     assert [note.text for note in read(tmp_path)[0]] == ["Отменён"]
 
 
+@pytest.mark.parametrize(
+    ("page", "codec", "text"),
+    [(932, "cp932", "①テストなし 5 mg"), (936, "gb18030", "无发热，镕 A1"), (1252, "cp1252", "épaisse, à 5 mg")],
+)
+def test_an_rtf_whose_second_bytes_stand_as_they_are_is_read(tmp_path, page, codec, text):
+    body = "".join(chr(byte) if byte < 0x80 else f"\\'{byte:02x}" for byte in text.encode(codec))
+    (tmp_path / "a.rtf").write_bytes(f"{{\\rtf1\\ansi\\ansicpg{page} {body}\\par}}".encode())
+    notes, errors = read(tmp_path)
+    assert ([note.text for note in notes], errors) == ([text], [])
+
+
 def test_documents_without_text_or_damaged_are_named_without_a_log_line(tmp_path, caplog):
     caplog.set_level(logging.DEBUG)
     whole = pdf(SENTENCES["en"])
@@ -108,6 +119,23 @@ def test_html_is_decoded_by_its_own_word(tmp_path, codec):
     )
     (tmp_path / "a.html").write_bytes(page.encode(codec))
     assert [note.text for note in read(tmp_path)[0]] == [SENTENCES["ja"]]
+
+
+@pytest.mark.parametrize(
+    ("label", "codec", "text"),
+    [
+        ("shift_jis", "cp932", "①アムロジピン５㎎～"),
+        ("gb2312", "gb18030", "朱镕基，無發熱"),
+        ("euc-kr", "cp949", "똠방각하"),
+        ("iso-8859-1", "cp1252", "the patient’s “dose”: 5 € – 7 €"),
+        ("utf-16", "utf-8", "Fièvre: non"),
+        ("iso-8859-1", "utf-8-sig", "Fièvre: non"),
+    ],
+)
+def test_a_label_means_what_is_written_under_it(tmp_path, label, codec, text):
+    (tmp_path / "a.html").write_bytes(f"<html><meta charset={label}><p>{text}</p></html>".encode(codec))
+    notes, errors = read(tmp_path)
+    assert ([note.text for note in notes], errors) == ([text], [])
 
 
 def test_html_that_is_not_of_its_encoding_is_named(tmp_path):

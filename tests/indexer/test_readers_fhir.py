@@ -177,6 +177,12 @@ def test_the_status_of_a_document_reference(read_one, fields, status):
     assert [note.status for note in read_one(plain(**fields))[0]] == [status]
 
 
+def test_a_letter_is_not_refused_for_a_title_that_its_system_left_blank(read_one):
+    blank = {"description": "", "meta": {"source": " "}}
+    (note,), errors = read_one(document(attachment(b"text", title=""), **blank))
+    assert (note.text, dict(note.metadata), errors) == ("text", {}, [])
+
+
 def test_a_document_in_error_is_kept_even_without_its_text(read_one):
     (note,), errors = read_one(document(status="entered-in-error"))
     assert (note.note_id, note.text, note.status, errors) == ("DocumentReference/d1", "", Status.ENTERED_IN_ERROR, [])
@@ -400,6 +406,10 @@ def test_bundles_in_bundles_and_resources_that_are_no_documents(read_one):
     ("value", "field"),
     [
         ({"resourceType": 3}, "resourceType"),
+        (plain() | {"resourceType": "documentReference"}, "resourceType"),
+        (bundle(plain()) | {"resourceType": "bundle"}, "resourceType"),
+        (bundle(plain() | {"resourceType": "DocumentREFERENCE"}), "entry[0].resourceType"),
+        (bundle({"id": "d1", "status": "current"}), "entry[0].resourceType"),
         ({"resourceType": "Bundle", "entry": 3}, "entry"),
         ({"resourceType": "Bundle", "entry": [{"resource": 3}]}, "resource"),
     ],

@@ -203,11 +203,23 @@ def test_escapes_that_cannot_be_read_are_named_and_never_logged(read_hl7, caplog
         ("ISO IR87", "iso-2022-jp", "胸痛"),
         ("UNICODE UTF-8", "utf-8", "胸痛"),
         ("~ISO IR87", "utf-8", "胸痛"),
+        ("~ISO IR87", "iso-2022-jp", "胸痛"),
+        ("", "iso-2022-jp", "胸痛"),
+        ("ISO IR14~ISO IR87", "iso-2022-jp", "胸痛"),
+        ("ISO IR13~ISO IR87", "iso2022_jp_ext", "ﾑﾈ 胸痛"),
+        ("SHIFT_JIS", "cp932", "①アムロジピン５㎎～"),
     ],
 )
 def test_the_character_set_is_that_of_the_header(read_hl7, charset, codec, text):
     (note,), errors = read_hl7(mdm("T02", f"OBX|1|TX|||{text}", charset=charset, codec=codec))
     assert (note.text, errors) == (text.replace("\\XE8\\", "è"), [])
+
+
+def test_kanji_in_the_header_and_a_return_to_roman_letters_move_no_separator(read_hl7):
+    data = mdm("T02", r"OBX|1|FT|||胸痛\.br\腹痛", charset="~ISO IR87", codec="iso-2022-jp")
+    data = data.replace(b"\x1b(B", b"\x1b(J").replace(b"|S|F|", "|病院|闇|".encode("iso-2022-jp"))
+    (note,), errors = read_hl7(data)
+    assert (note.note_id, note.text, errors) == ("D1", "胸痛\n腹痛", [])
 
 
 def test_encapsulated_documents_are_read(read_hl7):
@@ -320,6 +332,23 @@ def test_fields_are_cut_as_the_hl7_package_cuts_them(fields):
             assert ours.component(number, 2) == str(theirs[number][0][1]).strip()
 
 
+def test_of_values_no_repetition_and_no_unit_is_lost(read_hl7):
+    (note,), _ = read_hl7(
+        message(
+            "ORU^R01",
+            PID,
+            segment("OBR", _3="F1", _4="Lab"),
+            "OBX|1|ST|K^Potassium||<1.5|mmol/L||L",
+            "OBX|2|NM|BP^Systolic||120~118|mm[Hg]",
+            "OBX|3|CWE|ORG^Organism||1^E. coli~2^K. oxytoca~3",
+            "OBX|4|TX|C^Comment||Called.",
+        )
+    )
+    assert note.text == (
+        "Potassium: <1.5 mmol/L (L)\nSystolic: 120, 118 mm[Hg]\nOrganism: E. coli, K. oxytoca, 3\nComment\nCalled."
+    )
+
+
 # --- framing --------------------------------------------------------------------------------------------------------
 
 
@@ -341,6 +370,23 @@ def test_messages_are_told_apart_however_they_are_framed(read_hl7, framed):
     notes, errors = read_hl7(framed(three))
     assert [(note.note_id, note.text) for note in notes] == [("a", "a"), ("b", "b"), ("c", "c")]
     assert errors == []
+
+
+@pytest.mark.parametrize(("end", "broken"), [("\r", "\n"), ("\n", "\n"), ("\r\n", "\r\n"), ("\r", "\r")])
+def test_text_with_raw_line_breaks_loses_no_line(read_hl7, end, broken):
+    lines = ("Fundus 30 cm.", "FHS: 140/min", "MSH: 5 ng/l", "", "BTS 2", "MRI", "No oedema.")
+    data = mdm("T02", f"OBX|1|TX|||{'<br>'.join(lines)}||||||F", "OBX|2|TX|||withdrawn||||||D") + b"-- end --\r"
+    two = data.decode().replace("\r", end).replace("<br>", broken).encode() + mdm(txa=txa("next"))
+    notes, errors = read_hl7(two)
+    assert [(note.note_id, note.text) for note in notes] == [("D1", "\n".join(lines)), ("next", "text")]
+    assert errors == []
+
+
+@pytest.mark.parametrize("text", ["FHS: 140/min", "FHS+ 140/min\nNo oedema.", "MSH: 5 ng/l", "BHS: 2"])
+def test_a_note_that_begins_like_a_segment_is_a_note(tmp_path, text):
+    (tmp_path / "a.txt").write_text(text)
+    notes, errors = read(tmp_path)
+    assert ([note.text for note in notes], errors) == ([text], [])
 
 
 def test_the_separators_are_those_of_the_header(read_hl7):
