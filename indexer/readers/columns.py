@@ -6,6 +6,7 @@ import datetime as dt
 import math
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
+from uuid import UUID
 
 from indexer.errors import ArgumentError
 from indexer.readers.record import FIELDS, RecordError, checked, compact_json, parse_record
@@ -97,7 +98,7 @@ def scalar(value: Cell) -> Scalar:
         return value if math.isfinite(value) else None
     if isinstance(value, (dt.datetime, dt.date, dt.time)):
         return value.isoformat()
-    if isinstance(value, (Decimal, dt.timedelta)):
+    if isinstance(value, (Decimal, dt.timedelta, UUID)):
         return str(value)
     if isinstance(value, bytes):
         try:

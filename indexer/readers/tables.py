@@ -50,7 +50,9 @@ def read_table(
             except StopIteration:
                 return
             except csv.Error:
-                yield source.error(line, None, "is not a well-formed row (a quote that is not closed or not doubled)")
+                swallowed = f"; it runs to line {lines.number:,}" if lines.number > line else ""
+                reason = f"is not a well-formed row (a quote that is not closed or not doubled{swallowed})"
+                yield source.error(line, None, reason)
                 continue
             if cells:
                 yield _row(source, line, names, cells, read)

@@ -5,6 +5,7 @@ import datetime as dt
 import gzip
 import io
 import tracemalloc
+import uuid
 from decimal import Decimal
 
 import pyarrow as pa
@@ -95,6 +96,13 @@ def test_bad_rows_are_named_with_their_first_line_and_the_rest_is_read(tmp_path)
         (11, "text", "holds NUL at character 11"),
         (13, None, "is not a well-formed row (a quote that is not closed or not doubled)"),
     ]
+
+
+def test_a_quote_that_is_never_closed_says_how_far_it_swallowed_the_table(tmp_path):
+    (tmp_path / "n.csv").write_bytes(b'id,text\n1,a\n2,"Zyrkonabin\n3,b\n4,c\n')
+    notes, (error,) = read(tmp_path)
+    assert ([note.note_id for note in notes], error.line) == (["1"], 3)
+    assert error.reason == "is not a well-formed row (a quote that is not closed or not doubled; it runs to line 5)"
 
 
 @pytest.mark.parametrize(
@@ -278,6 +286,12 @@ def test_parquet_keeps_types_in_metadata_and_texts_exactly(tmp_path):
         metadata={"ward": 3, "dose": "1.50", "tags": '[{"a":1}]', "day": "2020-01-01", "raw": "ok"},
     )
     assert (second.replaces, second.metadata) == (("x", "y"), {"nan": 0.5})
+
+
+def test_uuids_of_parquet_are_ids(tmp_path):
+    given_id = uuid.UUID("6ba7b810-9dad-11d1-80b4-00c04fd430c8")
+    pq.write_table(pa.table({"id": pa.array([given_id], pa.uuid()), "text": ["x"]}), tmp_path / "n.parquet")
+    assert [note.note_id for note in read(tmp_path)[0]] == [str(given_id)]
 
 
 def test_bad_cells_of_parquet_are_named_by_row(tmp_path):
