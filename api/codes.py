@@ -94,7 +94,7 @@ def message_of(error: BaseException) -> str:
     if isinstance(error, errors.ClinragError):
         return str(error)
     if code_of(error).status == 507:
-        return "the disk is full; nothing of this batch was stored. Free some space and run the same again"
+        return "the disk is full; free some space and try the same again"
     return f"internal error: {type(error).__name__}{_place(error)}"
 
 

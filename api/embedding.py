@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,16 +42,21 @@ def embed_lines(
     """Write one L2-normalised float32 row a line to ``target`` (.npy); a blank line is a zero row.
 
     Lines end at line feeds alone (a carriage return before one is not part of the text). Rows go to a partial file
-    beside the target, which takes its name at the end; a stopped run is gone on with by being run again.
+    beside the target, which takes its name at the end; a stopped run is gone on with by being run again. The input is
+    read twice: what is too long is known before the first line is embedded.
 
     Raises:
-        SourceError: the input cannot be read or is not UTF-8, or the target's folder is not there.
+        SourceError: the input is no file, cannot be read, is not UTF-8 or changes meanwhile; the target is no file, or
+            its folder is not there.
         TooLargeError: lines are too long for the encoder (with their numbers), and ``truncate`` is not set.
     """
     if target.exists() and source.exists() and target.samefile(source):
         raise SourceError(f"{target} is the input itself; name another file for the vectors")
     if not target.parent.is_dir():
         raise SourceError(f"{target.parent} is not a folder; make it first")
+    if target.exists() and not target.is_file():  # a folder, or a device that a file would take the place of
+        raise SourceError(f"{target} is not a file; name one for the vectors")
+    before = _stamp(source)
     cuts, n_blank, digest = _survey(encoder, source)
     n_lines = len(cuts)
     too_long = [number for number, cut in enumerate(cuts, 1) if cut is not None]
@@ -68,6 +74,8 @@ def embed_lines(
     matrix = _open_matrix(partial, n_lines, encoder.spec.dim, fresh=start == 0)
     encode = encoder.encode_queries if queries else encoder.encode_passages
     for first, texts in _batches(source, start):
+        if first + len(texts) > n_lines:
+            break  # it grew: said below
         cut = [
             text if end is None else text[:end]
             for text, end in zip(texts, cuts[first : first + len(texts)], strict=True)
@@ -78,9 +86,23 @@ def embed_lines(
         marker.write_text(json.dumps({**job, "done": first + len(texts)}), encoding="utf-8")
         on_progress(first + len(texts), n_lines)
     del matrix
+    if _stamp(source) != before:
+        raise SourceError(f"{source} changed while it was read; run the same again")
     partial.replace(target)
     marker.unlink(missing_ok=True)
     return Embedded(n_lines, encoder.spec.dim, n_blank, len(too_long))
+
+
+def _stamp(source: Path) -> tuple[int, int, int]:
+    """Return what changes with a file's content."""
+    try:
+        found = source.stat()
+    except OSError as error:
+        raise SourceError(f"{source}: {error.strerror or type(error).__name__}") from error
+    if not stat.S_ISREG(found.st_mode):
+        kind = "a folder" if stat.S_ISDIR(found.st_mode) else "a pipe or a device, and is read twice"
+        raise SourceError(f"{source} is {kind}; name a file with a text a line")
+    return found.st_mtime_ns, found.st_size, found.st_ino
 
 
 def _lines(source: Path) -> Iterator[str]:

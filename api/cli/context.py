@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from api.settings import Settings
+from indexer.errors import ArgumentError
 
 if TYPE_CHECKING:
     from api.service import Service
@@ -24,8 +25,17 @@ class CliContext:
 
     @classmethod
     def of(cls, settings: Settings, home: Path | None) -> CliContext:
-        """Return the context for these settings and the home folder of the command line, if any."""
-        return cls(settings if home is None else replace(settings, home=home.expanduser()))
+        """Return the context for these settings and the home folder of the command line, if any.
+
+        Raises:
+            ArgumentError: something is there that is no folder.
+        """
+        folder = settings.home if home is None else home.expanduser()
+        if folder.exists() and not folder.is_dir():
+            raise ArgumentError(
+                "home", f"{folder} is not a folder; --home or CLINRAG_HOME names where collections live"
+            )
+        return cls(replace(settings, home=folder))
 
     @property
     def service(self) -> Service:

@@ -9,15 +9,15 @@ import click
 
 from api.cli.context import CliContext, pass_context
 from api.cli.counts import counted
-from api.cli.options import WORDS, collection_option, json_option
+from api.cli.options import NAMED, collection_option, json_option
 from api.cli.terminal import say
 
 _AGAIN = "what was asked for is finished when the collection is opened next"
 
 
 @click.command()
-@click.argument("note_ids", metavar="[ID...]", nargs=-1, type=WORDS)
-@click.option("--patient", metavar="ID", type=WORDS, help="All notes of this patient.")
+@click.argument("note_ids", metavar="[ID...]", nargs=-1, type=NAMED)
+@click.option("--patient", metavar="ID", type=NAMED, help="All notes of this patient.")
 @collection_option
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @json_option
@@ -56,8 +56,8 @@ def erase(
 
 
 @click.command()
-@click.option("--patient", required=True, metavar="ID", type=WORDS, help="Whose notes.")
-@click.option("--reason", required=True, metavar="TEXT", type=WORDS, help="Why; an erasure is refused with it.")
+@click.option("--patient", required=True, metavar="ID", type=NAMED, help="Whose notes.")
+@click.option("--reason", required=True, metavar="TEXT", type=NAMED, help="Why; an erasure is refused with it.")
 @collection_option
 @pass_context
 def hold(context: CliContext, patient: str, reason: str, collection: str) -> None:
@@ -67,7 +67,7 @@ def hold(context: CliContext, patient: str, reason: str, collection: str) -> Non
 
 
 @click.command()
-@click.option("--patient", required=True, metavar="ID", type=WORDS, help="Whose notes.")
+@click.option("--patient", required=True, metavar="ID", type=NAMED, help="Whose notes.")
 @collection_option
 @pass_context
 def release(context: CliContext, patient: str, collection: str) -> None:
@@ -132,7 +132,7 @@ def list_(context: CliContext, as_json: bool) -> None:
 @receipts.command()
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--key", metavar="HEX", help="Another installation's public key; absent: this one's.")
-@click.option("--covers", metavar="ID", type=WORDS, help="Say also whether this note or patient was asked for.")
+@click.option("--covers", metavar="ID", type=NAMED, help="Say also whether this note or patient was asked for.")
 @json_option
 @pass_context
 def verify(context: CliContext, file: Path, key: str | None, covers: str | None, as_json: bool) -> None:

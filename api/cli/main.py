@@ -65,8 +65,10 @@ class Commands(click.Group):
         """
         try:
             return super().invoke(ctx)
-        except (click.ClickException, click.exceptions.Exit, click.Abort):
+        except (click.ClickException, click.exceptions.Exit):
             raise
+        except click.Abort as error:
+            raise _unanswered(error) from None
         except KeyboardInterrupt:
             going_on = ctx.obj.if_interrupted if isinstance(ctx.obj, CliContext) else None
             raise Interrupted(f"interrupted; {going_on}" if going_on else "interrupted") from None
@@ -84,6 +86,17 @@ class Commands(click.Group):
             raise Failure(f"{message_of(error)}; CLINRAG_DEBUG=1 shows where it came from") from None
 
 
+def _unanswered(error: click.Abort) -> BaseException:
+    """Return what a question that got no yes ends with: Ctrl-C, nobody there to ask, or a no."""
+    if isinstance(error.__context__, KeyboardInterrupt):
+        click.echo(err=True)
+        return Interrupted("interrupted; nothing was changed")
+    if isinstance(error.__context__, EOFError):
+        click.echo(err=True)
+        return Mistake("nobody is there to answer; --yes does it without asking")
+    return error
+
+
 def _debug(ctx: click.Context) -> bool:
     return isinstance(ctx.obj, CliContext) and ctx.obj.settings.debug
 
@@ -98,11 +111,13 @@ def _os_message(error: OSError) -> str:
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(version=metadata.version("clinrag"), prog_name="clinrag")
-@click.option("--home", type=click.Path(file_okay=False, path_type=Path), help="Where collections live [CLINRAG_HOME].")
+@click.option("--home", type=click.Path(file_okay=False), help="Where collections live [CLINRAG_HOME].")
 @click.pass_context
-def cli(ctx: click.Context, home: Path | None) -> None:
+def cli(ctx: click.Context, home: str | None) -> None:
     """Index clinical notes in many languages, search them across languages, ask them with cited answers."""
-    ctx.obj = CliContext.of(from_environment(), home)
+    if home == "":  # a variable that was not set: the folder of the moment is not what was meant
+        raise click.BadParameter("is empty", param_hint="--home")
+    ctx.obj = CliContext.of(from_environment(), None if home is None else Path(home))
     ctx.call_on_close(ctx.obj.close)
 
 
@@ -141,7 +156,3 @@ def main() -> None:
         cli(prog_name="clinrag")
     finally:
         gc.freeze()
-
-
-if __name__ == "__main__":
-    main()

@@ -32,6 +32,20 @@ class Words(click.ParamType[str]):
 WORDS = Words()
 
 
+class Named(Words):
+    """A text that says whose or why: an empty one is a variable that was not set, and would reach something else."""
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the text."""
+        text = super().convert(value, param, ctx)
+        if not text.strip():
+            self.fail("is empty", param, ctx)
+        return text
+
+
+NAMED = Named()
+
+
 class MetaPair(click.ParamType[tuple[str, Scalar]]):
     """``KEY=TEXT``, or ``KEY:=JSON`` for a number, true, false or null: 5 and "5" are two values."""
 

@@ -30,7 +30,10 @@ _WITHOUT = {
 
 def console() -> Console:
     """Return the console of stdout; text of notes is never read as markup, and long lines are not cut when piped."""
-    return Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
+    out = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
+    if out.width < 1:  # COLUMNS=0, as some terminals and schedulers say it, would leave nothing of any line
+        out.width = 80
+    return out
 
 
 def snippet(text: str, query: str, width: int = _SNIPPET) -> str:

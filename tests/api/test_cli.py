@@ -292,3 +292,12 @@ def test_an_empty_scope_names_where_the_values_stand(indexed: Clinrag):
         assert result.exit_code == 0
         assert '"clinrag collections facets ward" names the values' in result.stdout
         assert "facets" not in indexed(command, "creatinine", "-c", "ward", "--language", "es").stdout
+
+
+@pytest.mark.parametrize("columns", ["0", "1"])
+def test_a_terminal_without_a_width_is_told_the_same(indexed: Clinrag, monkeypatch: pytest.MonkeyPatch, columns: str):
+    wide = indexed("search", "creatinine", "-c", "ward", "-k", "2").stdout
+    monkeypatch.setenv("COLUMNS", columns)
+    narrow = indexed("search", "creatinine", "-c", "ward", "-k", "2").stdout
+    assert narrow.splitlines()[:-1] == wide.splitlines()[:-1]  # the last one says how long it took
+    assert "lab-2" in narrow

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import click
 import pytest
 
 from indexer.encoders.encoder import HashingEncoder
@@ -61,17 +62,31 @@ from tests.api.conftest import NOTES, Clinrag, one_json
         (["keys", "add", "bad name", "--scope", "read"], "name"),
         (["keys", "add", "viewer"], "--scope"),
         (["serve", "--port", "70000"], "port"),
+        (["--home", "", "collections", "list"], "is empty"),
+        (["notes", "erase", "--patient", "", "-c", "ward", "--yes"], "is empty"),
+        (["notes", "erase", "", "-c", "ward", "--yes"], "is empty"),
+        (["notes", "hold", "--patient", " ", "--reason", "case 12", "-c", "ward"], "is empty"),
+        (["notes", "hold", "--patient", "4711", "--reason", "", "-c", "ward"], "is empty"),
+        (["collections", "scan", "ward", "--for", "SHORT"], "fewer than 24 bytes"),
+        (["collections", "scan", "ward", "--ids", "EMPTY"], "holds no id"),
+        (["collections", "scan", "ward", "--ids", "BINARY"], "not UTF-8"),
+        (["collections", "delete", "ward"], "--yes does it"),
+        (["notes", "erase", "--patient", "4711", "-c", "ward"], "--yes does it"),
     ],
 )  # fmt: skip
 def test_mistakes_are_named_and_change_nothing(
     indexed: Clinrag, notes_file: Path, arguments: list[str], words: str, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.chdir(notes_file.parent)
+    files = {"NOTES": notes_file}
+    for name, content in (("SHORT", b"Jane Doe, Elm Street 5\n"), ("EMPTY", b"\n\r\n"), ("BINARY", b"a\xff\n")):
+        files[name] = notes_file.parent / name
+        files[name].write_bytes(content)
     before = one_json(indexed("collections", "list", "--json").stdout)
-    result = indexed(*(str(notes_file) if word == "NOTES" else word for word in arguments))
+    result = indexed(*(str(files.get(word, word)) for word in arguments))
     assert result.exit_code == 2, result.output
     assert words in result.stderr
-    assert result.stdout == ""
+    assert result.stdout == "" or "[y/N]" in result.stdout
     assert "Traceback" not in result.stderr
     assert "xxxxxxxxxx" not in result.stderr
     assert one_json(indexed("collections", "list", "--json").stdout) == before
@@ -193,6 +208,45 @@ def test_a_report_is_never_written_over_a_source(clinrag: Clinrag, notes_file: P
     assert not (tmp_path / "in" / "new.jsonl").exists()
 
 
+def test_ctrl_c_at_a_question_changes_nothing(indexed: Clinrag, monkeypatch: pytest.MonkeyPatch):
+    def pressed(*_: object, **__: object) -> bool:
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            raise click.Abort from None  # as click does it
+
+    monkeypatch.setattr(click, "confirm", pressed)
+    result = indexed("collections", "delete", "ward")
+    assert (result.exit_code, result.stderr.split()[:2]) == (130, ["Error:", "interrupted;"])
+    assert indexed("collections", "info", "ward").exit_code == 0
+
+
+def test_ids_to_scan_for_are_lines_and_nothing_else_ends_them(indexed: Clinrag, tmp_path: Path):
+    one = tmp_path / "odd.jsonl"
+    one.write_text(json.dumps({"id": "odd\u2028identifier", "text": "Afebrile."}) + "\n", encoding="utf-8")
+    assert indexed("index", one, "-c", "other", "--encoder", "hashing").exit_code == 0
+    wanted = tmp_path / "ids.txt"
+    wanted.write_bytes("\ufeffodd\u2028identifier\r\nlab-2\n".encode())
+    done = indexed("collections", "scan", "ward", "--ids", wanted, "--json")
+    # The two halves of the first id would be two short ones more.
+    assert (done.exit_code, one_json(done.stdout)["short_ids"]) == (0, 1)
+
+
+def test_what_is_no_file_is_neither_read_nor_replaced(indexed: Clinrag, tmp_path: Path):
+    lines = tmp_path / "lines.txt"
+    lines.write_text("fever\n")
+    pipe, folder = tmp_path / "pipe", tmp_path / "folder"
+    os.mkfifo(pipe)
+    folder.mkdir()
+    for source, target in ((lines, pipe), (lines, folder), (pipe, tmp_path / "v.npy"), (folder, tmp_path / "v.npy")):
+        result = indexed("embed", "--encoder", "hashing", "--input", source, "--output", target)
+        assert result.exit_code == 2, result.output
+        assert str(source if target.name == "v.npy" else target) in result.stderr
+    assert pipe.is_fifo()
+    assert sorted(tmp_path.glob("*.partial*")) == []
+    assert not (tmp_path / "v.npy").exists()
+
+
 def test_vectors_are_never_written_over_their_texts(clinrag: Clinrag, tmp_path: Path):
     source = tmp_path / "texts.txt"
     source.write_text("fever\n")
@@ -210,10 +264,11 @@ def test_a_folder_without_notes_is_said(indexed: Clinrag, tmp_path: Path):
 
 def test_the_home_is_a_file(clinrag: Clinrag, notes_file: Path, home: Path):
     home.write_text("not a folder")
-    result = clinrag("index", notes_file, "-c", "ward")
-    assert result.exit_code in (1, 2)
-    assert "Traceback" not in result.output
-    assert str(home) in result.stderr
+    for command in (("index", notes_file, "-c", "ward"), ("collections", "list"), ("keys", "list")):
+        result = clinrag(*command)
+        assert result.exit_code == 2
+        assert result.stdout == ""
+        assert f"{home} is not a folder" in result.stderr
 
 
 @pytest.fixture

@@ -105,3 +105,18 @@ def test_input_that_cannot_be_read_is_named(tmp_path: Path):
         embed_lines(HashingEncoder(), tmp_path / "missing.txt", tmp_path / "v.npy")
     with pytest.raises(SourceError, match="nowhere is not a folder"):
         embed_lines(HashingEncoder(), written(tmp_path, b"x"), tmp_path / "nowhere" / "v.npy")
+
+
+def test_an_input_that_changes_while_it_is_read_is_refused(tmp_path: Path):
+    class Changing(HashingEncoder):
+        def encode_passages(self, texts: Sequence[str]) -> NDArray[np.float32]:
+            with source.open("a") as file:
+                file.write("one more\n")
+            return super().encode_passages(texts)
+
+    source = written(tmp_path, b"fever\n" * 100)
+    with pytest.raises(SourceError, match="changed while it was read"):
+        embed_lines(Changing(), source, tmp_path / "v.npy")
+    assert not (tmp_path / "v.npy").exists()
+    embed_lines(HashingEncoder(), source, tmp_path / "v.npy")
+    assert np.load(tmp_path / "v.npy").shape == (101, 384)

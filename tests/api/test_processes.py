@@ -20,7 +20,7 @@ from indexer.library import Library
 from tests.api.conftest import Clinrag, one_json, wait_ready
 from tests.api.test_http import job_done
 
-COMMAND = [sys.executable, "-m", "api.cli.main"]
+COMMAND = [sys.executable, "-m", "api.cli"]
 HEAVY = ("torch", "faiss", "fastapi", "langchain_core", "transformers", "numpy", "sqlalchemy", "pydantic", "rich")
 
 
@@ -74,6 +74,19 @@ def test_help_imports_nothing_heavy():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
     assert "--language-policy" in done.stdout
+
+
+def test_ctrl_c_while_the_command_is_being_loaded():
+    code = (
+        "import sys\n"
+        "class Pressed:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'click':\n            raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Pressed())\n"
+        "from api.cli.__main__ import main\nmain()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "Error: interrupted\n")
 
 
 def test_the_installed_command_and_its_exit_codes(tmp_path: Path, notes_file: Path):

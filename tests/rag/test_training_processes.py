@@ -42,7 +42,7 @@ def test_a_recipe_runs_in_two_processes_that_accelerate_launches(tmp_path):
     recipe = tmp_path / "r.toml"
     recipe.write_text(RECIPE.format(start=model.as_posix()))
     launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
-    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", "-m", "api.cli.main"]
+    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", "-m", "api.cli"]
     arguments = ["--home", str(tmp_path / "home"), "train", str(recipe)]
     arguments += ["--out", str(tmp_path / "run"), "--data", str(data), "--json"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
