@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from indexer.collection import Collection
-from indexer.erasure import Erased
+from indexer.erasure import Erased, NothingWaits
 from indexer.errors import ArgumentError, DamagedError, WriterBusyError
 from indexer.library import Library
 from indexer.receipts import Receipt
@@ -30,7 +30,7 @@ from indexer.store.erasing import By
 from indexer.store.failpoints import failpoint
 from indexer.store.folders import sync_folder
 from indexer.store.lock import exclusive
-from indexer.times import iso, now_us
+from indexer.times import iso, now_us, period
 
 _WORK = ".clinrag-backup-"
 
@@ -111,13 +111,14 @@ def restore(library: Library, file: Path, name: str) -> Restored:
     with library.making(name) as folder:
         facts = unpack(file, folder / TRUTH)
         with Collection(folder, name, keyrings=library.keyrings) as made:
-            unreadable = made.drop_unreadable()
+            unreadable = made.settle_copy()
             findings = made.verify()
             if findings:
                 raise DamagedError(
                     f"{file.name} holds a damaged collection ({len(findings)} findings); use another backup"
                 )
             # Before it has its name: what was erased may not answer for a moment, nor for ever behind a crash.
+            made.eraser(library.receipts, NothingWaits()).resume()
             seen = {receipt.receipt_id for receipt in _receipts_since(library, made, facts)}
             erased = tuple(_erase_again(library, made, facts))
     restored = library.open(name)
@@ -164,20 +165,32 @@ def _erase_again(library: Library, collection: Collection, facts: BackupFacts) -
     later = _receipts_since(library, collection, facts)
     if not later:
         return
-    note_ids, patients = collection.known_subjects()
-    for patient in sorted(_covered(later, "patient", patients)):
-        collection.release(patient)  # a hold ended before the erasure that the receipt proves
-        yield library.erase(collection, "patient", [patient])
-    again = sorted(_covered(later, "notes", note_ids & collection.known_subjects()[0]))
+    for patient in sorted(_covered(later, "patient", collection.known_subjects()[1])):
+        yield library.erase(collection, "patient", [patient], again=True)
+    again = _covered(later, "notes", collection.known_subjects()[0])
+    for receipt in later:
+        if receipt.by == "patient":
+            # Filed under another patient when the backup was made.
+            again |= collection.still_stored(receipt)
     if again:
-        yield library.erase(collection, "notes", again)
+        yield library.erase(collection, "notes", sorted(again), again=True)
 
 
 def _receipts_since(library: Library, collection: Collection, facts: BackupFacts) -> list[Receipt]:
+    """Return the receipts of what was erased from the collection since the backup was made.
+
+    The clock may have been set back in between: what was erased before is in the log of what the backup holds, and so
+    a receipt from before that is later than anything erased there is believed to be of later.
+    """
+    known_until = collection.last_erased_us()
     return [
         receipt
         for receipt in library.receipts.all()
-        if receipt.collection_id == collection.collection_id and receipt.asked_at >= facts.created_at
+        if receipt.collection_id == collection.collection_id
+        and (
+            receipt.asked_at >= facts.created_at
+            or (receipt.collection == facts.collection and receipt.notes and period(receipt.asked_at)[0] > known_until)
+        )
     ]
 
 

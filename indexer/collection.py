@@ -14,7 +14,7 @@ from indexer.erasure import Eraser, Waiting
 from indexer.errors import DamagedError, EncoderMismatchError, KeysError, NoteNotFoundError
 from indexer.follower import forget_beside
 from indexer.presence import Presence
-from indexer.receipts import Receipts
+from indexer.receipts import Receipt, Receipts
 from indexer.records import EncoderSpec, Scope
 from indexer.scan import Trace, traces
 from indexer.spaces import LOCK, TRUTH, Spaces
@@ -24,7 +24,7 @@ from indexer.store.cipher import RowCipher, cipher_of, use_cipher
 from indexer.store.columns import Ids
 from indexer.store.dropping import check_droppable
 from indexer.store.embedded import stored_vector_keys, unembedded
-from indexer.store.erasing import drop_unreadable
+from indexer.store.erasing import drop_unreadable, last_erased_us, still_stored, take_over
 from indexer.store.folders import bytes_of, files_under
 from indexer.store.holds import Hold
 from indexer.store.kept import forgotten_ids, kept_strings, known_subjects
@@ -228,15 +228,25 @@ class Collection:
         with read_transaction(self._engine) as connection:
             return known_subjects(connection)
 
-    def drop_unreadable(self) -> int:
-        """Drop the notes whose keys were destroyed, as an erasure does, and return how many; 0 where nothing is sealed.
+    def still_stored(self, receipt: Receipt) -> set[str]:
+        """Return the notes of which a version is stored that the erasure of a receipt dropped."""
+        with read_transaction(self._engine) as connection:
+            return still_stored(connection, receipt.salt, receipt.notes)
 
-        What is left of them in the file's free pages is sealed with the same keys.
+    def last_erased_us(self) -> int:
+        """Return when something was erased last, in UTC microseconds by the collection's clock; 0 for never."""
+        with read_transaction(self._engine) as connection:
+            return last_erased_us(connection)
+
+    def settle_copy(self) -> int:
+        """Make a copy of a collection one of its own, and return how many notes that had to leave out.
+
+        Erasures that it brought along, and that were not done, become its own. Notes whose keys were destroyed go as an
+        erasure takes them: what is left of them in the file's free pages is sealed with the same keys.
         """
-        if self.cipher is None:
-            return 0
         with self.writer(DELETE_TIMEOUT_S), write_transaction(self._engine) as connection:
-            return drop_unreadable(connection)
+            take_over(connection)
+            return 0 if self.cipher is None else drop_unreadable(connection)
 
     def scan(self, texts: Sequence[bytes], note_ids: Sequence[str] = ()) -> list[Trace]:
         """Return which files of the collection hold 24 bytes of the texts, or an id, that no kept note holds."""

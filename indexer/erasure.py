@@ -28,7 +28,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
-from indexer.errors import ClinragError, ErasurePendingError, StorageError, StorageFullError, WriterBusyError
+from indexer.errors import (
+    ClinragError,
+    ErasurePendingError,
+    HeldError,
+    StorageError,
+    StorageFullError,
+    WriterBusyError,
+)
 from indexer.receipts import Receipt, Receipts
 from indexer.spaces import Spaces
 from indexer.store import erasing
@@ -100,11 +107,13 @@ class Eraser:
     beside: Callable[[float], None]
     """Takes what the truth has lost out of the vectors of another encoder beside it, until a deadline."""
 
-    def erase(self, by: By, subjects: Sequence[str], wait_s: float = WAIT_S) -> Erased:
+    def erase(self, by: By, subjects: Sequence[str], wait_s: float = WAIT_S, *, again: bool = False) -> Erased:
         """Erase notes by id, or all notes of one patient, and return the receipt.
 
+        ``again``: from a copy, what was erased from the collection before (`erasing.Details`).
+
         Raises:
-            HeldError: a patient is under legal hold; nothing was erased.
+            HeldError: a patient is under legal hold, or came under it before anything was erased; nothing was.
             DamagedError: passages do not agree with their indexes; nothing was asked for.
             NoteNotFoundError: nothing of them is stored or waits to be; nothing was erased.
             ErasurePendingError: readers or a writer did not end within ``wait_s``; the erasure goes on later.
@@ -113,11 +122,20 @@ class Eraser:
         deadline = time.monotonic() + wait_s
         self._check_droppable()
         wanted = list(dict.fromkeys(subjects))
-        pending, missing = self._ask(by, wanted, deadline)
+        pending, missing = self._ask(by, wanted, deadline, again=again)
         self._reached("asked")
         with _pending(), self.writer(max(0.0, deadline - time.monotonic())):
             self._finish(deadline)
-        return Erased(self.receipts.get(pending.erasure_id), missing)
+        return Erased(self._receipt(pending), missing)
+
+    def _receipt(self, pending: Pending) -> Receipt:
+        try:
+            return self.receipts.get(pending.erasure_id)
+        except FileNotFoundError:
+            # Whoever held the lock between our asking and our turn set a hold, or found one.
+            with read_transaction(self.engine) as connection:
+                erasing.check_held(connection, pending.details)
+            raise HeldError("a patient of these notes came under legal hold meanwhile; nothing was erased") from None
 
     def resume(self) -> None:
         """Finish what an earlier process began, where nobody else does or is in the way. Says so in the log."""
@@ -126,10 +144,11 @@ class Eraser:
         self._check_droppable()
         try:
             with _pending(), self.writer(0.0):
-                self._finish(time.monotonic())
+                finished = self._finish(time.monotonic())
         except ErasurePendingError:
             logger.warning("an erasure from collection %r is not complete yet: %s", self.name, _AGAIN)
-        else:
+            return
+        if finished:
             logger.warning("an erasure from collection %r that was interrupted is complete now", self.name)
 
     def _check_droppable(self) -> None:
@@ -141,21 +160,44 @@ class Eraser:
         with read_transaction(self.engine) as connection:
             return erasing.pending_erasures(connection)
 
-    def _ask(self, by: By, subjects: Sequence[str], deadline: float) -> tuple[Pending, tuple[str, ...]]:
+    def _ask(self, by: By, subjects: Sequence[str], deadline: float, *, again: bool) -> tuple[Pending, tuple[str, ...]]:
+        def elsewhere(details: Details) -> bool:
+            return self.waiting.holds(self.name, details)
+
         while True:
             try:
                 with write_transaction(self.engine) as connection:
-                    return erasing.ask(connection, by, subjects, lambda details: self.waiting.holds(self.name, details))
+                    return erasing.ask(connection, by, subjects, elsewhere, again=again)
             except WriterBusyError:
                 # The pass of another erasure holds the database while it writes it anew.
                 if time.monotonic() >= deadline:
                     raise
 
-    def _finish(self, deadline: float) -> None:
-        """Take every pending erasure through all of its steps. The writer lock is held."""
+    def _not_held(self) -> list[Pending]:
+        """Return the pending erasures without those whose patients came under legal hold, which are forgotten.
+
+        Who sets a hold has the writer lock, as we have: until our first step none can come.
+        """
         pending = self.pending()
+        held: list[str] = []
+        for one in pending:
+            if one.state == erasing.ASKED:
+                try:
+                    with read_transaction(self.engine) as connection:
+                        erasing.check_held(connection, one.details)
+                except HeldError:
+                    held.append(one.erasure_id)
+        if held:
+            with write_transaction(self.engine) as connection:
+                erasing.forget(connection, held)
+            logger.warning("of collection %r an erasure is not done: a legal hold came before it", self.name)
+        return [one for one in pending if one.erasure_id not in held]
+
+    def _finish(self, deadline: float) -> bool:
+        """Take every pending erasure through all of its steps; ``False`` for none. The writer lock is held."""
+        pending = self._not_held()
         if not pending:
-            return  # whoever held the lock before took ours along
+            return False  # whoever held the lock before took ours along
         # Before anything is gone, as the derived files of now are of no use afterwards; behind a crash there is none.
         terms = self.replica.terms() if all(one.state == erasing.ASKED for one in pending) else None
         for one in pending:
@@ -189,6 +231,7 @@ class Eraser:
         with self.replica.still():
             empty_log(self.engine, self.path, time.monotonic())
         self._reached("forgotten")
+        return True
 
     def _destroy_keys(self, pending: Sequence[Pending], deadline: float) -> None:
         cipher = cipher_of(self.engine)

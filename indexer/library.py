@@ -146,15 +146,22 @@ class Library:
             raise
         return opened
 
-    def erase(self, collection: Collection, by: By, subjects: Sequence[str], wait_s: float = WAIT_S) -> Erased:
+    def erase(
+        self, collection: Collection, by: By, subjects: Sequence[str], wait_s: float = WAIT_S, *, again: bool = False
+    ) -> Erased:
         """Erase notes by id (``notes``), or all notes of one patient (``patient``), and return the signed receipt.
 
+        ``again``: from a copy, what was erased from the collection before. Holds of that time end, and keys that were
+        made since stay.
+
         Raises:
-            HeldError: a patient is under legal hold; nothing was erased.
+            HeldError: a patient is under legal hold, here or in a collection with the same keys; nothing was erased.
             NoteNotFoundError: nothing of them is stored; nothing was erased.
             ErasurePendingError: readers or a writer did not end within ``wait_s``; it goes on when opened next.
         """
-        return collection.eraser(self.receipts, self._waiting).erase(by, subjects, wait_s)
+        if by == "patient" and not again and collection.cipher is not None:
+            self._check_held_elsewhere(collection, subjects)
+        return collection.eraser(self.receipts, self._waiting).erase(by, subjects, wait_s, again=again)
 
     def folder(self, name: str) -> Path:
         """Return where the collection of that name lies, whether there is one or not."""
@@ -236,6 +243,23 @@ class Library:
         if sharing:
             raise ArgumentError("--with-keys", f"would make collection {sharing[0]!r} unreadable, which shares them")
         return ids[name]
+
+    def _check_held_elsewhere(self, collection: Collection, patients: Sequence[str]) -> None:
+        """Return if nobody holds the patients in a copy: it has the same keys, which their erasure destroys."""
+        for name in self.encrypted().get(collection.collection_id, []):
+            root = self._path(name)
+            if root == collection.spaces.root:
+                continue
+            try:
+                with Collection(Spaces(root).live(), name, root, self.keyrings) as other:
+                    held = {hold.patient_id for hold in other.holds()}
+            except (CollectionNotFoundError, DamagedError):
+                continue  # deleted since it was named, or nobody can tell
+            for patient in held.intersection(patients):
+                raise HeldError(
+                    f"patient {patient!r} is under legal hold in collection {name!r}, whose notes open with the same "
+                    f"key; nothing was erased; 'clinrag notes release --patient ID --collection {name}' ends the hold"
+                )
 
     def _tidy(self) -> None:
         """Do what `_finish` does; where that is not possible now, say so: what is there must be readable all the same.

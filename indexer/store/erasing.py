@@ -21,6 +21,7 @@ from indexer.store import schema as t
 from indexer.store.cipher import cipher_of, plain_rows
 from indexer.store.data_key import Owner
 from indexer.store.dropping import drop_versions
+from indexer.store.quarantine import drop_put_aside, put_aside
 from indexer.store.writer import ChangeLog
 from indexer.times import iso, now_us
 
@@ -35,13 +36,18 @@ COUNTS = ("notes", "versions", "chunks", "vectors", "references", "quarantined",
 
 @dataclass(frozen=True, slots=True)
 class Details:
-    """What an erasure covers and what it did, by salted hashes. ``dropped`` holds (note, version, text) each."""
+    """What an erasure covers and what it did, by salted hashes. ``dropped`` holds (note, version, text) each.
+
+    ``again`` says that it was done before, and is done to a copy from before it: legal holds of that time have ended,
+    and whatever keys these notes and patients have got since belong to what was stored since.
+    """
 
     by: By
     salt: str
     subjects: tuple[str, ...]
     counts: dict[str, int] = field(default_factory=dict)
     dropped: tuple[tuple[str, int, str], ...] = ()
+    again: bool = False
 
     def covers(self, note_id: object, patient_id: object) -> bool:
         """Say whether a note of this id and patient is to be erased."""
@@ -65,21 +71,30 @@ def salted(salt: str, kind: str, value: str) -> str:
 
 
 def ask(
-    connection: Connection, by: By, subjects: Sequence[str], elsewhere: Callable[[Details], bool]
+    connection: Connection,
+    by: By,
+    subjects: Sequence[str],
+    elsewhere: Callable[[Details], bool],
+    *,
+    again: bool = False,
 ) -> tuple[Pending, tuple[str, ...]]:
     """Write down that these notes, or those of this patient, are to be erased; return that, and unknown note ids.
 
-    ``elsewhere`` says whether something outside of the truth is covered: then nothing need be stored here.
+    ``elsewhere`` says whether something outside of the truth is covered: then nothing need be stored here. ``again``:
+    see `Details`; holds that are in the way end.
 
     Raises:
         HeldError: one of the notes belongs to a patient under legal hold; nothing is written.
         NoteNotFoundError: none of them was ever stored here; nothing is written.
     """
-    holds.check(connection, subjects if by == "patient" else ())
     salt = secrets.token_hex(32)
-    details = Details(by, salt, tuple(sorted({salted(salt, by, subject) for subject in subjects})))
+    covered_subjects = tuple(sorted({salted(salt, by, subject) for subject in subjects}))
+    details = Details(by, salt, covered_subjects, again=again)
     covered = _covered(connection, details)
-    patients = [row.patient_id for row in _versions(connection, covered.versions)]
+    patients = _patients(connection, details, covered)
+    if again:
+        for patient in patients:
+            holds.release(connection, patient)
     holds.check(connection, patients)
     nothing = not covered.known and not elsewhere(details)
     # Whose notes were deleted before, nobody knows any more; what is left of them goes with every erasure.
@@ -89,6 +104,24 @@ def ask(
     connection.execute(t.erasures.insert().values(_values(pending)))
     known = covered.note_ids if by == "notes" else set(subjects)
     return pending, tuple(subject for subject in subjects if subject not in known)
+
+
+def check_held(connection: Connection, details: Details) -> None:
+    """Return where no patient of whom the erasure would take something is under legal hold by now.
+
+    Raises:
+        HeldError: one is.
+    """
+    if not details.again and holds.holds(connection):
+        holds.check(connection, _patients(connection, details, _covered(connection, details)))
+
+
+def take_over(connection: Connection) -> None:
+    """Make what a copy brought along, asked for and not done, erasures of its own: with receipts of their own."""
+    for one in pending_erasures(connection):
+        forget(connection, [one.erasure_id])
+        own = replace(one, erasure_id=secrets.token_hex(16), details=replace(one.details, again=True))
+        connection.execute(t.erasures.insert().values(_values(own)))
 
 
 def pending_erasures(connection: Connection) -> list[Pending]:
@@ -124,7 +157,7 @@ def drop(connection: Connection, pending: Pending, withdrawn: int) -> Pending:
     newest: dict[int, int] = {}
     for row in rows:
         newest[row.note] = max(row.version, newest.get(row.note, 0))
-    counts = _drop_covered(connection, covered, newest) | {
+    counts = _drop_covered(connection, covered, newest, lambda patient: details.covers(None, patient)) | {
         "versions": len(rows),
         "withdrawn": withdrawn,
     }
@@ -133,8 +166,13 @@ def drop(connection: Connection, pending: Pending, withdrawn: int) -> Pending:
     if cipher is not None:
         # Before the rows are gone for good: behind a crash in between, both are done again.
         kept, covers = set(connection.execute(select(t.notes.c.note_id)).scalars()), keys_covered(details)
+        sealing = {row.key.id for row in rows} if details.again else set()
         counts["keys"] = cipher.keyring.retire(
-            lambda owner: covers(owner) and (owner.kind == "patient" or owner.id not in kept)
+            lambda key: (
+                covers(key.owner)
+                and (key.owner.kind == "patient" or key.owner.id not in kept)
+                and (not details.again or key.id in sealing)
+            )
         )
     return step(connection, replace(pending, state=DROPPED, details=details))
 
@@ -165,8 +203,17 @@ def drop_unreadable(connection: Connection) -> int:
     return len(newest)
 
 
-def _drop_covered(connection: Connection, covered: _Covered, newest: dict[int, int]) -> dict[str, int]:
-    """Delete rows, log that, and return the counts; ``newest`` is the last version that goes, by note."""
+def _drop_covered(
+    connection: Connection,
+    covered: _Covered,
+    newest: dict[int, int],
+    of_patient: Callable[[str | None], bool] = lambda patient: False,
+) -> dict[str, int]:
+    """Delete rows, log that, and return the counts; ``newest`` is the last version that goes, by note.
+
+    ``of_patient`` says whose rows that were put aside go too.
+    """
+    held = {hold.patient_id for hold in holds.holds(connection)}
     chunks, vectors = drop_versions(connection, covered.versions)
     log = ChangeLog(connection)
     last_erased = newest | covered.notes
@@ -180,8 +227,33 @@ def _drop_covered(connection: Connection, covered: _Covered, newest: dict[int, i
         "chunks": chunks,
         "vectors": vectors,
         "references": _drop_references(connection, covered.note_ids),
-        "quarantined": _drop_quarantined(connection, covered.note_ids),
+        "quarantined": drop_put_aside(connection, covered.note_ids, covered.notes, of_patient, held),
     }
+
+
+def still_stored(connection: Connection, salt: str, dropped: Iterable[tuple[str, int, str]]) -> set[str]:
+    """Return the notes of which a version is stored that an erasure dropped; both as in `Details`.
+
+    In a copy from before the erasure such a version may be of another patient than the note was of in the end.
+    """
+    gone = set(dropped)
+    notes = {note for note, _, _ in gone}
+    stored = connection.execute(select(t.notes.c.id, t.notes.c.note_id))
+    ids = {row.id: row.note_id for row in stored if salted(salt, "notes", row.note_id) in notes}
+    versions: list[int] = []
+    for part in truth.parts(ids):
+        versions += connection.execute(select(t.versions.c.id).where(t.versions.c.note.in_(part))).scalars()
+    return {
+        ids[row.note]
+        for row in _versions(connection, versions)
+        if (salted(salt, "notes", ids[row.note]), row.version, salted(salt, "text", row.text_hash.hex())) in gone
+    }
+
+
+def last_erased_us(connection: Connection) -> int:
+    """Return when the log says that something was erased last, in UTC microseconds; 0 where nothing was."""
+    c = t.changes.c
+    return connection.scalar(select(func.max(c.at)).where(c.kind == truth.ERASE)) or 0
 
 
 def keys_covered(details: Details) -> Callable[[Owner], bool]:
@@ -239,6 +311,10 @@ def _covered(connection: Connection, details: Details) -> _Covered:
         whole = [note for note in _rows(connection, partly) if newest[note.id] == note.current]
         complete = {note.id for note in whole}
         found.versions = [row.id for row in of_patient if row.note not in complete]
+        # A repair that put a note aside left its tombstone, and knows whose it was.
+        rows = (one for one in put_aside(connection) if details.covers(None, one.patient_id))
+        aside = {one.note for one in rows if one.note is not None}
+        whole += [note for note in _rows(connection, aside) if note.deleted]
     else:
         every = connection.execute(select(n.id, n.note_id, n.current)).all()
         whole = [note for note in every if details.covers(note.note_id, None)]
@@ -249,11 +325,21 @@ def _covered(connection: Connection, details: Details) -> _Covered:
     return found
 
 
+def _patients(connection: Connection, details: Details, covered: _Covered) -> set[str]:
+    """Return the patients of whom the erasure takes something, and those under hold whom it was asked for."""
+    found = {row.patient_id for row in _versions(connection, covered.versions)}
+    found |= {one.patient_id for one in put_aside(connection) if one.note in covered.notes}
+    if details.by == "patient":
+        held = (hold.patient_id for hold in holds.holds(connection))
+        found |= {patient for patient in held if details.covers(None, patient)}
+    return found - {None}
+
+
 def _rows(connection: Connection, numbers: Iterable[int]) -> list[Any]:
     n = t.notes.c
     found: list[Any] = []
     for part in truth.parts(sorted(numbers)):
-        found += connection.execute(select(n.id, n.note_id, n.current).where(n.id.in_(part))).all()
+        found += connection.execute(select(n.id, n.note_id, n.current, n.deleted).where(n.id.in_(part))).all()
     return found
 
 
@@ -294,15 +380,6 @@ def _drop_references(connection: Connection, note_ids: set[str]) -> int:
         connection.execute(update(t.versions).where(v.id == row.id).values(truth.sealed(truth.VERSION_FIELDS, values)))
         changed += 1
     return changed
-
-
-def _drop_quarantined(connection: Connection, note_ids: set[str]) -> int:
-    """Delete what a repair put aside of these notes, and rows of which it could not tell whose they are."""
-    q = t.quarantine.c
-    gone = 0
-    for part in truth.parts(sorted(note_ids)):
-        gone += connection.execute(delete(t.quarantine).where(q.note_id.in_(part))).rowcount
-    return gone + connection.execute(delete(t.quarantine).where(q.note_id.is_(None))).rowcount
 
 
 def _values(pending: Pending) -> dict[str, Any]:

@@ -209,15 +209,15 @@ class Keyring:
         with self._reading() as connection:
             return [self._opened(row).owner for row in connection.execute(select(_keys))]
 
-    def retire(self, covers: Callable[[Owner], bool]) -> int:
-        """Have the keys of the owners that are covered seal nothing more, and return how many are retired now.
+    def retire(self, covers: Callable[[DataKey], bool]) -> int:
+        """Have the keys that are covered seal nothing more, and return how many are retired now.
 
         They go on to open what they sealed until `destroy`; whatever is stored of these owners from now on gets new
         keys, which that leaves alone.
         """
         with exclusive(self._path.with_suffix(".lock"), "the keys of the collection", LOCK_TIMEOUT_S):
             with self._reading() as connection:
-                ids = [row.id for row in connection.execute(select(_keys)) if covers(self._opened(row).owner)]
+                ids = [row.id for row in connection.execute(select(_keys)) if covers(self._opened(row))]
             with write_transaction(self._engine) as connection:
                 for part in parts(ids):
                     connection.execute(update(_keys).where(_keys.c.id.in_(part)).values(retired=1))

@@ -428,7 +428,7 @@ def test_repair_embeds_lost_vectors_and_puts_aside_what_no_key_opens(library, wa
         assert [replace(again.note(one.note_id), chunks=one.chunks) for one in said] == said
         assert len(again.view().vectors(again.view().rows)) == 5
     keyring = library.keyrings.open(again.collection_id)
-    keyring.retire(lambda owner: owner.id == "patient-one")
+    keyring.retire(lambda key: key.owner.id == "patient-one")
     assert keyring.destroy(lambda owner: True, 0) == 1
     with library.open("ward") as again, pytest.raises(KeyDestroyedError):
         again.note("note-1")

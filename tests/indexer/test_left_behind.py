@@ -117,9 +117,9 @@ def test_a_copy_is_not_there_before_it_has_lost_what_was_erased(home, monkeypatc
         library.erase(ward, "notes", ["note-2"])
     erase = Library.erase
 
-    def looking(self, *arguments):
+    def looking(self, *arguments, **options):
         seen.append(self.names())
-        return erase(self, *arguments)
+        return erase(self, *arguments, **options)
 
     monkeypatch.setattr(Library, "erase", looking)
     restored = restore(library, home / "ward.backup", "copy")
