@@ -91,10 +91,10 @@ class _Searched:
 
             def find(query: str, k: int) -> Mapping[str, float]:
                 request = SearchRequest(query[:MAX_QUERY_CHARS], k=min(k, MAX_K), language_policy=policy)
-                found: dict[str, float] = {}
-                for hit in search(collection, encoder, request).hits if query.strip() else ():
-                    found.setdefault(hit.note_id, hit.score)
-                return found
+                hits = search(collection, encoder, request).hits if query.strip() else ()
+                notes = dict.fromkeys(hit.note_id for hit in hits)
+                # scores tie, and a user reads the hits in the search's own order
+                return {note: 1.0 / rank for rank, note in enumerate(notes, 1)}
 
             return find
 

@@ -144,22 +144,41 @@ class Comparison:
 
 
 def compare(folder: Path, first: str, second: str, *, other_folder: Path | None = None) -> list[Comparison]:
-    """Return the paired comparison of two systems over every set that both ran.
+    """Return the paired comparison of two systems over every set that both ran, on the queries that both were asked.
 
     Raises:
-        SourceError: a folder holds no values of that system.
+        SourceError: a folder holds no values of that system, or of other data or another measure, or none of a query
+            that both were asked.
     """
     sides = [read_values(folder, first), read_values(other_folder or folder, second)]
     shared = [name for name in sides[0] if name in sides[1]]
     if not shared:
         raise SourceError(f"{first} and {second} share no set: run both on one suite first")
+    if other_folder is not None:
+        _check_one_data(folder, other_folder, {name.split(".")[0] for name in shared})
     found = []
     for name in shared:
-        (metric, left), (_, right) = sides[0][name], sides[1][name]
+        (metric, left), (other_metric, right) = sides[0][name], sides[1][name]
+        if metric != other_metric:
+            raise SourceError(f"{name}: {first} was measured by {metric}, {second} by {other_metric}; run one again")
         queries = sorted(set(left) & set(right))
+        if not queries:
+            raise SourceError(
+                f"{name}: {first} and {second} were asked no query in common; run both over the same data"
+            )
         a, b = [left[query] for query in queries], [right[query] for query in queries]
         found.append(Comparison(name, metric, sum(a) / len(a), sum(b) / len(b), paired_bootstrap(a, b)))
     return found
+
+
+def _check_one_data(folder: Path, other: Path, tasks: set[str]) -> None:
+    records = [path / "results.json" for path in (folder, other)]
+    if not all(record.is_file() for record in records):
+        return
+    hashes = [json.loads(record.read_text(encoding="utf-8"))["data_sha256"] for record in records]
+    for task in sorted(tasks):
+        if len({found[task] for found in hashes if task in found}) > 1:
+            raise SourceError(f"{task}: {folder.name} and {other.name} were measured on other data; run one again")
 
 
 def read_values(folder: Path, system: str) -> dict[str, tuple[str, dict[str, float]]]:
@@ -180,11 +199,14 @@ def read_values(folder: Path, system: str) -> dict[str, tuple[str, dict[str, flo
 
 
 def write_run(path: Path, run: Run, tag: str) -> None:
-    """Write a TREC run: ``query Q0 passage rank score tag``. Blanks in ids become underscores."""
+    """Write a TREC run: ``query Q0 passage rank score tag``, scores in full, so that no two tie that did not.
+
+    Blanks in ids become underscores.
+    """
     lines = []
     for query in sorted(run):
         for rank, passage in enumerate(ranked(run[query]), 1):
-            lines.append(f"{_id(query)} Q0 {_id(passage)} {rank} {run[query][passage]:.6f} {tag}")
+            lines.append(f"{_id(query)} Q0 {_id(passage)} {rank} {float(run[query][passage])!r} {tag}")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
@@ -193,7 +215,7 @@ def read_run(path: Path) -> Run:
     """Return a TREC run, from this package or another.
 
     Raises:
-        SourceError: a line does not have six fields.
+        SourceError: a line does not have six fields, or its score is no number.
     """
     run: Run = {}
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
@@ -202,7 +224,10 @@ def read_run(path: Path) -> Run:
             continue
         if len(fields) != 6:
             raise SourceError(f"{path.name}, line {number}: a TREC run has six fields, this line {len(fields)}")
-        run.setdefault(fields[0], {})[fields[2]] = float(fields[4])
+        try:
+            run.setdefault(fields[0], {})[fields[2]] = float(fields[4])
+        except ValueError as error:
+            raise SourceError(f"{path.name}, line {number}: the fifth field, the score, is no number") from error
     return run
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,7 +32,8 @@ class Scores:
 def evaluate(qrels: Qrels, run: Run, measures: Sequence[str] = MEASURES) -> dict[str, Scores]:
     """Return each measure's values over every judged query.
 
-    Ties are broken by passage id, as TREC tools do after the score.
+    Passages of one score count in the order of `ranked`. ir_measures takes its measures from several tools, which
+    break ties in different ways, so it is given ranks instead of scores.
 
     Raises:
         ArgumentError: a measure's name does not parse.
@@ -51,7 +52,11 @@ def evaluate(qrels: Qrels, run: Run, measures: Sequence[str] = MEASURES) -> dict
     judged = sorted(qrels)
     values = {name: dict.fromkeys(judged, 0.0) for name in measures}
     plain_qrels = {query: dict(grades) for query, grades in qrels.items()}
-    answered = {query: run[query] for query in judged if run.get(query)}
+    answered = {
+        query: {passage: -float(rank) for rank, passage in enumerate(ranked(run[query]))}
+        for query in judged
+        if run.get(query)
+    }
     if answered:
         names = {str(measure): name for measure, name in zip(parsed, measures, strict=True)}
         for metric in ir_measures.iter_calc(parsed, plain_qrels, answered):
@@ -92,10 +97,10 @@ def language_shares(judged: JudgedSet, run: Run, k: int = 10) -> dict[str, float
     }
 
 
-def ranked(scores: dict[str, float]) -> list[str]:
-    """Return passage ids by score descending, then id.
+def ranked(scores: Mapping[str, float]) -> list[str]:
+    """Return passage ids by score, then id, both descending: the order in which trec_eval reads a run.
 
     >>> ranked({"b": 1.0, "a": 1.0, "c": 2.0})
-    ['c', 'a', 'b']
+    ['c', 'b', 'a']
     """
-    return sorted(scores, key=lambda passage: (-scores[passage], passage))
+    return sorted(scores, key=lambda passage: (scores[passage], passage), reverse=True)

@@ -14,25 +14,28 @@ from dataclasses import dataclass
 
 from eval.judged import JudgedSet, Run
 from eval.metrics import ranked
-from eval.statistics import Interval, bootstrap, difference_of_means
+from eval.statistics import Interval, grouped_gap
 
 K = 10
 
 
 @dataclass(frozen=True, slots=True)
 class QueryParity:
-    """One query's nDCG@10 on answers in its own language and, as a mean over them, in others; ``None``: no such."""
+    """One query's nDCG@10 on answers in its own language and, as a mean over them, in others; ``None``: no such.
+
+    ``answers``: its relevant passages; queries that share them all (one question in several languages) are one draw.
+    """
 
     same: float | None
     cross: float | None
+    answers: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True)
 class Parity:
     """A system on a task: mean nDCG@10 by kind of answer, and the gap ``same - cross`` with its interval.
 
-    ``parallel``: every query has both kinds, and the gap is taken query by query; else the two means are of different
-    queries.
+    ``parallel``: every query has both kinds of answer; else the two means are of different queries.
     """
 
     task: str
@@ -62,7 +65,8 @@ def by_query(judged: JudgedSet, run: Run) -> dict[str, QueryParity]:
             for language, grades in answers.items()
         }
         same = values.pop(query.language, None)
-        found[query.text_id] = QueryParity(same, sum(values.values()) / len(values) if values else None)
+        cross = sum(values.values()) / len(values) if values else None
+        found[query.text_id] = QueryParity(same, cross, frozenset(everything))
     return found
 
 
@@ -80,11 +84,10 @@ def ndcg(ranking: Sequence[str], grades: Mapping[str, int], k: int = K) -> float
 def parity(task: str, system: str, by_id: Mapping[str, QueryParity]) -> Parity | None:
     """Return what the queries of a task say, ``None`` where one kind of answer is missing altogether."""
     values = list(by_id.values())
-    both = [(one.same, one.cross) for one in values if one.same is not None and one.cross is not None]
     same = [one.same for one in values if one.same is not None]
     cross = [one.cross for one in values if one.cross is not None]
     if not same or not cross:
         return None
-    parallel = len(both) == len(values)
-    gap = bootstrap([a - b for a, b in both], samples=2_000) if parallel else difference_of_means(same, cross)
+    gap = grouped_gap([one.same for one in values], [one.cross for one in values], [one.answers for one in values])
+    parallel = len(same) == len(cross) == len(values)
     return Parity(task, system, len(values), sum(same) / len(same), sum(cross) / len(cross), gap, parallel)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from indexer.errors import ArgumentError
 
@@ -45,21 +46,41 @@ def bootstrap(values: Sequence[float], *, samples: int = 10_000, seed: int = 0) 
     return Interval(float(data.mean()), float(low), float(high), len(data))
 
 
-def difference_of_means(
-    first: Sequence[float], second: Sequence[float], *, samples: int = 2_000, seed: int = 0
+def grouped_gap(
+    first: Sequence[float | None],
+    second: Sequence[float | None],
+    groups: Sequence[Hashable],
+    *,
+    samples: int = 2_000,
+    seed: int = 0,
 ) -> Interval:
-    """Return ``mean(first) - mean(second)`` of values that are not paired, each side drawn anew; ``n`` counts both.
+    """Return ``mean(first) - mean(second)`` over the queries that have each; ``n`` is how many queries there are.
+
+    Whole groups are drawn anew (cluster bootstrap; Davison & Hinkley 1997): queries that ask the same in several
+    languages do not err independently of one another.
 
     Raises:
-        ArgumentError: a side is empty.
+        ArgumentError: a side has no value.
     """
-    if not len(first) or not len(second):
-        raise ArgumentError("values", "are empty; there is nothing to compare")
+    numbers: dict[Hashable, int] = {}
+    of = [numbers.setdefault(group, len(numbers)) for group in groups]
+    sums = np.zeros((4, len(numbers)))  # of each group: sum and count of the first side, then of the second
+    for at, one, other in zip(of, first, second, strict=True):
+        for row, value in ((0, one), (2, other)):
+            if value is not None:
+                sums[row, at] += value
+                sums[row + 1, at] += 1
+    if not (sums[1].any() and sums[3].any()):
+        raise ArgumentError("values", "are empty on a side; there is nothing to compare")
+
+    def gap(total: NDArray[np.float64]) -> NDArray[np.float64]:
+        with np.errstate(invalid="ignore"):  # a draw without any value of a side says nothing
+            return np.asarray(total[0] / total[1] - total[2] / total[3])
+
     generator = np.random.default_rng(seed)
-    sides = [np.asarray(side, dtype=np.float64) for side in (first, second)]
-    left, right = (side[generator.integers(0, len(side), (samples, len(side)))].mean(axis=1) for side in sides)
-    low, high = np.percentile(left - right, [2.5, 97.5])
-    return Interval(float(sides[0].mean() - sides[1].mean()), float(low), float(high), len(first) + len(second))
+    drawn = generator.multinomial(len(numbers), np.full(len(numbers), 1 / len(numbers)), size=samples)
+    low, high = np.nanpercentile(gap(sums @ drawn.T), [2.5, 97.5])
+    return Interval(float(gap(sums.sum(1))), float(low), float(high), len(of))
 
 
 def paired_bootstrap(

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eval.judged import JudgedSet, Run, Text
+from eval.metrics import ranked
 from indexer.encoders.encoder import Encoder
 from indexer.store.lexical import LexicalIndex
 
@@ -240,7 +241,6 @@ class FusedSystem:
         fused: dict[str, dict[str, float]] = {query.text_id: defaultdict(float) for query in judged.queries}
         for part in self._parts:
             for query, scores in part.rank(judged, max(k, 100)).items():
-                ranking = sorted(scores, key=lambda passage: (-scores[passage], passage))
-                for rank, passage in enumerate(ranking, 1):
+                for rank, passage in enumerate(ranked(scores), 1):
                     fused[query][passage] += 1.0 / (60 + rank)
-        return {q: dict(sorted(s.items(), key=lambda item: (-item[1], item[0]))[:k]) for q, s in fused.items()}
+        return {query: {p: scores[p] for p in ranked(scores)[:k]} for query, scores in fused.items()}

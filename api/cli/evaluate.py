@@ -111,7 +111,7 @@ def compare(first: str, second: str, folder: Path, other_folder: Path | None, as
         change = one.difference
         verdict = "=" if not change.excludes_zero else "better" if change.mean > 0 else "worse"
         click.echo(
-            f"{one.set_name:34} {one.main_metric:10} {one.first:.3f} {one.second:.3f}  "
+            f"{one.set_name:34} {one.main_metric:10} {change.n:5} {one.first:.3f} {one.second:.3f}  "
             f"{change.mean:+.3f} [{change.low:+.3f} {change.high:+.3f}] {verdict}"
         )
 

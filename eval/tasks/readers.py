@@ -7,8 +7,9 @@ import hashlib
 import json
 import random
 import re
+import zlib
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ def load_sets(task: Task, data: Path | None) -> list[JudgedSet]:
     for judged in sets:
         if not judged.queries:
             raise SourceError(
-                f"task {task.name}: set {judged.name} has no queries; its options fit no row of the files"
+                f"task {task.name}: set {judged.name} has no queries with an answer; no row of the files fits it"
             )
     return sets
 
@@ -69,13 +70,35 @@ def data_sha256(task: Task, data: Path | None) -> str:
     return total.hexdigest()
 
 
-def _rows(path: Path) -> Iterator[dict[str, object]]:
-    with gzip.open(path, "rt", encoding="utf-8", newline="\n") as stream:
-        for number, line in enumerate(stream, 1):
-            try:
-                yield json.loads(line)
-            except ValueError as error:
-                raise SourceError(f"{path.name}, line {number}: not JSON; fetch the file again") from error
+def _rows(path: Path, *keys: str) -> Iterator[dict[str, object]]:
+    """Yield the rows of a gzip JSON-lines file, each with a value under every one of ``keys``."""
+    for number, line in _lines(path):
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise SourceError(f"{path.name}, line {number}: not JSON; fetch the file again") from error
+        if not isinstance(row, dict):
+            raise SourceError(f"{path.name}, line {number}: no JSON object; fetch the file again")
+        missing = [key for key in keys if row.get(key) is None]
+        if missing:
+            raise SourceError(f"{path.name}, line {number}: has no {missing[0]}; see docs/evaluation.md for the layout")
+        yield row
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield the lines of a gzip UTF-8 file that hold something, with their number from 1."""
+    number = 0
+    try:
+        with gzip.open(path, "rt", encoding="utf-8", newline="\n") as stream:
+            for number, line in enumerate(stream, 1):
+                if line.strip():
+                    yield number, line
+    except FileNotFoundError as error:
+        raise SourceError(f"{path.parent.name}/{path.name} is not there; see docs/evaluation.md for sources") from error
+    except UnicodeDecodeError as error:
+        raise SourceError(f"{path.name} is not UTF-8 behind line {number}; write it in UTF-8") from error
+    except (OSError, EOFError, zlib.error) as error:
+        raise SourceError(f"{path.name} cannot be read as gzip behind line {number}; fetch the file again") from error
 
 
 def _expect(task: Task, **counts: int) -> None:
@@ -86,19 +109,42 @@ def _expect(task: Task, **counts: int) -> None:
 
 def _beir(task: Task, files: Sequence[Path]) -> list[JudgedSet]:
     folder = files[0]
-    corpus = [
-        Text(str(r["_id"]), " ".join(filter(None, (str(r.get("title") or ""), str(r["text"])))), str(r["language"]))
-        for r in _rows(folder / "corpus.jsonl.gz")
-    ]
-    queries = [Text(str(r["_id"]), str(r["text"]), str(r["language"])) for r in _rows(folder / "queries.jsonl.gz")]
-    qrels: dict[str, dict[str, int]] = defaultdict(dict)
-    with gzip.open(folder / "qrels.tsv.gz", "rt", encoding="utf-8") as stream:
-        next(stream)
-        for line in stream:
-            query, passage, grade = line.rstrip("\n").split("\t")
-            qrels[query][passage] = int(grade)
+    corpus = _texts(folder / "corpus.jsonl.gz")
+    queries = _texts(folder / "queries.jsonl.gz")
+    qrels = _qrels(folder / "qrels.tsv.gz", {text.text_id for text in queries}, {text.text_id for text in corpus})
     _expect(task, corpus=len(corpus), queries=len(queries), qrels=sum(map(len, qrels.values())))
     return [_restrict(task, one, queries, corpus, qrels) for one in task.sets]
+
+
+def _texts(path: Path) -> list[Text]:
+    found: dict[str, Text] = {}
+    for row in _rows(path, "_id", "text", "language"):
+        text = " ".join(filter(None, (str(row.get("title") or ""), str(row["text"]))))
+        one = Text(str(row["_id"]), text, str(row["language"]))
+        if one.text_id in found:
+            raise SourceError(f"{path.name} holds the id {one.text_id} twice")
+        found[one.text_id] = one
+    return list(found.values())
+
+
+def _qrels(path: Path, queries: Set[str], passages: Set[str]) -> dict[str, dict[str, int]]:
+    """Return the judgements below a header; one of a text that is not there would make a figure that means nothing."""
+    found: dict[str, dict[str, int]] = defaultdict(dict)
+    for number, line in _lines(path):
+        fields = line.rstrip("\r\n").split("\t")
+        is_judgement = len(fields) == 3 and re.fullmatch(r"-?\d+", fields[2].strip()) is not None
+        if number == 1:
+            if is_judgement:
+                raise SourceError(f"{path.name}, line 1: is a judgement; a header belongs there")
+            continue
+        if not is_judgement:
+            raise SourceError(f"{path.name}, line {number}: is no query, passage and whole number with tabs between")
+        query, passage, grade = fields
+        for name, known, what in ((query, queries, "query"), (passage, passages, "passage")):
+            if name not in known:
+                raise SourceError(f"{path.name}, line {number}: there is no {what} {name}")
+        found[query][passage] = int(grade)
+    return found
 
 
 def _restrict(
@@ -116,7 +162,7 @@ def _restrict(
         if query.language not in direction.queries:
             continue
         grades = {passage: grade for passage, grade in qrels.get(query.text_id, {}).items() if passage in ids}
-        if grades:
+        if any(grade > 0 for grade in grades.values()):  # else no system could answer it
             asked.append(query)
             kept[query.text_id] = grades
     symmetric = bool(task.options.get("symmetric", False))
@@ -126,7 +172,7 @@ def _restrict(
 def _aligned(task: Task, files: Sequence[Path]) -> list[JudgedSet]:
     """Parallel segments: a segment's translations are relevant to it. ``prefixes`` keeps whole documents apart."""
     prefixes = tuple(str(task.options.get("prefixes", "")).split()) or ("",)
-    rows = [row for file in files for row in _rows(file) if str(row["id"]).startswith(prefixes)]
+    rows = [row for file in files for row in _rows(file, "id") if str(row["id"]).startswith(prefixes)]
     _expect(task, rows=len(rows))
     mixed = bool(task.options.get("mixed", False))
     sets = []
@@ -164,7 +210,7 @@ def _aligned_notes(task: Task, files: Sequence[Path]) -> list[JudgedSet]:
     parts = int(task.options.get("held_out", HELD_OUT_OF))
     texts: dict[str, dict[str, str]] = defaultdict(dict)
     for file in files:
-        for row in _rows(file):
+        for row in _rows(file, "id", "language", "text"):
             if held_out(str(row["id"]), parts):
                 texts[str(row["language"])][str(row["id"])] = str(row["text"])
     _expect(task, documents=sum(map(len, texts.values())))
@@ -184,7 +230,7 @@ def _terms(task: Task, files: Sequence[Path]) -> list[JudgedSet]:
 
     Of a language whose files hold no label (an alphabetical index has entries alone) a concept's first term stands in.
     """
-    rows = [row for file in files for row in _rows(file)]
+    rows = [row for file in files for row in _rows(file, "concept", "language", "term")]
     labelled = {row["language"] for row in rows if row.get("kind") == "label"}
     rows = [row for row in rows if row.get("kind") == "label" or row["language"] not in labelled]
     pool_size = int(task.options.get("pool", 0))

@@ -5,17 +5,19 @@ from __future__ import annotations
 import gzip
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+import pytrec_eval
 from hypothesis import given
 from hypothesis import strategies as st
 
 from api.evaluation import build_systems
 from eval.experiment import compare, read_run, run_suite, write_run
 from eval.judged import JudgedSet, Text
-from eval.metrics import evaluate, language_shares
+from eval.metrics import evaluate, language_shares, ranked
 from eval.report import load_results, table, write_report
 from eval.seeds import compare_seeds, seeds_table
 from eval.statistics import bootstrap, holm, paired_bootstrap, welch
@@ -40,6 +42,40 @@ def test_measures_by_hand_and_an_unanswered_query_counts_as_zero():
     assert scores["nDCG@10"].per_query == pytest.approx(((1 / math.log2(3) + 1 / 2) / ideal, 0.0))
     assert scores["RR@10"].mean == pytest.approx(0.25)
     assert scores["R@1"].mean == scores["Success@1"].mean == 0.0
+
+
+@given(
+    st.dictionaries(st.sampled_from("abcdefghijklmnop"), st.integers(0, 2), min_size=1),
+    st.dictionaries(st.sampled_from("abcdefghijklmnop"), st.sampled_from([0.25, 0.5, 1.0])),
+)
+def test_all_measures_see_one_ranking_and_a_file_of_it_scores_alike(grades, scores):
+    found = {name: one.mean for name, one in evaluate({"q": grades}, {"q": scores}).items()}
+    right = [grades.get(passage, 0) for passage in ranked(scores)]
+    relevant = sorted((grade for grade in grades.values() if grade), reverse=True)
+    gain, ideal = (sum(g / math.log2(n + 2) for n, g in enumerate(of[:10])) for of in (right, relevant))
+    first = next((1 / rank for rank, grade in enumerate(right[:10], 1) if grade), 0.0)
+    by_hand = {
+        "nDCG@10": gain / ideal if ideal else 0.0,
+        "RR@10": first,
+        "R@10": sum(map(bool, right[:10])) / len(relevant) if relevant else 0.0,
+        "Success@1": float(bool(right) and right[0] > 0),
+    }
+    assert found == pytest.approx(by_hand)
+    # trec_eval reads a run in the same order, whatever its ranks say
+    theirs = pytrec_eval.RelevanceEvaluator({"q": grades}, {"ndcg_cut.10", "recip_rank", "recall.10", "success.1"})
+    told = theirs.evaluate({"q": scores}).get("q", {})
+    assert told.get("ndcg_cut_10", 0.0) == pytest.approx(found["nDCG@10"])
+    assert told.get("recall_10", 0.0) == pytest.approx(found["R@10"])
+    assert told.get("success_1", 0.0) == pytest.approx(found["Success@1"])
+    if found["RR@10"]:
+        assert told["recip_rank"] == pytest.approx(found["RR@10"])
+
+
+@given(st.dictionaries(st.sampled_from("abcdef"), st.floats(-1, 1, width=32), min_size=1))
+def test_scores_that_lie_close_together_stay_apart_in_a_file(tmp_path_factory, scores):
+    path = tmp_path_factory.getbasetemp() / "close.run"
+    write_run(path, {"q": scores}, "tag")
+    assert read_run(path) == {"q": scores}
 
 
 def test_an_unknown_measure_is_refused():
@@ -238,6 +274,68 @@ def test_beir_sets_are_restricted_to_a_direction_and_counted(tmp_path: Path):
         load_sets(declared("beir", ("set",), [(["es"], ["en"])], sizes={"corpus": 3}), tmp_path)
 
 
+def _beir_folder(folder: Path, **files: str) -> Path:
+    whole = {
+        "corpus.jsonl": '{"_id": "d1", "text": "x", "language": "en"}\n',
+        "queries.jsonl": '{"_id": "q1", "text": "q", "language": "es"}\n',
+        "qrels.tsv": "query-id\tcorpus-id\tscore\nq1\td1\t1\n",
+    }
+    folder.mkdir(parents=True)
+    for name, text in (whole | {name.replace("_", "."): text for name, text in files.items()}).items():
+        (folder / f"{name}.gz").write_bytes(gzip.compress(text.encode()))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("qrels_tsv", "query-id\tcorpus-id\nq1\td1\n", "qrels.tsv.gz, line 2: is no query, passage and whole number"),
+        ("qrels_tsv", "q1 0 d1 1\nq1 0 d1 1\n", "line 2: is no query, passage and whole number with tabs"),
+        ("qrels_tsv", "q\td\ts\nq1\td1\tyes\n", "line 2: is no query"),
+        ("qrels_tsv", "q1\td1\t1\n", "line 1: is a judgement; a header belongs there"),
+        ("qrels_tsv", "q\td\ts\nq9\td1\t1\n", "line 2: there is no query q9"),
+        ("qrels_tsv", "q\td\ts\nq1\td9\t1\n", "line 2: there is no passage d9"),
+        ("qrels_tsv", "q\td\ts\nq1\td1\t0\n", "no queries with an answer"),
+        ("qrels_tsv", "", "no queries with an answer"),
+        ("corpus_jsonl", '{"_id": "d1", "text": "secret"}\n', "corpus.jsonl.gz, line 1: has no language"),
+        ("corpus_jsonl", '{"_id": "d1", "text": "a", "language": "en"}\n' * 2, "holds the id d1 twice"),
+        ("queries_jsonl", "[1]\n", "queries.jsonl.gz, line 1: no JSON object"),
+        ("queries_jsonl", '\n{"_id": "q1", secret\n', "queries.jsonl.gz, line 2: not JSON"),
+    ],
+)
+def test_a_wrong_row_of_a_judged_set_is_named_and_not_quoted(tmp_path: Path, name, text, message):
+    _beir_folder(tmp_path / "set", **{name: text})
+    with pytest.raises(SourceError, match=re.escape(message)) as caught:
+        load_sets(declared("beir", ("set",), [(["es"], ["en"])]), tmp_path)
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda content: b"plain text", "cannot be read as gzip"),
+        (lambda content: content[: len(content) // 2], "cannot be read as gzip"),
+        (lambda content: gzip.compress('{"_id": "é"}'.encode("latin-1")), "is not UTF-8"),
+    ],
+)
+def test_a_damaged_file_of_a_judged_set_is_named(tmp_path: Path, damage, message):
+    path = _beir_folder(tmp_path / "set") / "corpus.jsonl.gz"
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(SourceError, match=rf"corpus\.jsonl\.gz {message}"):
+        load_sets(declared("beir", ("set",), [(["es"], ["en"])]), tmp_path)
+    path.unlink()
+    with pytest.raises(SourceError, match=r"set/corpus\.jsonl\.gz is not there"):
+        load_sets(declared("beir", ("set",), [(["es"], ["en"])]), tmp_path)
+
+
+def test_a_query_that_nothing_answers_is_not_asked(tmp_path: Path):
+    queries = "".join(f'{{"_id": "q{n}", "text": "q", "language": "es"}}\n' for n in (1, 2))
+    qrels = "q\td\ts\nq1\td1\t1\nq2\td1\t0\n"
+    _beir_folder(tmp_path / "set", queries_jsonl=queries, qrels_tsv=qrels)
+    (found,) = load_sets(declared("beir", ("set",), [(["es"], ["en"])]), tmp_path)
+    assert [query.text_id for query in found.queries] == list(found.qrels) == ["q1"]
+
+
 def test_every_declaration_can_be_read_and_says_where_its_data_come_from():
     names = [path.stem for path in FOLDER.glob("*.toml")]
     assert names
@@ -304,6 +402,26 @@ def _write_values(folder: Path, system: str, values: dict[str, list[float]]) -> 
     for name, row in values.items():
         lines = ["query\tRR@10", *(f"q{number}\t{value:.6f}" for number, value in enumerate(row))]
         (folder / system / f"{name}.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def test_what_cannot_be_compared_is_refused(tmp_path: Path):
+    _write_values(tmp_path / "a", "x", {"t.s": [0.1, 0.3], "t.other": [1.0]})
+    _write_values(tmp_path / "b", "y", {"t.s": [0.2, 0.2, 0.9]})
+    (found,) = compare(tmp_path / "a", "x", "y", other_folder=tmp_path / "b")
+    assert (found.difference.n, found.second) == (2, pytest.approx(0.2))  # the queries that both were asked
+    for name, sha in (("a", "1"), ("b", "2")):
+        (tmp_path / name / "results.json").write_text(json.dumps({"data_sha256": {"t": sha}}))
+    with pytest.raises(SourceError, match="t: a and b were measured on other data"):
+        compare(tmp_path / "a", "x", "y", other_folder=tmp_path / "b")
+    (tmp_path / "b" / "results.json").unlink()
+    path = tmp_path / "b" / "y" / "t.s.tsv"
+    whole = path.read_text(encoding="utf-8")
+    path.write_text(whole.replace("RR@10", "R@5"), encoding="utf-8")
+    with pytest.raises(SourceError, match=r"t\.s: x was measured by RR@10, y by R@5"):
+        compare(tmp_path / "a", "x", "y", other_folder=tmp_path / "b")
+    path.write_text(whole.replace("q", "p").replace("puery", "query"), encoding="utf-8")
+    with pytest.raises(SourceError, match="asked no query in common"):
+        compare(tmp_path / "a", "x", "y", other_folder=tmp_path / "b")
 
 
 def test_groups_of_seeds_are_told_apart_by_welch_with_holm(tmp_path: Path):

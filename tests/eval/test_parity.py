@@ -14,7 +14,7 @@ from eval.experiment import _drawn
 from eval.judged import JudgedSet, Text
 from eval.parity import QueryParity, by_query, parity
 from eval.report import parity_table
-from eval.statistics import difference_of_means
+from eval.statistics import grouped_gap
 from indexer.errors import ArgumentError
 
 LANGUAGES = ("en", "es", "zh")
@@ -64,7 +64,11 @@ def test_a_system_that_prefers_the_querys_language_has_a_gap():
 
 
 def test_queries_with_one_kind_of_answer_are_compared_as_two_groups():
-    values = {"a": QueryParity(1.0, None), "b": QueryParity(0.5, None), "c": QueryParity(None, 0.25)}
+    values = {
+        "a": QueryParity(1.0, None, frozenset("x")),
+        "b": QueryParity(0.5, None, frozenset("y")),
+        "c": QueryParity(None, 0.25, frozenset("z")),
+    }
     found = parity("t", "s", values)
     assert found is not None
     assert (found.same, found.cross, found.gap.mean, found.parallel) == (0.75, 0.25, 0.5, False)
@@ -80,15 +84,31 @@ def test_a_corpus_of_one_language_has_no_parity_and_an_unanswered_query_counts_a
     judged = pool(1)
     one = replace(judged, corpus=tuple(text for text in judged.corpus if text.language == "en"))
     assert by_query(one, {"q0": run_of("en0")}) == {}
-    assert by_query(judged, {}) == {"q0": QueryParity(0.0, 0.0)}
+    assert by_query(judged, {}) == {"q0": QueryParity(0.0, 0.0, frozenset({"en0", "es0", "zh0"}))}
 
 
-def test_the_interval_of_two_groups_covers_their_difference():
-    interval = difference_of_means([0.9, 1.0, 0.8] * 20, [0.5, 0.4, 0.6] * 30)
-    assert interval.low < 0.4 < interval.high
+def test_the_interval_of_values_of_different_queries_covers_their_difference():
+    first = [0.9, 1.0, 0.8] * 20 + [None] * 90
+    interval = grouped_gap(first, [None] * 60 + [0.5, 0.4, 0.6] * 30, range(150))
+    assert interval.low < interval.mean < interval.high
+    assert interval.mean == pytest.approx(0.4)
     assert interval.n == 150
     with pytest.raises(ArgumentError, match="empty"):
-        difference_of_means([], [1.0])
+        grouped_gap([None], [1.0], ["a"])
+
+
+@given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=2, max_size=20), st.integers(2, 6))
+def test_asking_the_same_in_more_languages_makes_a_gap_no_surer(values, languages):
+    first, second = zip(*values, strict=True)
+    once = grouped_gap(first, second, range(len(values)))
+    often = grouped_gap(first * languages, second * languages, list(range(len(values))) * languages)
+    assert (often.mean, often.low, often.high) == pytest.approx((once.mean, once.low, once.high))
+
+
+def test_a_draw_without_any_answer_of_a_kind_says_nothing():
+    interval = grouped_gap([1.0, None, None], [0.0, 0.5, 0.25], "abc")
+    assert interval.mean == pytest.approx(0.75)
+    assert 0.5 <= interval.low <= interval.high <= 1.0
 
 
 def test_queries_are_drawn_evenly_with_their_judgements():
@@ -112,5 +132,7 @@ def test_a_collections_own_search_is_a_system_with_both_policies():
         assert set(run["q1"]) >= {"d/1", "d/3"}  # Equal passages stay two.
         assert max(run["q2"], key=run["q2"].__getitem__) == "d/2"
         assert run["q3"] == {}
+        order = list(run["q1"].values())
+        assert order == sorted(set(order), reverse=True)  # the search's own order, without ties
     with pytest.raises(ArgumentError, match="'same' is no language policy"):
         build_systems(["search:hashing+same"])
