@@ -98,7 +98,7 @@ def bitext_rows(data: Path, held_out: HeldOut) -> Iterator[Row]:
             texts = {key: row[key].strip() for key in LANGUAGES if isinstance(row.get(key), str) and row[key].strip()}
             if name == "openmrs_ui" and len(texts["en"]) < 8:
                 continue  # one-word buttons
-            if any(map(held_out.holds_text, texts.values())) or len(texts) < 2:
+            if len(texts) < 2 or _is_evaluated_meaning(texts, held_out):
                 continue
             yield {"id": row["id"], "source": f"parallel/{name}", "texts": texts}
     yield from _cases(data, held_out)
@@ -124,12 +124,15 @@ def term_rows(data: Path, held_out: HeldOut) -> Iterator[Row]:
     """Yield ``{"id", "source", "terms": {language: [terms]}, "parents"}`` of concepts in two languages or more."""
     for name in ("hpo", "doid", "tico_covid"):
         concepts: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+        named_alike: set[str] = set()
         for row in read_rows(data / "terms" / f"{name}.jsonl.gz"):
             term, language = row["term"].strip(), row["language"]
             if language not in LANGUAGES or term.casefold().startswith(("obsolete ", "obsoleto")):
                 continue
             if is_held_out_concept(row["concept"]) and name != "tico_covid":
                 continue
+            if language == "en" and held_out.names_concept(term):
+                named_alike.add(row["concept"])
             if held_out.holds_term(language, term) or held_out.holds_text(term):
                 continue
             concepts[row["concept"]][language].append(term)
@@ -139,7 +142,8 @@ def term_rows(data: Path, held_out: HeldOut) -> Iterator[Row]:
             for child, parent in _table(tree):
                 parents[child].append(parent)
         for concept, terms in concepts.items():
-            if "en" in terms and len(terms) > 1:
+            # a name that an evaluated concept shares tells its names in the other languages, whatever their wording
+            if "en" in terms and len(terms) > 1 and concept not in named_alike:
                 yield {"id": concept, "source": f"terms/{name}", "terms": dict(terms), "parents": parents[concept]}
     yield from written_terms(held_out)
 
@@ -225,6 +229,13 @@ def terms_by_english(rows: list[Row]) -> dict[str, dict[str, list[str]]]:
         for term in row["terms"].get("en", []):
             found.setdefault(normalised(term), row["terms"])
     return found
+
+
+def _is_evaluated_meaning(texts: dict[str, str], held_out: HeldOut) -> bool:
+    """Return whether a text of parallel ones is evaluated, as a text or as the name of a concept."""
+    if any(map(held_out.holds_text, texts.values())) or held_out.names_concept(texts.get("en", "")):
+        return True
+    return any(held_out.holds_term(language, text) for language, text in texts.items())
 
 
 def _is_evaluated_answer(text: str, held_out: HeldOut) -> bool:

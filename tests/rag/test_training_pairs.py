@@ -49,6 +49,8 @@ def assert_nothing_leaks(data: Path, pairs: Path) -> None:
         if row["source"] == "notes/codiesp":
             assert not is_held_out_case(row["id"])
         assert not [text for text in row["texts"].values() if held_out.holds_text(text)], row["id"]
+        assert not [text for key, text in row["texts"].items() if held_out.holds_term(key, text)], row["id"]
+        assert not held_out.names_concept(row["texts"].get("en", "")), row["id"]
     for row in rows_of(pairs, "documents"):
         if row["source"] == "parallel/tico19":
             assert not is_held_out_tico(f"{row['id']}:0")
@@ -58,6 +60,7 @@ def assert_nothing_leaks(data: Path, pairs: Path) -> None:
         assert row["source"] not in ("terms/hpo", "terms/doid") or not is_held_out_concept(row["id"])
         for language, terms in row["terms"].items():
             assert not [term for term in terms if held_out.holds_term(language, term)], row["id"]
+        assert not [term for term in row["terms"]["en"] if held_out.names_concept(term)], row["id"]
     for row in rows_of(pairs, "questions"):
         assert not held_out.holds_text(row["question"])
         assert not [text for text in row.get("questions", {}).values() if held_out.holds_text(text)], row["id"]
@@ -95,6 +98,32 @@ def test_the_made_folder_has_what_must_be_dropped_and_it_is_dropped(data, pairs)
     labelled = {row["id"]: row["terms"] for row in rows_of(pairs, "terms")}
     assert "HP:1" in labelled
     assert "zh" not in labelled["HP:1"]  # an ICD-10 label of that language
+
+
+def test_what_names_an_evaluated_concept_is_not_trained_on_in_other_words(data, tmp_path):
+    import shutil
+
+    copy = tmp_path / "data"
+    shutil.copytree(data, copy)
+    concept = next(row for row in read_rows(data / "terms" / "hpo.jsonl.gz") if row["concept"] == "HP:7")
+    evaluated = next(f"HP:{n}" for n in range(60) if is_held_out_concept(f"HP:{n}"))
+    rows = list(read_rows(data / "terms" / "hpo.jsonl.gz"))
+    rows += [{"concept": evaluated, "language": "en", "term": "Shared synonym", "kind": "synonym"}]
+    rows += [{"concept": "HP:8", "language": "en", "term": "shared synonym", "kind": "synonym"}]
+    write_rows(copy / "terms" / "hpo.jsonl.gz", rows)
+    label = {"concept": "ICD10:B", "language": "en", "term": concept["term"].upper(), "kind": "label"}
+    write_rows(copy / "terms" / "icd10_en.jsonl.gz", [label])
+    button = {"id": "openmrs:x", "en": "something else", "zh": rows[1]["term"]}  # HP:0 in Chinese
+    assert (rows[1]["language"], rows[1]["concept"]) == ("zh", "HP:0")
+    write_rows(copy / "terms" / "icd10_zh.jsonl.gz", [label | {"language": "zh", "term": button["zh"]}])
+    write_rows(copy / "parallel" / "openmrs_ui.jsonl.gz", [button, button | {"id": "openmrs:y", "zh": "别的"}])
+    build(copy, tmp_path / "pairs")
+    before = {row["id"] for row in rows_of(tmp_path / "pairs", "terms")}
+    assert not {"HP:7", "HP:8"} & before
+    assert "HP:9" in before
+    assert_nothing_leaks(copy, tmp_path / "pairs")
+    ids = {row["id"] for row in rows_of(tmp_path / "pairs", "bitext")}
+    assert ("openmrs:x" in ids, "openmrs:y" in ids) == (False, True)
 
 
 def test_every_source_has_its_licence(pairs):
