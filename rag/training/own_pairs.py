@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from indexer.errors import ArgumentError
-from rag.training.heldout import HeldOut
+from rag.training.heldout import HeldOut, normalised
 from rag.training.mining import mine_notes
 from rag.training.pair_files import (
     Labels,
+    PairRow,
     read_labels,
     read_pairs,
     read_parallel,
@@ -70,7 +71,7 @@ def _build_own(data: Path, out: Path, settings: PairsSettings, seed: int) -> Cou
         raise ArgumentError("pairs", f"give no pair: {mined.notes} notes were read{skipped}")
     divided = split(rows, settings.dev, seed)
     shared = _share_with_alignment(out, parallel, labels, divided)
-    train = [row for row in divided.train if row.id not in shared]
+    train = [row for row in divided.train if _translated(row) not in shared]
     write_pairs(train, out / "mined.jsonl")
     write_pairs(divided.dev, out / "dev.jsonl")
     counts: Counts = {
@@ -81,15 +82,20 @@ def _build_own(data: Path, out: Path, settings: PairsSettings, seed: int) -> Cou
     return {kind: found for kind, found in counts.items() if found}
 
 
-def _share_with_alignment(out: Path, parallel: list[dict[str, Any]], labels: Labels, divided: Split) -> set[str]:
-    """Add own parallel text and labels to the rows of alignment and return the ids of that text."""
+def _share_with_alignment(
+    out: Path, parallel: list[dict[str, Any]], labels: Labels, divided: Split
+) -> set[tuple[str, ...]]:
+    """Add own parallel text and labels to the rows of alignment and return which text that is."""
     judged = {concept for row in divided.dev for concept in row.concepts}
-    training = {row.id for row in divided.train if row.kind == "translation"}
-    shared = set()
+    judged_texts = {normalised(text) for row in divided.dev for text in (row.query, row.passage, *row.negatives)}
+    training = {key for row in divided.train if (key := _translated(row))}
+    shared: set[tuple[str, ...]] = set()
     with (out / "bitext.jsonl").open("a", encoding="utf-8") as stream:
         for row in parallel:
-            if row["id"] in training and "en" in row["texts"]:
-                shared.add(row["id"])
+            key = (row["source"], row["id"], row["document"])
+            texts = row["texts"]  # the pair that was divided holds two of its languages, here are all of them
+            if key in training and "en" in texts and judged_texts.isdisjoint(map(normalised, texts.values())):
+                shared.add(key)
                 kept = {key: row[key] for key in ("id", "source", "texts")}
                 stream.write(json.dumps(kept, ensure_ascii=False) + "\n")
     with (out / "terms.jsonl").open("a", encoding="utf-8") as stream:
@@ -98,3 +104,8 @@ def _share_with_alignment(out: Path, parallel: list[dict[str, Any]], labels: Lab
                 made = {"id": concept, "source": "own labels", "terms": terms, "parents": []}
                 stream.write(json.dumps(made, ensure_ascii=False) + "\n")
     return shared
+
+
+def _translated(row: PairRow) -> tuple[str, ...]:
+    """Return what a pair of parallel text is told by: ids may recur in other files, and in other documents."""
+    return (row.source, row.id, row.note) if row.kind == "translation" else ()

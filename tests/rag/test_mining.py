@@ -280,6 +280,30 @@ def test_own_files_give_training_rows_without_any_public_data(tmp_path):
     assert build_pairs(data, out, chosen, 0) == counts  # again, over what is there
 
 
+def test_ids_that_recur_in_files_and_documents_neither_leak_nor_lose_a_row(tmp_path):
+    data, out = tmp_path / "hospital", tmp_path / "pairs"
+    parallel = [
+        {"id": str(n % 10), "document": f"d{n}", "en": f"fever {n}", "es": f"fiebre {n}", "zh": f"发热 {n}"}
+        for n in range(60)
+    ]
+    lines(data / "parallel.jsonl", parallel)
+    own = [{"id": str(n), "query": f"How was night {n}?", "passage": f"The patient slept {n}."} for n in range(40)]
+    # what judges may be the third language of a row whose two others train
+    own += [{"id": f"x{n}", "query": f"Which fever {n}?", "passage": f"fever {n}"} for n in range(60)]
+    lines(data / "asked.jsonl", [{**row, "language": "en", "passage_language": "en"} for row in own])
+    build_pairs(data, out, PairsSettings(parallel=("parallel.jsonl",), pairs=("asked.jsonl",), dev=0.4), 0)
+    train = [PairRow.from_json(row) for row in read_rows(out / "mined.jsonl")]
+    dev = [PairRow.from_json(row) for row in read_rows(out / "dev.jsonl")]
+    aligned = list(read_rows(out / "bitext.jsonl"))
+    nights = {row.query for row in (*train, *dev) if row.query.startswith("How was night")}
+    assert len(nights) == 40
+    assert aligned
+    assert {row.kind for row in dev} == {"pair", "translation"}
+    judged = {text for row in dev for text in (row.query, row.passage)}
+    assert judged.isdisjoint(text for row in aligned for text in row["texts"].values())
+    assert judged.isdisjoint(text for row in train for text in (row.query, row.passage))
+
+
 def test_files_that_give_nothing_are_refused(tmp_path):
     lines(tmp_path / "notes.jsonl", [{"id": "x", "text": "BP"}])
     with pytest.raises(ArgumentError, match="no pair: 0 notes were read; 1 records"):
