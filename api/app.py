@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from importlib import metadata
 from typing import Any
@@ -12,7 +12,7 @@ from fastapi import FastAPI
 
 from api import problems
 from api.auth import Gate
-from api.jobs import JobRunner
+from api.jobs import JobRunner, Outcome
 from api.logs import SERVER
 from api.metrics import Metrics
 from api.middleware import Edge
@@ -21,6 +21,7 @@ from api.schemas import Problem
 from api.settings import Settings
 from api.state import State
 from api.wiring import build_served
+from api.withdrawals import RawNote
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -76,7 +77,15 @@ def _describe_problems(app: FastAPI) -> None:
 def _build(settings: Settings, gate: Gate) -> State:
     service, workers = build_served(settings)
     metrics = Metrics()
-    runner = JobRunner(settings.home, service.index_posted, settings.max_queued_jobs)
+
+    def index(
+        name: str, notes: Sequence[RawNote], report: Callable[[Outcome], None], stopping: threading.Event
+    ) -> Outcome:
+        outcome = service.index_posted(name, notes, report, stopping)
+        metrics.indexed(outcome.stored, outcome.skipped, len(outcome.rejected))
+        return outcome
+
+    runner = JobRunner(settings.home, index, settings.max_queued_jobs)
     metrics.watch(lambda: runner.waiting, lambda: sum(worker.waiting for worker in workers))
     posts = threading.BoundedSemaphore(settings.max_concurrent_posts)
     answers = threading.BoundedSemaphore(settings.max_concurrent_answers)

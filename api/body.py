@@ -1,4 +1,4 @@
-"""The body of a request: within its size, within its time, and JSON that has one reading only."""
+"""What a request brings: a body within its size and time, JSON that has one reading only, no parameter unread."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from fastapi import HTTPException, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from starlette.types import Message, Receive
 
@@ -72,13 +73,23 @@ class _StrictRequest(Request):
 
 
 class StrictRoute(APIRoute):
-    """A route that reads its body so."""
+    """A route that reads its body so, and refuses what it would not read of the address: no scope, no ``?version``.
+
+    The parameters of a route that takes some are a `Wire` model's, which refuses others itself.
+    """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Return what answers a request."""
         handle = super().get_route_handler()
+        takes_some = bool(self.dependant.query_params)
 
         async def strict(request: Request) -> Response:
+            given = [name for name, _ in request.query_params.multi_items()]
+            repeated = len(given) > len(set(given))
+            if given and (repeated or not takes_some):
+                kind = "repeated" if repeated else "extra_forbidden"
+                at_fault = {name for name in given if not repeated or given.count(name) > 1}
+                raise RequestValidationError([{"type": kind, "loc": ("query", name)} for name in sorted(at_fault)])
             return await handle(_StrictRequest(request.scope, request.receive))
 
         return strict

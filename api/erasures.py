@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from api.schemas import Result, Text, Wire
+from api.schemas import Named, Result, Text, Wire
 
 if TYPE_CHECKING:
     from indexer.receipts import Verdict
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 class ErasureBody(Wire):
     """POST /v1/collections/{name}/erasures: either some notes, or all notes of one patient."""
 
-    note_ids: list[Text] | None = Field(default=None, min_length=1)
-    patient_id: Text | None = Field(default=None, min_length=1)
+    note_ids: list[Named] | None = Field(default=None, min_length=1)
+    patient_id: Named | None = None
 
     @model_validator(mode="after")
     def _one_of_them(self) -> ErasureBody:
@@ -105,8 +105,8 @@ class ErasureResult(ReceiptModel):
 class HoldBody(Wire):
     """POST /v1/collections/{name}/holds."""
 
-    patient_id: Text = Field(min_length=1)
-    reason: Text = Field(min_length=1, max_length=2_000)
+    patient_id: Named
+    reason: Named = Field(max_length=2_000)
 
 
 class HoldModel(Result):

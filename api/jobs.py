@@ -20,7 +20,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO
 
-from api.codes import JobNotFoundError, QueueFullError, message_of
+from api.codes import CODES, JobNotFoundError, QueueFullError, code_of, message_of
+from api.logs import SERVER
 from api.withdrawals import LOCK, RawNote, WaitingNotes, forget_input, write_private
 from indexer.errors import DamagedError, StorageFullError, WriterBusyError
 from indexer.store.folders import private_folder
@@ -28,7 +29,9 @@ from indexer.times import iso, now_us
 
 _JOB_ID = re.compile(r"[0-9a-f]{32}\Z")
 _KEEP_FINISHED = 1_000
+_PRUNE_EVERY = 100
 _RETRY_S = 5.0
+_DISK_FULL = CODES[StorageFullError].status
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +56,7 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class JobState:
-    """A job as ``GET /v1/jobs/{id}`` shows it. ``stored_before`` counts what earlier processes stored."""
+    """A job as ``GET /v1/jobs/{id}`` shows it. ``collection_id`` tells a collection from a later one of its name."""
 
     job_id: str
     collection: str
@@ -66,6 +69,7 @@ class JobState:
     rejected: tuple[Rejected, ...] = ()
     error: str | None = None
     finished_at: str | None = None
+    collection_id: str | None = None
 
 
 Work = Callable[[str, Sequence[RawNote], Callable[[Outcome], None], threading.Event], Outcome]
@@ -83,6 +87,7 @@ class JobRunner:
         self._owned: dict[str, IO[str]] = {}
         self._guard = threading.Lock()
         self._stopping = threading.Event()
+        self._n_finished = 0
         self._thread = threading.Thread(target=self._run, name="clinrag-jobs", daemon=True)
 
     @property
@@ -91,7 +96,10 @@ class JobRunner:
         return len(self._owned)
 
     def start(self) -> int:
-        """Take up unfinished jobs that no living process owns, start the thread, and return how many there were."""
+        """Take up unfinished jobs that no living process owns, start the thread, and return how many there were.
+
+        A job whose state cannot be read is left where it is, and said in the log: others are not held up by it.
+        """
         found = []
         for folder in sorted(self._folder.iterdir()) if self._folder.is_dir() else []:
             if not _JOB_ID.match(folder.name):
@@ -100,14 +108,17 @@ class JobRunner:
                 if self._abandoned(folder):
                     shutil.rmtree(folder, ignore_errors=True)  # never accepted: its process died before it answered
             elif (folder / "input.json").exists() and self._own(folder):
-                found.append(folder)
-        for folder in sorted(found, key=lambda path: _read_state(path).created_at):
-            self._queue.put(folder.name)
+                try:
+                    found.append((_read_state(folder).created_at, folder.name))
+                except DamagedError as error:
+                    self._leave(folder.name, error)
+        for _, job_id in sorted(found):
+            self._queue.put(job_id)
         self._prune()
         self._thread.start()
         return len(found)
 
-    def submit(self, collection: str, notes: Sequence[RawNote]) -> str:
+    def submit(self, collection: str, notes: Sequence[RawNote], collection_id: str | None = None) -> str:
         """Keep the notes on disk, queue a job for them and return its id.
 
         Raises:
@@ -123,7 +134,7 @@ class JobRunner:
             private_folder(self._folder)
             private_folder(folder)  # durably: what is in it would be lost with it
             self._own(folder)
-        state = JobState(job_id, collection, "queued", len(notes), iso(now_us()))
+        state = JobState(job_id, collection, "queued", len(notes), iso(now_us()), collection_id=collection_id)
         try:
             write_private(folder / "input.json", json.dumps(list(notes)))
             write_private(folder / "state.json", json.dumps(asdict(state)))
@@ -155,7 +166,14 @@ class JobRunner:
 
     def _run(self) -> None:
         while (job_id := self._queue.get()) is not None and not self._stopping.is_set():
-            self._run_one(self._folder / job_id)
+            try:
+                self._run_one(self._folder / job_id)
+            except (DamagedError, OSError) as error:  # its state cannot be read: the jobs behind it can
+                self._leave(job_id, error)
+
+    def _leave(self, job_id: str, error: Exception) -> None:
+        SERVER.error("job left", extra={"fields": {"job": job_id, "error": message_of(error)}})
+        self._disown(job_id)
 
     def _run_one(self, folder: Path) -> None:
         before = _read_state(folder)
@@ -175,20 +193,23 @@ class JobRunner:
                 _save(folder, replace(now(outcome), status="queued"))
                 return
             state = replace(now(outcome), status="done", finished_at=iso(now_us()))
-        except (WriterBusyError, StorageFullError) as error:
-            # Somebody can mend this while the server runs: the job goes to the end of the queue, not to the bin.
-            with contextlib.suppress(OSError):
-                _save(folder, replace(_read_state(folder), status="queued", error=message_of(error)))
-            self._stopping.wait(_RETRY_S)
-            self._queue.put(state.job_id)
-            return
         except Exception as error:
+            if isinstance(error, WriterBusyError) or code_of(error).status == _DISK_FULL:
+                # Somebody can mend this while the server runs: the job goes to the end of the queue, not to the bin.
+                with contextlib.suppress(OSError):
+                    _save(folder, replace(_read_state(folder), status="queued", error=message_of(error)))
+                self._stopping.wait(_RETRY_S)
+                self._queue.put(state.job_id)
+                return
             stored = _read_state(folder)
             state = replace(stored, status="failed", error=message_of(error), finished_at=iso(now_us()))
         with contextlib.suppress(OSError):  # a full disk: the job stays and is taken up at the next start
             _save(folder, state)
             forget_input(folder)
         self._disown(state.job_id)
+        self._n_finished += 1
+        if self._n_finished % _PRUNE_EVERY == 0:
+            self._prune()
 
     def _own(self, folder: Path) -> bool:
         file = (folder / LOCK).open("a")
@@ -212,13 +233,13 @@ class JobRunner:
             file.close()
 
     def _prune(self) -> None:
-        finished = [
-            (path.stat().st_mtime_ns, path)
-            for path in self._folder.glob("*/state.json")
-            if not (path.parent / "input.json").exists()
-        ]
-        for _, path in sorted(finished)[:-_KEEP_FINISHED]:
-            shutil.rmtree(path.parent, ignore_errors=True)
+        finished = []
+        for path in self._folder.glob("*/state.json"):
+            with contextlib.suppress(FileNotFoundError):  # another server of this home folder was first
+                if not (path.parent / "input.json").exists():
+                    finished.append((path.stat().st_mtime_ns, path.parent))
+        for _, folder in sorted(finished)[:-_KEEP_FINISHED]:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _save(folder: Path, state: JobState) -> None:

@@ -124,6 +124,19 @@ def _reason(found: dict[str, Any]) -> str:
         "less_than_equal": f"must be at most {context.get('le')}",
         "too_long": f"has more than {context.get('max_length')} items",
         "string_too_long": f"has more than {context.get('max_length')} characters",
+        "too_short": "is empty",
+        "repeated": "is given twice",
+        "string_type": "must be a text",
+        "list_type": "must be a list",
+        "dict_type": "must be an object",
+        "model_type": "must be an object",
+        "model_attributes_type": "must be an object",
+        "int_type": "must be a whole number",
+        "int_parsing": "must be a whole number",
+        "int_from_float": "must be a whole number",
+        "finite_number": "must be a whole number",
+        "bool_type": "must be true or false",
+        "bool_parsing": "must be true or false",
     }
     return known.get(kind, f"is not valid ({kind.replace('_', ' ')})")
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, model_validator
 from pydantic_core import PydanticCustomError
 
 from indexer.records import Coverage, Scope
@@ -22,7 +22,7 @@ MAX_PAGE = 1_000
 
 ScalarValue = str | int | float | bool | None
 
-OWN_ERRORS = ("lone_surrogate", "not_finite", "not_scalar")
+OWN_ERRORS = ("lone_surrogate", "not_finite", "not_scalar", "blank", "one_of")
 """The kinds of error whose message is ours, and holds nothing of the input."""
 
 
@@ -43,14 +43,29 @@ def _scalars(metadata: dict[str, JsonValue]) -> dict[str, JsonValue]:
     return metadata
 
 
+def _not_blank(text: str) -> str:
+    if not text.strip():
+        raise PydanticCustomError("blank", "is empty")
+    return text
+
+
 Text = Annotated[str, AfterValidator(_characters)]
-Metadata = Annotated[dict[str, JsonValue], AfterValidator(_scalars)]
+Named = Annotated[Text, AfterValidator(_not_blank)]
+"""A text that says whose or why."""
+Texts = Annotated[
+    list[Text], BeforeValidator(lambda value: [] if value is None else value, json_schema_input_type=list[Text] | None)
+]
+Metadata = Annotated[
+    dict[str, JsonValue],
+    BeforeValidator(lambda value: {} if value is None else value, json_schema_input_type=dict[str, JsonValue] | None),
+    AfterValidator(_scalars),
+]
 
 
 class Wire(BaseModel):
     """A model that refuses unknown fields and reads dataclasses of the same shape."""
 
-    model_config = ConfigDict(extra="forbid", from_attributes=True, populate_by_name=True, serialize_by_alias=True)
+    model_config = ConfigDict(extra="forbid", from_attributes=True, serialize_by_alias=True)
 
 
 class Result(BaseModel):
@@ -64,14 +79,14 @@ class Result(BaseModel):
 
 
 class ScopeModel(Wire):
-    """Which notes a query may see; ``null`` and the empty list leave an attribute free."""
+    """Which notes a query may see; ``null``, the empty list and the empty object leave an attribute free."""
 
     patient_id: Text | None = None
     encounter_id: Text | None = None
-    language: list[Text] = Field(default=[], description="ISO 639-1 codes of the passage")
-    note_type: list[Text] = []
-    section: list[Text] = Field(default=[], description="canonical section keys")
-    source: list[Text] = []
+    language: Texts = Field(default=[], description="ISO 639-1 codes of the passage")
+    note_type: Texts = []
+    section: Texts = Field(default=[], description="canonical section keys")
+    source: Texts = []
     date_from: Text | None = Field(
         default=None, alias="from", description="first authored date, inclusive, any precision"
     )
@@ -85,7 +100,7 @@ class ScopeModel(Wire):
         # `metadata` of a Scope is a mapping proxy and its texts are tuples: plain containers are what pydantic takes.
         if not isinstance(value, Scope):
             return value
-        plain = {item.name: getattr(value, item.name) for item in fields(value)}
+        plain = {cls.model_fields[item.name].alias or item.name: getattr(value, item.name) for item in fields(value)}
         return {
             key: dict(given) if isinstance(given, Mapping) else list(given) if isinstance(given, tuple) else given
             for key, given in plain.items()
@@ -316,6 +331,12 @@ class PageQuery(Wire):
 
     limit: int = Field(default=100, ge=1, le=MAX_PAGE)
     cursor: str | None = Field(default=None, max_length=2_048)
+
+
+class VersionQuery(Wire):
+    """The query parameters of a note."""
+
+    version: int | None = Field(default=None, ge=1)
 
 
 class FieldProblem(Result):

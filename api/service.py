@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from api.jobs import Outcome, Rejected
 from api.posted import PostedNotes
 from api.settings import Settings
-from api.withdrawals import RawNote, WaitingNotes
+from api.withdrawals import RawNote, WaitingJobs, WaitingNotes
 from indexer.errors import (
     CollectionNotFoundError,
     DamagedError,
@@ -154,17 +154,19 @@ class Service:
         return described, damaged
 
     def delete_collection(self, name: str, *, with_keys: bool = False) -> None:
-        """Remove a collection and everything in it, the keys of an encrypted one where that is asked for.
+        """Remove a collection with everything in it and what waits for it; its keys where that is asked for.
 
         Raises:
             CollectionNotFoundError: there is none of that name.
             ArgumentError: it has no keys, or another collection shares them; nothing was removed.
         """
+        empty_jobs = WaitingJobs(self.settings.home).deleting(name)
         with self._loaded.lock:
             known = self._loaded.collections.pop(name, None)
             if known is not None:
                 known.close()
             self.library.delete(name, with_keys=with_keys)
+        empty_jobs()
 
     def open_or_create(self, name: str, encoder_name: str | None) -> Collection:
         """Return the collection, made with the given or the default encoder where it is absent.
@@ -303,6 +305,8 @@ class Service:
             CollectionNotFoundError, EncoderMismatchError, WriterBusyError, StorageFullError: as above.
         """
         collection = self.collection(name)
+        if isinstance(notes, WaitingNotes) and notes.collection_id not in (None, collection.collection_id):
+            raise CollectionNotFoundError(f"collection {name!r} was deleted since, and another was made under its name")
         posted = PostedNotes(notes, stopping)
 
         def on_progress(progress: Progress) -> None:

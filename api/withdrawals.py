@@ -12,7 +12,7 @@ import contextlib
 import fcntl
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,11 +33,12 @@ WITHDRAWN: RawNote = {"withdrawn": True}
 
 
 class WaitingNotes(list[RawNote]):
-    """The notes of a job as its input holds them, and whether they were withdrawn since."""
+    """The notes of a job as its input holds them, which collection they are for, and whether they were withdrawn."""
 
     def __init__(self, folder: Path) -> None:
         """Read them."""
         super().__init__(json.loads((folder / INPUT).read_text(encoding="utf-8")))
+        self.collection_id: str | None = json.loads((folder / STATE).read_text(encoding="utf-8")).get("collection_id")
         self._path = folder / WITHDRAWN_BY
 
     def withdrawn(self, note: Note) -> bool:
@@ -77,14 +78,32 @@ class WaitingJobs:
                 count += len(at)
         return count
 
+    def deleting(self, collection: str) -> Callable[[], None]:
+        """Return what empties the jobs that wait for a collection now, to be called once it is deleted.
+
+        They fail when their turn comes; until then, and where no server runs, their notes would lie there.
+        """
+        folders = list(self._jobs(collection))
+
+        def empty() -> None:
+            for folder in folders:
+                with contextlib.suppress(FileNotFoundError), _input_lock(folder):
+                    if (folder / INPUT).exists():
+                        write_private(folder / INPUT, json.dumps([WITHDRAWN] * len(_notes(folder))))
+
+        return empty
+
     def _jobs(self, collection: str) -> Iterator[Path]:
         for folder in sorted(self._folder.iterdir()) if self._folder.is_dir() else []:
-            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-                if (folder / INPUT).exists():
-                    # A job whose state is not written yet is being taken in just now: it may be for any collection.
-                    state = folder / STATE
-                    if not state.exists() or json.loads(state.read_text(encoding="utf-8"))["collection"] == collection:
-                        yield folder
+            if (folder / INPUT).exists() and _for(folder) in (collection, None):
+                yield folder
+
+
+def _for(folder: Path) -> str | None:
+    """Return the collection of a job; ``None`` while it is being taken in and where its state is damaged: any one."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        return str(json.loads((folder / STATE).read_text(encoding="utf-8"))["collection"])
+    return None
 
 
 def forget_input(folder: Path) -> None:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from fastapi import APIRouter, Request, Response
 
 from api.auth import READ
-from api.body import StrictRoute
 from api.codes import Code
 from api.problems import problem
 from api.state import Shared
 
 # In the loop and not on threads: a server whose threads are all taken is busy, not dead.
-router = APIRouter(tags=["health"], route_class=StrictRoute)
+router = APIRouter(tags=["health"])
 
 _NOT_READY = Code(503, 1, "not-ready", "The server is starting", 2)
 

@@ -9,7 +9,17 @@ from fastapi.responses import JSONResponse
 
 from api.auth import READ, WRITE
 from api.body import StrictRoute
-from api.schemas import Deleted, JobAccepted, NoteHeadModel, NoteModel, NotePage, NotesBody, NotesResponse, PageQuery
+from api.schemas import (
+    Deleted,
+    JobAccepted,
+    NoteHeadModel,
+    NoteModel,
+    NotePage,
+    NotesBody,
+    NotesResponse,
+    PageQuery,
+    VersionQuery,
+)
 from api.shown import shown_note, shown_notes
 from api.state import Shared, after, cursor_of
 from indexer.errors import ArgumentError, NoteNotFoundError, TooLargeError
@@ -23,9 +33,10 @@ def post_notes(state: Shared, name: str, body: NotesBody) -> NotesResponse | Res
     if len(body.notes) > state.settings.max_notes:
         raise TooLargeError(f"{len(body.notes):,} notes in one request; the limit is {state.settings.max_notes:,}")
     if not body.wait:
-        if state.service.collection(name).cipher is not None:
+        collection = state.service.collection(name)
+        if collection.cipher is not None:
             raise ArgumentError("wait", "must be true: notes that wait lie in clear, and the collection is encrypted")
-        job_id = state.jobs.submit(name, body.notes)
+        job_id = state.jobs.submit(name, body.notes, collection.collection_id)
         where = {"Location": f"/v1/jobs/{job_id}"}
         return JSONResponse(JobAccepted(job_id=job_id).model_dump(), status_code=202, headers=where)
     with state.posting():
@@ -43,9 +54,9 @@ def list_notes(state: Shared, name: str, page: Annotated[PageQuery, Query()]) ->
 
 
 @router.get("/{note_id:path}", dependencies=[READ])
-def show_note(state: Shared, name: str, note_id: str, version: Annotated[int | None, Query(ge=1)] = None) -> NoteModel:
+def show_note(state: Shared, name: str, note_id: str, asked: Annotated[VersionQuery, Query()]) -> NoteModel:
     """Show a note with its text exactly as it was received."""
-    return NoteModel.model_validate(shown_note(state.service.collection(name), note_id, version))
+    return NoteModel.model_validate(shown_note(state.service.collection(name), note_id, asked.version))
 
 
 @router.delete("/{note_id:path}", dependencies=[WRITE])

@@ -318,7 +318,7 @@ def _date_range(scope: Scope) -> tuple[int, int] | None:
     start = UNDATED if scope.date_from is None else _time("date_from", scope.date_from, lambda text: period(text)[0])
     end = np.iinfo(np.int64).max if scope.date_to is None else _time("date_to", scope.date_to, lambda t: period(t)[1])
     if start >= end:
-        raise ScopeError("date_from", "is after date_to")
+        raise ScopeError("date_from", "is after the last date of the scope")
     return start, end
 
 

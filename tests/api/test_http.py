@@ -10,7 +10,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.api.conftest import NOTES, ids
+from api.service import Service
+from api.settings import Settings
+from indexer.library import Library
+from tests.api.conftest import NOTES, ids, serving
 
 SEARCH_KEYS = {"query", "collection", "took_ms", "scope", "degraded", "coverage", "plan", "hits"}
 HIT_KEYS = {
@@ -140,6 +143,56 @@ def test_a_job_stores_what_waiting_would(ward: httpx.Client):
     assert (state["status"], state["stored"], state["total"], state["done"]) == ("done", 5, 6, 6)
     assert [(row["index"], row["field"]) for row in state["rejected"]] == [(5, "text")]
     assert ward.get("/v1/collections/ward/notes/job/4").status_code == 200
+
+
+def test_notes_of_a_job_are_counted_as_those_of_a_post(ward: httpx.Client):
+    def stored() -> float:
+        line = next(one for one in ward.get("/metrics").text.splitlines() if 'outcome="stored"' in one)
+        return float(line.rsplit(" ", 1)[1])
+
+    before = stored()
+    notes = [{"id": f"counted/{n}", "text": f"Pneumonia number {n}."} for n in range(5)]
+    job_done(ward, ward.post("/v1/collections/ward/notes", json={"notes": notes, "wait": False}).json()["job_id"])
+    assert stored() - before == 5
+
+
+@pytest.mark.parametrize("by", ["http", "process"])
+def test_what_waits_for_a_collection_goes_with_it_and_not_into_its_successor(
+    home: Path, by: str, monkeypatch: pytest.MonkeyPatch
+):
+    def held(*arguments: object, **options: object) -> object:
+        assert go.wait(20)
+        return index(*arguments, **options)
+
+    go, index = threading.Event(), Service.index_posted
+    monkeypatch.setattr(Service, "index_posted", held)
+    with serving(Settings(home=home, encoder="hashing")) as client:
+        client.post("/v1/collections", json={"name": "ward"})
+        body = {"notes": [{"id": "n", "text": "A secret of the former collection."}], "wait": False}
+        jobs = [client.post("/v1/collections/ward/notes", json=body).json()["job_id"] for _ in range(2)]
+        if by == "http":
+            assert client.delete("/v1/collections/ward").status_code == 204
+        else:
+            Library(home).delete("ward")  # which knows of no jobs
+        client.post("/v1/collections", json={"name": "ward"})
+        if by == "http":
+            assert "secret" not in (home / "jobs" / jobs[1] / "input.json").read_text()
+        go.set()
+        for job_id in jobs:
+            state = job_done(client, job_id)
+            assert (state["status"], state["stored"]) == ("failed", 0)
+            assert "was deleted since" in str(state["error"])
+        assert client.get("/v1/collections/ward").json()["notes"] == 0
+
+
+def test_null_leaves_an_attribute_of_the_scope_free(ward: httpx.Client):
+    nothing = dict.fromkeys(SCOPE_KEYS)
+    answer = ward.post("/v1/search", json={"query": "creatinina", "collection": "ward", "scope": nothing}).json()
+    assert answer["coverage"]["notes_searched"] == 4
+    empty = {**nothing, **{key: [] for key in ("language", "note_type", "section", "source")}, "metadata": {}}
+    assert answer["scope"] == empty
+    described = ward.get("/openapi.json").json()["components"]["schemas"]["ScopeModel-Input"]["properties"]
+    assert all({"type": "null"} in field["anyOf"] for field in described.values())
 
 
 def test_a_deleted_note_answers_nowhere(ward: httpx.Client):

@@ -73,6 +73,16 @@ def ward(server: httpx.Client) -> httpx.Client:
         ("GET", "/v1/collections?limit=0", None, 422, "bad-argument", "limit"),
         ("GET", "/v1/collections?cursor=%21", None, 422, "bad-argument", "cursor"),
         ("GET", "/v1/collections?bogus=1", None, 422, "bad-argument", "bogus"),
+        ("GET", "/v1/collections?limit=1&limit=2", None, 422, "bad-argument", "limit"),
+        ("GET", "/v1/collections/ward/notes/lab-2?verison=1", None, 422, "bad-argument", "verison"),
+        ("GET", "/v1/collections/ward/notes/lab-2?version=1&version=2", None, 422, "bad-argument", "version"),
+        ("DELETE", "/v1/collections/ward?dry_run=true", None, 422, "bad-argument", "dry_run"),
+        ("DELETE", "/v1/collections/ward/notes/lab-2?version=1", None, 422, "bad-argument", "version"),
+        ("POST", "/v1/search?patient_id=4711", SEARCH, 422, "bad-argument", "patient_id"),
+        ("POST", "/v1/search", {**SEARCH, "scope": {"date_from": "2024"}}, 422, "bad-argument", "scope.date_from"),
+        ("POST", "/v1/collections/ward/holds", {"patient_id": " ", "reason": "x"}, 422, "bad-argument", "patient_id"),
+        ("POST", "/v1/collections/ward/holds", {"patient_id": "1", "reason": "\n"}, 422, "bad-argument", "reason"),
+        ("POST", "/v1/collections/ward/erasures", {"note_ids": [""]}, 422, "bad-argument", "note_ids.0"),
     ],
 )  # fmt: skip
 def test_refusals_are_problem_documents(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
@@ -15,8 +16,8 @@ from api import jobs as jobs_module
 from api.codes import JobNotFoundError, QueueFullError
 from api.jobs import JobRunner, JobState, Outcome, RawNote, Rejected
 from api.withdrawals import WaitingJobs
-from indexer.errors import CollectionNotFoundError, WriterBusyError
-from indexer.store.erasing import Details
+from indexer.errors import CollectionNotFoundError, DamagedError, WriterBusyError
+from indexer.store.erasing import Details, salted
 
 NOTES = [{"id": f"n{number}", "text": f"text {number}"} for number in range(6)]
 
@@ -204,6 +205,70 @@ def test_a_busy_writer_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyP
     state = finished(runner, runner.submit("ward", NOTES))
     runner.stop()
     assert (state.status, state.stored, state.error) == ("done", 6, None)
+
+
+def test_a_disk_that_is_full_for_a_while_loses_no_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(jobs_module, "_RETRY_S", 0.01)
+    store, tries = Store(), [0]
+
+    def work(*arguments: object) -> Outcome:
+        tries[0] += 1
+        if tries[0] < 3:  # as the writing of a job's own state says it, not in the words of the store
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return store(*arguments)  # type: ignore[arg-type]
+
+    runner = JobRunner(tmp_path, work, 4)
+    runner.start()
+    state = finished(runner, runner.submit("ward", NOTES))
+    runner.stop()
+    assert (state.status, state.stored, state.error) == ("done", 6, None)
+
+
+@pytest.mark.parametrize("damaged", ["", "{", "[]", '{"job_id": "x"}'])
+def test_a_job_whose_state_is_damaged_holds_up_no_other_and_is_within_an_erasures_reach(tmp_path: Path, damaged: str):
+    first = JobRunner(tmp_path, Store(), 4)  # never started
+    bad, good = (first.submit("ward", NOTES) for _ in range(2))
+    first.stop()
+    folder = tmp_path / "jobs" / bad
+    (folder / "state.json").write_text(damaged)
+    runner = JobRunner(tmp_path, Store(), 4)
+    assert runner.start() == 1
+    assert finished(runner, good).stored == 6
+    assert finished(runner, runner.submit("ward", NOTES)).skipped == 6
+    with pytest.raises(DamagedError, match=f"state of job {bad} is damaged"):
+        runner.state(bad)
+    details = Details("notes", "00" * 32, (salted("00" * 32, "notes", "n3"),))
+    assert WaitingJobs(tmp_path).holds("ward", details)
+    runner.stop()
+    assert WaitingJobs(tmp_path).withdraw("ward", details) == 1
+    assert "text 3" not in (folder / "input.json").read_text()
+    assert "text 4" in (folder / "input.json").read_text()
+
+
+def test_a_job_whose_state_is_damaged_while_it_waits_does_not_end_the_others(tmp_path: Path):
+    store = Store()
+    store.gated = True
+    runner = JobRunner(tmp_path, store, 4)
+    runner.start()
+    first, bad, last = (runner.submit("ward", NOTES) for _ in range(3))
+    assert store.reached.wait(20)
+    (tmp_path / "jobs" / bad / "state.json").write_text("{")
+    store.batches.release(20)
+    assert finished(runner, first).status == "done"
+    assert finished(runner, last).status == "done"
+    runner.stop()
+
+
+def test_finished_jobs_are_let_go_while_the_server_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(jobs_module, "_KEEP_FINISHED", 3)
+    monkeypatch.setattr(jobs_module, "_PRUNE_EVERY", 2)
+    runner = JobRunner(tmp_path, Store(), 4)
+    runner.start()
+    done = [finished(runner, runner.submit("ward", NOTES[:1])).job_id for _ in range(8)]
+    runner.stop()
+    left = {path.name for path in (tmp_path / "jobs").iterdir()}
+    assert done[-1] in left
+    assert len(left) <= 4
 
 
 def test_rejected_notes_are_kept_with_the_job(tmp_path: Path):
