@@ -45,6 +45,8 @@ _FIELDS: dict[str, Sequence[str]] = {
 _MADE_AGAIN = ("vectors", "chunks")
 _NEEDED = {"collection_id", "created_at", "encoder_name", "spec", "fingerprint"}
 _OPEN = "open_"
+_MOST_NUMBERS = 1 << 48
+"""A last number from here on is damage: to go on behind it could leave none to give."""
 _NOBODY = 0
 """The note number of a change that stands in the place of a lost one: no note has it."""
 
@@ -87,6 +89,7 @@ def read(path: Path, cipher_for: Callable[[dict[str, str]], RowCipher | None]) -
             if name == "meta":
                 facts = {row["key"]: row["value"] for row in found.rows["meta"]}
                 found.cipher = cipher_for(facts) if "collection_id" in facts else None
+        found.sequences = _sequences(connection)
     if not {row["key"] for row in found.rows["meta"]} >= _NEEDED:
         raise DamagedError("the collection's own facts are lost, it cannot be repaired; restore it from a backup")
     _settle(found)
@@ -137,6 +140,19 @@ def _readable(connection: sqlite3.Connection, name: str) -> Iterator[tuple[int, 
         missing = 0 if one is not None else missing + 1
         if one is not None:
             yield last, one
+
+
+def _sequences(connection: sqlite3.Connection) -> dict[str, int]:
+    """Return the last number that each table gave, lost rows included, as far as that can be read."""
+    try:
+        said = connection.execute("SELECT name, seq FROM sqlite_sequence").fetchall()
+    except sqlite3.DatabaseError:
+        return {}
+    return {row["name"]: row["seq"] for row in said if row["name"] in _FIELDS and _is_number(row["seq"])}
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int) and 0 <= value < _MOST_NUMBERS
 
 
 def _text_problem(values: Row, found: Salvage) -> str | None:
@@ -279,9 +295,13 @@ class Rebuilder:
         self._number_on(connection)
 
     def _number_on(self, connection: Connection) -> None:
-        """Give no number twice: the log speaks of notes by theirs, also of those that are gone."""
+        """Give no number twice: the log speaks of notes by theirs, vectors beside of versions, also of what is gone."""
         last = dict(self.found.sequences)
         last["notes"] = max([last.get("notes", 0), *(row["note"] for row in self.found.rows["changes"])])
+        for one in self.found.quarantined:
+            table, number = one.row.split()[0], one.content.get("id")
+            if table in ("notes", "versions") and isinstance(number, int) and _is_number(number):
+                last[table] = max(last.get(table, 0), number)
         raise_last_ids(connection, last)
 
     def _notes(self) -> list[Row]:

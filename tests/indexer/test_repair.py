@@ -11,8 +11,10 @@ import pytest
 from indexer.build import index_notes
 from indexer.errors import ClinragError, DamagedError
 from indexer.library import Library
+from indexer.reencoding import cutover, reencode
 from indexer.repair import repair
 from tests.indexer.made_collections import LetterEncoder, new, note, shown
+from tests.indexer.test_reencoding import WordEncoder
 
 TEXTS = {f"note-{n}": f"Number {n} has pain. The plan is {'rest ' * (n % 3 + 1)}and more." for n in range(8)}
 
@@ -138,3 +140,17 @@ def test_an_erasure_reaches_what_a_repair_put_aside(home):
         library.erase(ward, "notes", ["note-1"])
         assert ward.scan([b"Zygomatic fracture, unrepeatable."]) == []
     assert not kept.exists()
+
+
+def test_no_number_is_given_twice_so_vectors_beside_are_never_those_of_a_lost_note(home):
+    with opened(home) as ward:
+        reencode(ward, "words", WordEncoder())
+    change(home, "UPDATE versions SET text = 'lost' WHERE id = (SELECT max(id) FROM versions)")
+    run(home)
+    with opened(home) as ward:
+        index_notes(ward, LetterEncoder(), [note("another", "Stored behind the repair.")])
+        cutover(ward, WordEncoder)
+    with opened(home) as ward:
+        assert ward.note("another").text == "Stored behind the repair."
+        assert "another" in shown(ward)
+        assert ward.verify() == []
