@@ -17,23 +17,10 @@ match it in one language only, so that nothing counts twice.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from itertools import chain
-from typing import Any, Protocol
-
-# By module: the package's own door takes compiled stemmers of another version where a machine has them, and terms
-# of one collection must be the same everywhere.
-from snowballstemmer.dutch_stemmer import DutchStemmer
-from snowballstemmer.english_stemmer import EnglishStemmer
-from snowballstemmer.french_stemmer import FrenchStemmer
-from snowballstemmer.german_stemmer import GermanStemmer
-from snowballstemmer.italian_stemmer import ItalianStemmer
-from snowballstemmer.portuguese_stemmer import PortugueseStemmer
-from snowballstemmer.romanian_stemmer import RomanianStemmer
-from snowballstemmer.russian_stemmer import RussianStemmer
-from snowballstemmer.spanish_stemmer import SpanishStemmer
+from typing import Any
 
 from indexer.text.lexemes import (
     Piece,
@@ -47,31 +34,13 @@ from indexer.text.lexemes import (
     word_lists,
 )
 from indexer.text.memory import forgets, remembered
+from indexer.text.stemmers import STEMMERS, Stemmers
 
-STEMMERS = {
-    "de": GermanStemmer,
-    "en": EnglishStemmer,
-    "es": SpanishStemmer,
-    "fr": FrenchStemmer,
-    "it": ItalianStemmer,
-    "nl": DutchStemmer,
-    "pt": PortugueseStemmer,
-    "ro": RomanianStemmer,
-    "ru": RussianStemmer,
-}
-"""Languages whose words are stemmed, and the algorithm."""
-
-
-_MOST_WORDS = 65_536  # Of each language, with what stands beside them: some 20 MB.
+_MOST_WORDS = 131_072  # Of all languages together, and as many older ones, with what stands beside them: 50 to 70 MB.
 _LONGEST_WORD = 40
-
-
-class Stemmer(Protocol):
-    """What the stemmers of the snowball package do."""
-
-    def stemWord(self, word: str) -> str:  # noqa: N802
-        """Return the stem of a lower-case word."""
-        ...
+_AROUND_WORDS = ".,;:!?()[]{}<>\"'*/-=|\N{HORIZONTAL ELLIPSIS}\N{BULLET}\N{LEFT DOUBLE QUOTATION MARK}"
+_AROUND_WORDS += "\N{RIGHT DOUBLE QUOTATION MARK}\N{LEFT-POINTING DOUBLE ANGLE QUOTATION MARK}"
+_AROUND_WORDS += "\N{RIGHT-POINTING DOUBLE ANGLE QUOTATION MARK}\N{DOUBLE LOW-9 QUOTATION MARK}"
 
 
 def analyze(text: str, language: str | None) -> list[str]:
@@ -136,11 +105,16 @@ def _terms(text: str, language: str | None) -> Iterator[str]:
 
 
 class _Words(dict[str, tuple[str, ...]]):
-    """The terms of words that stand alone in passages of one language: most of a text were in another before."""
+    """The terms of words, and of numbers with their units, in passages of one language.
+
+    Nearly all of a text were in another before. What was not asked for since all languages' memories grew old twice is
+    forgotten.
+    """
 
     def __init__(self, language: str | None) -> None:
         super().__init__()
         self._language = language
+        self._older: dict[str, tuple[str, ...]] = {}
 
     def terms(self, text: str) -> list[str]:
         """Return the terms of a normalised text."""
@@ -154,27 +128,47 @@ class _Words(dict[str, tuple[str, ...]]):
             if first == len(words):
                 return terms
             at = number_end(words, first)
-            if at > first:
-                terms.extend(_terms(" ".join(words[first:at]), self._language))
+            if at > first:  # The blank behind it tells a number that nothing follows here from one before a unit.
+                terms.extend(self.of(" ".join([*words[first:at], ""])))
             else:
-                terms.extend(self._learned(words[first]))
+                terms.extend(self.of(words[first]))
                 at += 1
 
-    def _learned(self, word: str) -> tuple[str, ...]:
-        terms = tuple(_terms(word, self._language))
-        if len(word) <= _LONGEST_WORD:
-            if len(self) >= _MOST_WORDS:
-                self.clear()
-            self[word] = terms
+    def of(self, words: str) -> tuple[str, ...]:
+        """Return the terms of a word, or of a number and what it reaches to."""
+        terms = self.get(words)
+        if terms is None:
+            terms = self._older.get(words) or self._worked_out(words)
+            if len(words) <= _LONGEST_WORD:
+                self[words] = terms
+                if sum(map(len, _WORDS.values())) > _MOST_WORDS:
+                    for each in _WORDS.values():
+                        each.grow_old()
         return terms
+
+    def _worked_out(self, words: str) -> tuple[str, ...]:
+        word = words.strip(_AROUND_WORDS)
+        if not word.isalpha():
+            return tuple(_terms(words, self._language))
+        return _stems(word, self._language) if word == words else self.of(word)
+
+    def grow_old(self) -> None:
+        """Keep what is known for as long as it takes to learn as much again."""
+        self._older = dict(self)
+        self.clear()
+
+    def forget(self) -> None:
+        """Know nothing."""
+        self._older = {}
+        self.clear()
 
 
 _WORDS = {language: _Words(language) for language in (None, *STEMMERS)}
 for _known in _WORDS.values():
-    forgets(_known.clear)
+    forgets(_known.forget)
 
 
-@remembered(65_536)
+@remembered(16_384)
 def _lexeme_terms(kind: str, found: str, language: str | None) -> tuple[str, ...]:
     """Return the terms of a lexeme in a passage of the language."""
     terms: list[str] = []
@@ -195,39 +189,22 @@ def _run_terms(run: str) -> Iterator[str]:
 
 def _word_terms(word: str, language: str | None) -> tuple[str, ...]:
     """Return the terms of one word in a passage of the language."""
-    if language not in STEMMERS or is_cyrillic(word) != (language == "ru"):
-        return (folded(word),)
-    return _stems(word, language)
+    return _WORDS[language].of(word) if word.isalpha() else _stems(word, language)
 
 
-@remembered(65_536)
-def _stems(word: str, language: str) -> tuple[str, ...]:
-    """Return a word's stem, and that of the word without accents where it differs."""
-    stem = f"{language}:{folded(_STEMMERS.stem(word, language))}"
+def _stems(word: str, language: str | None) -> tuple[str, ...]:
+    """Return a word's stem, and that of the word without accents where it differs; itself where nothing stems it."""
     without_accents = folded(word)
+    if language is None or is_cyrillic(word) != (language == "ru"):
+        return (without_accents,)
+    stem = f"{language}:{folded(_STEMMERS.stem(word, language))}"
     if without_accents == word:
         return (stem,)
     plain = f"{language}:{folded(_STEMMERS.stem(without_accents, language))}"
     return (stem,) if plain == stem else (stem, plain)
 
 
-class _Stemmers(threading.local):
-    """This thread's stemmers: one keeps the word it works on in itself."""
-
-    def __init__(self) -> None:
-        self._by_language: dict[str, Stemmer] = {}
-
-    def stem(self, word: str, language: str) -> str:
-        """Return the stem of a word."""
-        stemmer = self._by_language.get(language)
-        if stemmer is None:
-            stemmer = self._by_language[language] = STEMMERS[language]()
-        stem = stemmer.stemWord(word)
-        stemmer.stemWord("")  # It would keep the word until the next.
-        return stem
-
-
-_STEMMERS = _Stemmers()
+_STEMMERS = Stemmers()
 
 
 @cache

@@ -15,6 +15,7 @@ from functools import cache
 from importlib import resources
 
 from indexer.text.folding import fold_term
+from indexer.text.memory import remembered
 
 _SINGLE = 0.1  # Weight of one character of a longer run: enough to order passages without the pair.
 _PAIR_WEIGHTS = (1.0, 0.4, 0.2)  # By how many are hiragana: endings and particles, seldom what is asked for.
@@ -48,6 +49,7 @@ _ONE_FORM = str.maketrans(
     | dict.fromkeys("\u00ad\u200b\u200c\u200d\u2060\ufeff", "")
 )
 """Dashes and apostrophes of all kinds, ligatures that are also written apart, and characters that are not seen."""
+_OTHER_FORM = re.compile("[" + re.escape("".join(map(chr, _ONE_FORM))) + "]")  # Seldom there, and quickly looked for.
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +68,12 @@ def normalized(text: str) -> str:
     """Return the copy of a text that is cut into terms."""
     if text.isascii():
         return text.lower()
-    folded = unicodedata.normalize("NFKC", text.translate(_ONE_FORM)).casefold()
-    return unicodedata.normalize("NFKC", folded).translate(_ONE_FORM)
+    folded = unicodedata.normalize("NFKC", _in_one_form(text)).casefold()
+    return _in_one_form(unicodedata.normalize("NFKC", folded))
+
+
+def _in_one_form(text: str) -> str:
+    return text.translate(_ONE_FORM) if _OTHER_FORM.search(text) else text
 
 
 def lexemes(text: str) -> Iterator[tuple[str, str]]:
@@ -103,7 +109,7 @@ def number_end(words: Sequence[str], first: int) -> int:
 
     ``words`` are a normalised text cut at every blank. Only numbers reach over blanks: to more digits, and to a unit.
     """
-    if not _DIGIT.search(words[first]) or ("+" not in words[first] and not _ends_in_number(words[first])):
+    if not _DIGIT.search(words[first]) or not _reaches_on(words[first]):
         return first
     end = first + 1
     while end < len(words) and (not words[end] or _DIGIT.search(words[end])):
@@ -111,8 +117,11 @@ def number_end(words: Sequence[str], first: int) -> int:
     return min(end + 1, len(words))
 
 
-def _ends_in_number(word: str) -> bool:
-    """Return whether a unit behind a word would be that of a number in it."""
+@remembered(16_384)
+def _reaches_on(word: str) -> bool:
+    """Return whether digits behind a word would be of a number in it, or a unit that of one."""
+    if "+" in word:
+        return True
     *_, (kind, _) = lexemes(f"{word} mg")
     return kind == "dose"
 

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+import re
 import unicodedata
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from eval import bundled
 from indexer.text.analysis import STEMMERS, analyze, analyze_query
 from indexer.text.lexemes import lexemes, normalized, pieces_of
 from indexer.text.memory import forget
+from indexer.text.stemmers import Stemmers
 from tests.memory import holds
 
 LANGUAGES = [*sorted(STEMMERS), "zh", "ja", None]
@@ -278,6 +281,39 @@ def test_words_that_stand_alone_are_analysed_as_in_their_text(text, language):
         for piece in pieces_of(kind, found):
             expected += [*piece.terms, *(analyze(piece.word, language) if piece.word else ())]
     assert analyze(text, language) == expected
+
+
+@pytest.mark.parametrize("first", ["weight 40", "40", "1,5 x 40", "40 \n", "E11.9 +34 40"])
+def test_a_number_at_the_end_of_one_text_does_not_change_the_next(first):
+    forget()
+    before = analyze("then 40 mg, 1,5 x 40 ml", "en")
+    forget()
+    analyze(first, "en")
+    assert analyze("then 40 mg, 1,5 x 40 ml", "en") == before
+    assert "40mg" in before
+    assert "40ml" in before
+
+
+def test_words_keep_their_terms_when_more_are_seen_than_are_remembered(monkeypatch):
+    text = "Fever, feverish; (coughs) 40 mg and no-one's X-rays"
+    forget()
+    expected = [analyze(text, language) for language in LANGUAGES]
+    monkeypatch.setattr("indexer.text.analysis._MOST_WORDS", 3)
+    assert [analyze(text, language) for language in [*LANGUAGES, *LANGUAGES]] == [*expected, *expected]
+
+
+@given(st.text("abcdeghilmnorstuvwyzáéíñöüșțçйеиовтсняьы'", max_size=16), st.sampled_from(sorted(STEMMERS)))
+def test_stems_are_those_of_the_package(word, language):
+    assert Stemmers().stem(word, language) == STEMMERS[language]().stemWord(word)
+
+
+@pytest.mark.parametrize("language", sorted(STEMMERS))
+def test_stems_of_words_in_use_are_those_of_the_package(language):
+    notes = bundled.notes_path().read_text(encoding="utf-8").lower()
+    words = sorted(set(re.findall(r"[^\W\d_]{4,}", notes)))[::4]
+    ours, packages = Stemmers(), STEMMERS[language]()
+    assert [ours.stem(word, language) for word in words] == [packages.stemWord(word) for word in words]
+    assert len(words) > 500
 
 
 def test_no_word_is_kept_when_words_are_to_be_forgotten():
