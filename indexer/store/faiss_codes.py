@@ -14,7 +14,7 @@ of both lengths, and with it the margin, becomes smaller (by half for vectors of
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
@@ -43,7 +43,7 @@ _STEP = 0.42
 _MOST_STRETCH = 16.0
 _LONG_RESIDUALS = 0.001  # Share of the rows that are always looked at.
 _SAMPLE = 65_536  # Rows by which the levels are placed.
-_BLOCK = 8192  # Rows that are rotated and rounded at once.
+_BLOCK = 2048  # Rows that are rotated and rounded at once.
 _SEED = 20_240_521
 _HEADER = struct.Struct("<8sqqqdd")
 _MAGIC = b"codes/2\0"
@@ -104,10 +104,13 @@ class RowCodes:
     def of(cls, rows: Rows) -> RowCodes:
         """Return the codes of float16 rows; the same bytes for the same rows."""
         n, dim = rows.shape
-        sample = widened(rows[np.linspace(0, n - 1, min(n, _SAMPLE)).astype(np.intp)])
-        turns = _turns(sample)
-        sample = sample @ turns[0]
-        scale, mean = sample.std(axis=0), sample.mean(axis=0)
+        drawn = np.linspace(0, n - 1, min(n, _SAMPLE)).astype(np.intp)
+
+        def sample() -> Iterator[Scores]:
+            return (widened(rows[drawn[start : start + _BLOCK]]) for start in range(0, len(drawn), _BLOCK))
+
+        turns = _turns(sample, dim)
+        mean, scale = (moment.astype(np.float32) for moment in _moments(block @ turns[0] for block in sample()))
         # Levels must differ beside the mean: where all rows are one, the scan would divide by nothing.
         least = max(float(scale.mean()) * 1e-3, float(np.abs(mean).max()) * 1e-5, 1e-12)
         step = np.maximum(scale, least) * np.float32(_STEP)
@@ -144,7 +147,7 @@ class RowCodes:
             _MAGIC, len(self.codes), self.dim, len(self.long_residuals), self._spread, self._shrinkage
         )
         arrays = (self._turns, self._lowest, self._step, self.long_residuals.astype(np.int64), self.codes)
-        return header + b"".join(np.ascontiguousarray(array).tobytes() for array in arrays)
+        return b"".join((header, *(np.ascontiguousarray(array).data.cast("B") for array in arrays if array.size)))
 
     @classmethod
     def frombytes(cls, kept: bytes, n_rows: int, dim: int) -> tuple[RowCodes, int]:
@@ -189,20 +192,30 @@ class RowCodes:
         return min(kth, asked.centre + (kth - asked.centre) * (1 - self._shrinkage)) - asked.margin - abs(kth) * 1e-5
 
 
-def _turns(sample: Scores) -> NDArray[np.float32]:
+def _moments(blocks: Iterable[Scores]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the mean and the standard deviation of each column of rows that come in blocks, each looked at once."""
+    n, total, squares = 0, np.float64(0), np.float64(0)
+    for block in blocks:
+        n += len(block)
+        total = total + block.sum(axis=0, dtype=np.float64)
+        squares = squares + np.square(block, dtype=np.float64).sum(axis=0)
+    mean = np.asarray(total / n)
+    return mean, np.sqrt(np.maximum(squares / n - mean * mean, 0.0))
+
+
+def _turns(sample: Callable[[], Iterator[Scores]], dim: int) -> NDArray[np.float32]:
     """Return what turns rows, and what turns queries, ``(2, dim, dim)``: one is the other's transposed inverse.
 
     A stretch by ``a`` along the mean makes rows ``var (a^2 - 1)`` longer, squared, and leaves ``(mean^2 + var) / a^2``
     of a query, if queries are as rows are: least in their product at ``a^4 = 1 + mean^2 / var``.
     """
-    dim = sample.shape[1]
     rotation = np.linalg.qr(np.random.default_rng(_SEED).standard_normal((dim, dim)))[0]
-    mean = sample.mean(axis=0, dtype=np.float64)
+    mean, _ = _moments(sample())
     length = float(np.linalg.norm(mean))
     if length == 0.0 or dim == 1:
         return np.stack([rotation, rotation]).astype(np.float32)
     along = mean / length
-    variance = float((sample @ along.astype(np.float32)).var(dtype=np.float64))
+    variance = float(_moments(block @ along.astype(np.float32)[:, None] for block in sample())[1][0] ** 2)
     stretch = min((1 + length**2 / max(variance, 1e-12 * length**2)) ** 0.25, _MOST_STRETCH)
     own = np.outer(along, along @ rotation)
     return np.stack([rotation + (stretch - 1) * own, rotation + (1 / stretch - 1) * own]).astype(np.float32)

@@ -22,7 +22,7 @@ from indexer.store.cipher import NEEDED, RowCipher, chunk_hash, cipher_of, plain
 from indexer.store.columns import UNDATED, ChunkRow, Deletion, Ids, VersionRow
 
 PAGE_VERSIONS = 1000
-PAGE_CHUNKS = 20_000
+PAGE_CHUNKS = 4_000
 
 
 class Page(NamedTuple):

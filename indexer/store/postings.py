@@ -37,7 +37,7 @@ from indexer.store.vectors import best, positions
 
 _TF_BITS = 16
 _MOST_TF = 2**_TF_BITS - 1
-_SLAB = 1_000_000  # Postings that are put in order at once.
+_SLAB = 250_000  # Postings that are put in order at once.
 _SPARSE = 3  # Where terms have this part of the chunks, those that hold one are picked out before pools are told apart.
 _PIECE = 500  # Terms between two pauses.
 _MOST_LATE = 100  # Of more chunks at once, the terms are put in their places at once.
@@ -327,70 +327,88 @@ class PostingsIndex:
         alive = np.ones(len(state.ids), np.bool_)
         alive[state.dead] = False
         moved = (np.cumsum(alive) - 1).astype(np.int32)
+        fresh, ends = self._fresh_terms(n_terms, pause)
         counts = np.zeros(n_terms, np.int64)
-        chunk_parts, tf_parts = [], []
-        for terms, chunks, tfs in self._slabs(len(state.ids), n_terms, pause):
+        most = int(ends[-1]) if n_terms else 0
+        all_chunks, all_tfs, n_kept = np.empty(most, np.int32), np.empty(most, np.uint16), 0
+        for terms, chunks, tfs in self._slabs(len(state.ids), fresh, ends, pause):
             if len(state.dead):
                 kept = alive[chunks]
                 terms, chunks, tfs = terms[kept], moved[chunks[kept]], tfs[kept]
-            counts += np.bincount(terms, minlength=n_terms)
-            chunk_parts.append(chunks)
-            tf_parts.append(tfs)
+            if len(terms):
+                first = int(terms[0])
+                found = np.bincount(terms - first)
+                counts[first : first + len(found)] += found
+            part = slice(n_kept, n_kept + len(chunks))
+            all_chunks[part], all_tfs[part], n_kept = chunks, tfs, part.stop
             pause()
         held = np.flatnonzero(counts)
-        encoded: list[bytes] = []
+        names, lengths = bytearray(), np.empty(len(held), np.int64)
         for start in range(0, len(held), _PIECE):
-            encoded += [self._terms[term_id].encode() for term_id in held[start : start + _PIECE].tolist()]
+            encoded = [self._terms[term_id].encode() for term_id in held[start : start + _PIECE].tolist()]
+            lengths[start : start + _PIECE] = [*map(len, encoded)]
+            names += b"".join(encoded)
             pause()
         return {
             "ids": state.ids[alive],
             "lengths": state.lengths[alive],
             "starts": _offsets(counts[held]),
-            "chunks": _joined(chunk_parts, np.int32),
-            "tfs": _joined(tf_parts, np.uint16),
-            "names": np.frombuffer(b"".join(encoded), np.uint8),
-            "name_starts": _offsets(np.array([len(name) for name in encoded], np.int64)),
+            "chunks": all_chunks[:n_kept],
+            "tfs": all_tfs[:n_kept],
+            "names": np.frombuffer(bytes(names), np.uint8),
+            "name_starts": _offsets(lengths),
             "last_id": np.array([last_id], np.int64),
         }
 
-    def _slabs(self, n: int, n_terms: int, pause: Callable[[], None]) -> Iterator[_Postings]:
+    def _fresh_terms(self, n_terms: int, pause: Callable[[], None]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return which of the first terms have fresh postings, and where each one's end if all have all of theirs."""
+        with self._fresh_lock:
+            numbers = sorted(number for number in map(self._term_ids.__getitem__, self._fresh) if number < n_terms)
+        fresh, sizes = np.array(numbers, np.int64), np.zeros(n_terms, np.int64)
+        n_base = len(self._base.starts) - 1
+        sizes[:n_base] = np.diff(self._base.starts)
+        for start in range(0, len(numbers), _PIECE):
+            part = numbers[start : start + _PIECE]
+            sizes[part] += [len(self._fresh[self._terms[number]]) for number in part]
+            pause()
+        return fresh, np.cumsum(sizes)
+
+    def _slabs(
+        self, n: int, fresh: NDArray[np.int64], ends: NDArray[np.int64], pause: Callable[[], None]
+    ) -> Iterator[_Postings]:
         """Yield all postings below position ``n`` by term, then by chunk: some terms, all of theirs, at a time."""
-        base, fresh = self._base, self._fresh_postings(n, pause)
-        n_base = len(base.starts) - 1
-        sizes = np.bincount(fresh.terms, minlength=n_terms)
-        sizes[:n_base] += np.diff(base.starts)
-        ends = np.cumsum(sizes)
-        first = 0
-        while first < n_terms:
+        base = self._base
+        n_base, first = len(base.starts) - 1, 0
+        while first < len(ends):
             before = int(ends[first - 1]) if first else 0
             last = max(first + 1, int(np.searchsorted(ends, before + _SLAB, side="right")))
             start, end = min(first, n_base), min(last, n_base)
             part = slice(base.starts[start], base.starts[end])
             own = np.repeat(np.arange(start, end, dtype=np.int32), np.diff(base.starts[start : end + 1]))
-            added = slice(*np.searchsorted(fresh.terms, [first, last]))
             slab = _Postings(own, base.chunks[part], base.tfs[part])
-            if added.stop > added.start:
-                order = np.argsort(np.concatenate([slab.terms, fresh.terms[added]]), kind="stable")
-                pairs: Any = zip(slab, fresh, strict=True)
-                slab = _Postings(*(np.concatenate([old, new[added]])[order] for old, new in pairs))
+            added = self._fresh_postings(fresh[slice(*np.searchsorted(fresh, [first, last]))], n, pause)
+            if not len(own):
+                slab = added
+            elif len(added.terms):
+                order = np.argsort(np.concatenate([own, added.terms]), kind="stable")
+                pairs: Any = zip(slab, added, strict=True)
+                slab = _Postings(*(np.concatenate([old, new])[order] for old, new in pairs))
             yield slab
             first = last
 
-    def _fresh_postings(self, n: int, pause: Callable[[], None]) -> _Postings:
-        """Return the postings below position ``n`` that were added since the base, by term, then by chunk."""
-        with self._fresh_lock:
-            numbers = sorted(map(self._term_ids.__getitem__, self._fresh))
+    def _fresh_postings(self, numbers: NDArray[np.int64], n: int, pause: Callable[[], None]) -> _Postings:
+        """Return the postings of some terms below position ``n`` that were added since the base, by term and chunk."""
         lengths: list[int] = []
         parts: list[NDArray[np.int64]] = []
         for start in range(0, len(numbers), _PIECE):
             with self._fresh_lock:  # An array cannot grow while numpy reads it.
-                found = [self._fresh[self._terms[number]] for number in numbers[start : start + _PIECE]]
+                found = [self._fresh[self._terms[number]] for number in numbers[start : start + _PIECE].tolist()]
                 lengths += map(len, found)
                 parts += map(np.array, found)
             pause()
         pairs = _joined(parts, np.int64)
         seen = pairs < n << _TF_BITS
-        return _Postings(np.repeat(numbers, lengths).astype(np.int32)[seen], *_unpaired(pairs[seen]))
+        return _Postings(np.repeat(numbers.astype(np.int32), lengths)[seen], *_unpaired(pairs[seen]))
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, NDArray[np.generic]]) -> PostingsIndex:
