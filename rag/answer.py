@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from indexer.encoders.encoder import Encoder
 
 
+DRAFT = "draft"
+"""What ``degraded`` names where a part of what a generator wrote is not in the answer: it did not pass the gate."""
+
+
 class AnswerStatus(StrEnum):
     """Whether the notes support an answer."""
 
@@ -72,7 +76,8 @@ def answer(collection: Collection, encoder: Encoder | None, request: AnswerReque
     note_text = cache(view.note_text)
     context = build_context(view, found.passages, note_text, count_tokens=_counter(usable))
     statements = generator.generate(Prompt(request.question, language, context)) if context else ()
-    cited = cite(statements, context, note_text, _similarity(usable))
+    cited = cite(statements, context, note_text, _similarity(usable), language)
+    degraded = (*found.result.degraded, DRAFT) if cited.withheld else found.result.degraded
     if not cited.citations:
         cited = Cited(phrases(language).not_found(found.result.coverage), ())
     return Answer(
@@ -82,7 +87,7 @@ def answer(collection: Collection, encoder: Encoder | None, request: AnswerReque
         language=language,
         citations=cited.citations,
         coverage=found.result.coverage,
-        degraded=found.result.degraded,
+        degraded=degraded,
         hits=found.result.hits,
     )
 

@@ -12,11 +12,17 @@ from numpy.typing import NDArray
 from indexer.errors import DamagedError
 from indexer.records import Span
 from rag.context import ContextPassage, NoteText
+from rag.figures import Figure, Said, denials, figures
 
 Similarity = Callable[[str, Sequence[str]], NDArray[np.float32]]
 """How near each of some sentences is to a statement, ``(n,)``: an encoder's, across languages."""
 
-_MARKS = re.compile(r"\[\s*\d+(?:\s*[,;，、]\s*\d+)*\s*\]")
+MOST_MORE = 3
+"""So many sentences beside the likest ones are quoted for a statement's figures, where those do not hold them."""
+
+_MARKS = re.compile(r"\[\s*\d{1,9}(?:\s*[,;，、]\s*\d{1,9})*\s*\]")
+_ROW = re.compile(_MARKS.pattern + r"(?:[\s,;，、]*" + _MARKS.pattern + ")*")
+_DOUBLED = re.compile(r"\[\s*(" + _ROW.pattern + r")\s*\]")
 _NUMBER = re.compile(r"\d+")
 _WIDE = str.maketrans("［］【】〔〕", "[][][]")
 _MARKS_AFTER_STOP = re.compile(r"([.!?。！？…]+[\"'”’»」』）)]*)((?:\s*" + _MARKS.pattern + r")+)")
@@ -51,20 +57,24 @@ class Citation:
 
 @dataclass(frozen=True, slots=True)
 class Cited:
-    """What passed the gate: the text with its marks, and one citation a mark, numbered from 1 without gaps."""
+    """What passed the gate: the text with its marks, and one citation a mark, numbered from 1 without gaps.
+
+    ``withheld`` statements did not pass.
+    """
 
     text: str
     citations: tuple[Citation, ...]
+    withheld: int = 0
 
 
 def read_marks(text: str) -> tuple[str, tuple[int, ...]]:
     """Return a sentence without its marks, and the passage numbers they name, in order, each once.
 
-    >>> read_marks("INR was 2.4 [2][1, 2].")
+    >>> read_marks("INR was 2.4 [2], [1, 2].")
     ('INR was 2.4.', (2, 1))
     """
     numbers = [int(number) for marks in _MARKS.findall(text) for number in _NUMBER.findall(marks)]
-    bare = re.sub(r"\s+(?=[.!?,;:。！？，；：]|$)", "", _MARKS.sub("", text)).strip()
+    bare = re.sub(r"\s+(?=[.!?,;:。！？，；：]|$)", "", _ROW.sub("", text)).strip()
     return bare, tuple(dict.fromkeys(numbers))
 
 
@@ -74,7 +84,8 @@ def marks_inside(text: str) -> str:
     >>> marks_inside("Warfarin was stopped. [1] INR was high。【2】")
     'Warfarin was stopped [1]. INR was high [2]。'
     """
-    return _MARKS_AFTER_STOP.sub(lambda match: f" {match.group(2).strip()}{match.group(1)}", text.translate(_WIDE))
+    single = _DOUBLED.sub(r"\1", text.translate(_WIDE))
+    return _MARKS_AFTER_STOP.sub(lambda match: f" {match.group(2).strip()}{match.group(1)}", single)
 
 
 def cite(
@@ -82,11 +93,14 @@ def cite(
     passages: Sequence[ContextPassage],
     note_text: NoteText,
     similarity: Similarity | None = None,
+    language: str | None = None,
 ) -> Cited:
     """Return the statements that rest on a passage, each with marks to the sentences that say so.
 
-    A statement without a valid mark is dropped. A quote is the sentence that the statement is, else the sentences that
-    hold it verbatim, else the passage's sentence that is most like it.
+    A statement without a valid mark is withheld, and so is one with a figure that the sentences quoted for it do not
+    hold (`rag.figures`; a denial is one, where statements are in ``language``). A quote is the sentence that the
+    statement is, else the sentences that hold it verbatim, else the passage's sentence that is most like it; where
+    these lack a figure, sentences of the same passages that have it are quoted, too.
 
     Raises:
         DamagedError: a passage is not what its note says at that place.
@@ -95,21 +109,25 @@ def cite(
     numbers: dict[tuple[str, int, int, int], int] = {}
     citations: list[Citation] = []
     lines: list[str] = []
+    withheld = 0
     for statement in statements:
         named = [known[n] for n in statement.passages if n in known]
         text = plain(statement.text)
-        if not named or not text:
+        if not text:
+            continue
+        quotes = _quotes(statement.text, named, similarity, language)
+        if not quotes:
+            withheld += 1
             continue
         marks = []
-        for passage in named:
-            span = find_quote(statement.text, passage, similarity)
+        for passage, span in quotes:
             key = (passage.note_id, passage.version, span.start, span.end)
             if key not in numbers:
                 numbers[key] = len(citations) + 1
                 citations.append(_citation(numbers[key], passage, span, note_text))
             marks.append(numbers[key])
         lines.append(f"{text} " + "".join(f"[{n}]" for n in dict.fromkeys(marks)))
-    return Cited("\n".join(lines), tuple(citations))
+    return Cited("\n".join(lines), tuple(citations), withheld)
 
 
 def plain(text: str) -> str:
@@ -140,6 +158,56 @@ def find_quote(statement: str, passage: ContextPassage, similarity: Similarity |
         near = similarity(statement, texts)
         scores = scores + (near - near.min()) / max(float(near.max() - near.min()), 1e-6)
     return sentences[int(np.argmax(scores))]
+
+
+def _quotes(
+    statement: str, named: Sequence[ContextPassage], similarity: Similarity | None, language: str | None
+) -> list[tuple[ContextPassage, Span]]:
+    """Return the sentences that a statement rests on, by passage; none where they do not hold its figures."""
+    if not named:
+        return []
+    quotes = [(passage, find_quote(statement, passage, similarity)) for passage in named]
+    wanted = figures(statement) + (denials(statement, language) if language else [])
+    if not wanted or any(passage.quote(span) == statement for passage, span in quotes):
+        return quotes
+    said = Said(
+        [*(passage.quote(span) for passage, span in quotes), *(passage.section_title or "" for passage in named)],
+        [passage.authored_at for passage in named],
+    )
+    more = _more(statement, wanted, said, named)
+    if more is None:
+        return []
+    likest = max((_overlap(statement, passage.quote(span)) for passage, span in more), default=0.0)
+    kept = quotes
+    if more and not Said([p.quote(s) for p, s in more], [p.authored_at for p in named]).lacks(wanted):
+        # What was likest before is no quote where what holds the figures is liker.
+        kept = [(p, s) for p, s in quotes if _overlap(statement, p.quote(s)) >= likest]
+    order = {passage.n: at for at, passage in enumerate(named)}
+    return sorted({*kept, *more}, key=lambda quote: (order[quote[0].n], quote[1].start))
+
+
+def _more(
+    statement: str, wanted: Sequence[Figure], said: Said, named: Sequence[ContextPassage]
+) -> list[tuple[ContextPassage, Span]] | None:
+    """Return the fewest likely sentences that hold what is wanted and not said yet, ``None`` where there are none."""
+    lacking = said.lacks(wanted)
+    more: list[tuple[ContextPassage, Span]] = []
+    if not lacking:
+        return more
+    others = [(passage, span) for passage in named for span in passage.sentences()]
+    read = [Said([passage.quote(span)]) for passage, span in others]
+    likeness = [_overlap(statement, passage.quote(span)) for passage, span in others]
+    for _ in range(MOST_MORE):
+        left = [len((said | one).lacks(lacking)) for one in read]
+        at = min(range(len(others)), key=lambda n: (left[n], -likeness[n]))
+        if left[at] == len(lacking):
+            return None
+        more.append(others[at])
+        said |= read[at]
+        lacking = said.lacks(lacking)
+        if not lacking:
+            return more
+    return None
 
 
 def _citation(n: int, passage: ContextPassage, span: Span, note_text: NoteText) -> Citation:

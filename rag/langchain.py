@@ -27,6 +27,12 @@ _BODY_LOGGERS = ("openai._base_client", "openai._legacy_response", "openai._resp
 _EXTRAS = ("openai", "ollama")
 """Providers that an extra of that name installs."""
 
+_THOUGHT = re.compile(r"<think(?:ing)?>.*?(?:</think(?:ing)?>|\Z)", re.DOTALL)
+"""What some local models write before they answer: a draft of a draft."""
+
+_ENDED = re.compile(r"[.!?。！？…][\"'”’»」』）)]*\Z|\]\Z")
+_CUT = ("length", "max_tokens", "MAX_TOKENS")
+
 _LIST_MARK = re.compile(r"^\s*(?:[-*•]|\d+[.)])\s+")
 
 
@@ -88,14 +94,21 @@ class LangChainGenerator:
         messages = write_messages(prompt, secrets.token_hex(8))
         # A fresh context: no tracer, callback or run of a caller's comes along.
         text = contextvars.Context().run(self._reply, messages)
-        return read_draft(text, prompt.language)
+        if not text.strip():
+            # Said by a model that calls a tool, refuses or thinks for too long: no word of what the notes say.
+            raise GeneratorError(f"the generator {self._name} gave no text")
+        draft = read_draft(text, prompt.language)
+        # What names no passage goes on as it is: the gate withholds it and says so.
+        return draft if draft or NOT_FOUND in text else (Statement(text, ()),)
 
     def _reply(self, messages: list[BaseMessage]) -> str:
         from langsmith.run_helpers import tracing_context
 
         try:
             with tracing_context(enabled=False):
-                return str(self._model.invoke(messages).text)
+                message = self._model.invoke(messages)
+            text = _THOUGHT.sub("", str(message.text))
+            return _whole(text) if _was_cut(message) else text
         except Exception as error:
             # The cause's own message may hold the request, so neither it nor the chain is passed on.
             failure = f"the generator {self._name} failed ({type(error).__name__})"
@@ -114,6 +127,19 @@ def write_messages(prompt: Prompt, mark: str) -> list[BaseMessage]:
         blocks.append(f"<<< {mark} [{passage.n}]\n{head}\n{passage.text}\n>>> {mark} [{passage.n}]")
     blocks.append(f"{said.question}: {prompt.question}")
     return [SystemMessage(said.instructions.format(mark=mark)), HumanMessage("\n\n".join(blocks))]
+
+
+def _was_cut(message: BaseMessage) -> bool:
+    """Return whether the model had no room for the end of its reply."""
+    said = message.response_metadata
+    return any(said.get(key) in _CUT for key in ("finish_reason", "stop_reason", "done_reason"))
+
+
+def _whole(text: str) -> str:
+    """Return a reply that was cut without its last, unfinished sentence: the mark in it may be of its beginning."""
+    text = marks_inside(text).rstrip()
+    last = split_sentences(text, None)[-1:]
+    return text if not last or _ENDED.search(text) else text[: last[0].start]
 
 
 def read_draft(text: str, language: str) -> tuple[Statement, ...]:

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.text import Text
 
-from api.cli.counts import counted
-from api.cli.terminal import printable
+from api.cli.terminal import counted, printable
 
 if TYPE_CHECKING:
     from api.schemas import AnswerResponse, ExpansionModel, SearchResponse
@@ -25,6 +24,7 @@ _WORD = re.compile(r"\w+")
 _WITHOUT = {
     "dense": "dense retrieval did not take part (its encoder is not on this machine, or is another one)",
     "lexical": "lexical retrieval did not take part",
+    "draft": "sentences of the model are left out: they cite nothing, or say what is in no sentence that they cite",
 }
 
 

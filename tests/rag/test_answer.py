@@ -106,6 +106,17 @@ def test_statements_without_a_valid_number_are_dropped(bundled):
     said = answer(bundled, ENCODER, AnswerRequest("warfarin", scope), generator)
     assert said.status == "insufficient_evidence"
     assert said.answer.startswith("Not found in 16 notes, 2021-05-11 to 2024-01-15")
+    assert said.degraded == ("draft",)
+
+
+def test_an_answer_says_that_a_sentence_with_a_wrong_number_was_withheld(tmp_path):
+    collection = collection_of(tmp_path, [Note("n", "Creatinine 1.3 mg/dL. Warfarin 5 mg daily.", language="en")])
+    right, wrong = Statement("Warfarin 5 mg.", (1,)), Statement("Creatinine was 3.1 mg/dL.", (1,))
+    said = answer(collection, ENCODER, AnswerRequest("creatinine, warfarin?"), Scripted(right, wrong))
+    assert (said.answer, said.degraded) == ("Warfarin 5 mg. [1]", ("draft",))
+    assert answer(collection, ENCODER, AnswerRequest("creatinine?"), Scripted(right)).degraded == ()
+    said = answer(collection, ENCODER, AnswerRequest("creatinine?"), Scripted(wrong))
+    assert (said.status, said.citations, said.degraded) == ("insufficient_evidence", (), ("draft",))
 
 
 def test_marks_in_a_note_are_not_marks_of_the_answer(tmp_path):

@@ -94,6 +94,48 @@ def test_a_failing_model_is_an_error_without_a_word_of_notes_or_question(status,
     assert not any("arfarin" in str(link) or "华法林" in str(link) for link in chain if link is not None)
 
 
+def said_by(message):
+    model = GenericFakeChatModel(messages=iter([message]))
+    return [(one.text, one.passages) for one in LangChainGenerator(model, "fake:m").generate(PROMPT)]
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        AIMessage(""),
+        AIMessage(" \n"),
+        AIMessage("", tool_calls=[{"name": "search", "args": {}, "id": "1"}]),
+        AIMessage([{"type": "reasoning", "reasoning": "Warfarin 5 mg [1]."}]),
+        AIMessage("<think>Perhaps warfarin 5 mg [1]. Or"),
+    ],
+)
+def test_a_model_that_gives_no_text_has_not_said_that_nothing_was_found(message):
+    with pytest.raises(GeneratorError, match="fake:m gave no text"):
+        said_by(message)
+
+
+def test_what_a_model_thinks_aloud_is_no_part_of_its_draft():
+    assert said_by(AIMessage("<think>Is it 10 mg [1]?\n10 mg [1].</think>\nIt is 5 mg [1].")) == [("It is 5 mg.", (1,))]
+
+
+def test_of_a_draft_that_was_cut_the_last_sentence_is_left_out():
+    text = "Warfarin 5 mg [1]. Bisoprolol [2] was never"
+    assert said_by(AIMessage(text, response_metadata={"finish_reason": "length"})) == [("Warfarin 5 mg.", (1,))]
+    whole = AIMessage("Warfarin 5 mg [1]. INR 2.4 [2].", response_metadata={"finish_reason": "length"})
+    assert said_by(whole) == [("Warfarin 5 mg.", (1,)), ("INR 2.4.", (2,))]
+
+
+def test_a_draft_without_any_mark_goes_to_the_gate_as_it_is():
+    assert said_by(AIMessage("Warfarin 5 mg.")) == [("Warfarin 5 mg.", ())]
+    assert said_by(AIMessage("NOT_FOUND")) == []
+
+
+def test_marks_in_two_pairs_of_brackets_and_absurd_numbers_are_read():
+    assert said_by(AIMessage("Warfarin 5 mg [[1]].")) == [("Warfarin 5 mg.", (1,))]
+    assert said_by(AIMessage("Warfarin 5 mg [[1], [2]].")) == [("Warfarin 5 mg.", (1, 2))]
+    assert said_by(AIMessage(f"Warfarin 5 mg [{'9' * 5000}]."))[0][1] == ()
+
+
 def test_an_unreachable_model_is_an_error():
     with ChatServer("") as server:
         pass
