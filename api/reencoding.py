@@ -13,7 +13,7 @@ from eval.statistics import Interval, paired_bootstrap
 from indexer import reencoding
 from indexer.collection import Collection
 from indexer.encoders.encoder import Encoder
-from indexer.errors import ArgumentError, EncoderUnavailableError
+from indexer.errors import ArgumentError
 from indexer.reencoding import Beside
 from rag.search import SearchRequest, search
 
@@ -57,7 +57,7 @@ def compare(service: Service, name: str, judged: Path) -> Comparison:
     """
     questions = load_span_questions(judged)
     collection = service.collection(name)
-    live = _scores(collection, _encoder_or_none(service, collection.encoder_name), questions)
+    live = _scores(collection, service.encoder_or_none(collection), questions)
     with reencoding.completed(collection, _encoder_beside(service, collection)) as other:
         theirs = _scores(other, service.encoder(other.encoder_name), questions)
         other_name = other.encoder_name
@@ -102,13 +102,6 @@ def _encoder_beside(service: Service, collection: Collection) -> Callable[[], En
     found = reencoding.beside(collection)
     # Without one the caller is refused before an encoder is asked for.
     return partial(service.encoder, "" if found is None else found.encoder_name)
-
-
-def _encoder_or_none(service: Service, encoder_name: str) -> Encoder | None:
-    try:
-        return service.encoder(encoder_name)
-    except EncoderUnavailableError:
-        return None
 
 
 def _scores(collection: Collection, encoder: Encoder | None, questions: Sequence[SpanQuestion]) -> list[SpanScores]:

@@ -149,7 +149,7 @@ class Service:
                 described.append(self.describe(name))
             except CollectionNotFoundError:
                 continue  # deleted since it was named
-            except (DamagedError, KeysError):
+            except (DamagedError, KeysError, StorageError):
                 damaged.append(name)
         return described, damaged
 
@@ -201,6 +201,13 @@ class Service:
                 self._loaded.encoders[name] = self._load_encoder(name)
             return self._loaded.encoders[name]
 
+    def encoder_or_none(self, collection: Collection) -> Encoder | None:
+        """Return the collection's encoder, or ``None`` where it is not here: the search says that it is degraded."""
+        try:
+            return self.encoder(collection.encoder_name)
+        except EncoderUnavailableError:
+            return None
+
     def generator(self, name: str | None, encoder: Encoder | None = None) -> Generator:
         """Return the generator of that name; ``None`` is the first of the settings. Chat models are made once.
 
@@ -233,7 +240,7 @@ class Service:
             language_policy=question.language_policy,
             expand=question.expand,
         )
-        encoder = None if question.mode == "lexical" else self._encoder_or_none(collection)
+        encoder = None if question.mode == "lexical" else self.encoder_or_none(collection)
         with _unless_deleted(collection):
             return SearchResponse.model_validate(search(collection, encoder, request))
 
@@ -244,7 +251,7 @@ class Service:
 
         started = time.perf_counter()
         collection = self.collection(question.collection)
-        encoder = self._encoder_or_none(collection)
+        encoder = self.encoder_or_none(collection)
         request = AnswerRequest(
             question=question.text, scope=question.scope, k=question.k, language_policy=question.language_policy
         )
@@ -342,13 +349,6 @@ class Service:
             for collection in self._loaded.collections.values():
                 collection.close()
             self._loaded.collections.clear()
-
-    def _encoder_or_none(self, collection: Collection) -> Encoder | None:
-        """Return the collection's encoder, or ``None`` where it is not here: the search says that it is degraded."""
-        try:
-            return self.encoder(collection.encoder_name)
-        except EncoderUnavailableError:
-            return None
 
 
 @contextmanager

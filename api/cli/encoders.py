@@ -9,8 +9,8 @@ from pathlib import Path
 import click
 
 from api.cli.context import CliContext, pass_context
-from api.cli.counts import counted
 from api.cli.options import json_option
+from api.cli.terminal import counted
 
 
 @click.command()

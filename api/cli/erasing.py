@@ -8,9 +8,8 @@ from pathlib import Path
 import click
 
 from api.cli.context import CliContext, pass_context
-from api.cli.counts import counted
 from api.cli.options import NAMED, collection_option, json_option
-from api.cli.terminal import say
+from api.cli.terminal import counted, say
 
 _AGAIN = "what was asked for is finished when the collection is opened next"
 

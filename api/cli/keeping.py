@@ -9,9 +9,8 @@ from pathlib import Path
 import click
 
 from api.cli.context import CliContext, pass_context
-from api.cli.counts import counted
 from api.cli.options import json_option
-from api.cli.terminal import say
+from api.cli.terminal import counted, say
 
 _PATH = click.Path(dir_okay=False, path_type=Path)
 

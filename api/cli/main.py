@@ -19,9 +19,7 @@ from api.cli import (
     encoders,
     erasing,
     evaluate,
-    facets,
     notes,
-    reencoding,
     search,
     serve,
     store,
@@ -137,9 +135,6 @@ for command in (
     train.train,
 ):
     cli.add_command(command)
-
-for part in (reencoding.reencode, reencoding.cutover, reencoding.rollback, reencoding.discard, facets.facets):
-    collections.collections.add_command(part)
 
 
 def main() -> None:

@@ -9,9 +9,8 @@ import click
 
 from api.cli import erasing
 from api.cli.context import CliContext, pass_context
-from api.cli.counts import counted
 from api.cli.options import WORDS, collection_option, json_option
-from api.cli.terminal import printable, say
+from api.cli.terminal import counted, printable, say
 
 
 @click.group()

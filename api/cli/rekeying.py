@@ -8,8 +8,8 @@ from dataclasses import asdict
 import click
 
 from api.cli.context import CliContext, pass_context
-from api.cli.counts import counted
 from api.cli.options import json_option
+from api.cli.terminal import counted
 from indexer.errors import ArgumentError, KeysError
 
 

@@ -12,9 +12,8 @@ from pathlib import Path
 import click
 
 from api.cli.context import CliContext, pass_context
-from api.cli.counts import counted
 from api.cli.options import ColumnMap, collection_option, json_option
-from api.cli.terminal import say
+from api.cli.terminal import counted, say
 from indexer.errors import SourceError
 from indexer.records import Note, RowError
 

@@ -1,4 +1,4 @@
-"""What reaches a terminal: text of notes, ids and file names are shown to it, never obeyed by it."""
+"""What reaches a terminal: text of notes, ids and file names are shown to it, never obeyed; numbers have their noun."""
 
 from __future__ import annotations
 
@@ -29,3 +29,12 @@ def printable(text: str) -> str:
 def say(text: str, *, err: bool = False) -> None:
     """Print a line for people that holds what the caller did not write."""
     click.echo(printable(text), err=err)
+
+
+def counted(n: int, noun: str, *, plural: str | None = None) -> str:
+    """Return a number with its noun, in the singular where there is one.
+
+    >>> counted(1, "note"), counted(1_200, "passage"), counted(0, "vector")
+    ('1 note', '1,200 passages', '0 vectors')
+    """
+    return f"{n:,} {noun if n == 1 else plural or noun + 's'}"

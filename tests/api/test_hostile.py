@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from api.connections import PatientProtocol
+from api.server import PatientProtocol
 from api.settings import Settings
 from tests.api.conftest import NOTES, serving
 
