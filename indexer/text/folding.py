@@ -31,6 +31,8 @@ def _fold_character(char: str) -> str:
     if "\uac00" <= char <= "\ud7a3":
         return char  # Hangul syllables would fall apart into letters
     decomposed = unicodedata.normalize("NFKD", char).casefold()
+    if decomposed == "\u2010":  # also what the hyphen that does not break (U+2011) falls apart into
+        return "-"
     kept = "".join(part for part in decomposed if not unicodedata.combining(part) or part in _KEPT_MARKS)
     return unicodedata.normalize("NFC", kept)
 

@@ -187,7 +187,7 @@ def _unknown_at(text: str, line_start: int, at: int, end: int, titles: _Titles) 
     if not line or len(line) > _MAX_UNKNOWN_CHARS or not line[0].isalpha() or line[0].islower():
         return None
     title = line[:-1].rstrip() if line[-1] in ":：" else line
-    if not title or any(mark in title for mark in ".,:：;；。，、!?？！") or len(title.split()) > _MAX_UNKNOWN_WORDS:
+    if not title or any(mark in title for mark in ".,:：;；。．，、!?？！") or len(title.split()) > _MAX_UNKNOWN_WORDS:
         return None
     if titles.is_label(title):
         return None
@@ -195,7 +195,8 @@ def _unknown_at(text: str, line_start: int, at: int, end: int, titles: _Titles) 
         limit = _MAX_UNKNOWN_CJK_CHARS if title[0] > "\u3000" else _MAX_UNKNOWN_CHARS
         return _Header(line_start, end, None, title) if len(title) <= limit else None
     capitals = sum(char.isupper() for char in title)
-    if not title.isupper() or capitals < _MIN_CAPITALS or any(char.isdigit() for char in title) or _is_shouted(text):
+    # Of letters that have no case ("ＰＰＩ等を用いたがＧＥＲは") capitals say nothing.
+    if capitals < _MIN_CAPITALS or any(char.isalnum() and not char.isupper() for char in title) or _is_shouted(text):
         return None
     return _Header(line_start, end, None, title)
 

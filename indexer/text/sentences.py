@@ -23,7 +23,11 @@ _TOKEN_BEFORE = re.compile(r"\S+\Z")
 _OPENERS = "([{«“‘\"'「『（［【<-–—/,;:"
 _ENUMERATOR = re.compile(r"[(（]?(?:\d{1,3}|[A-Za-z]|[IVXivx]{1,5})\Z")
 _DAY_MONTH = re.compile(r"(?:0?[1-9]|[12]\d|3[01])\.(?:0?[1-9]|1[0-2])\Z")
+_SPACED_DATE = re.compile(r"(?<!\d)(?:0?[1-9]|[12]\d|3[01])\. ?(?:0?[1-9]|1[0-2])\. ?(?:19|20)\d\d(?!\d)")
 _SHORT_NUMBER = re.compile(r"\d{1,2}\Z")
+_ROMAN = re.compile(r"[IVX]{1,5}\Z")
+_FULL_WIDTH_WORD = re.compile(r"(?<![Ａ-Ｚａ-ｚA-Za-z])[Ａ-Ｚａ-ｚA-Za-z]{1,12}\Z")
+_GOES_ON = re.compile(r"[;:)\]}%»）］｝，、；：]|,\s*[^\W\d_]")
 _DOTTED = re.compile(r"(?:[^\W\d_]\.)+[^\W\d_]\Z")
 _NEXT_WORD = re.compile(r"[^\W_]+")
 _GLUED = re.compile(r"[^\W\d_]{3,}\Z")
@@ -125,8 +129,12 @@ def _ends_cjk(text: str, match: re.Match[str], end: int) -> bool:
     before, after = text[match.start() - 1 : match.start()], text[match.end() : match.end() + 2]
     if after and unicodedata.category(after[0])[0] == "M":
         return False  # the mark belongs to the stop
-    if match["cjk"].startswith("．") and before.isdigit() and after[:1].isdigit():
-        return False  # full-width decimals
+    if match["cjk"].startswith("．") and after:
+        if before.isdigit() and after[0].isdigit():
+            return False  # full-width decimals
+        letters = _FULL_WIDTH_WORD.search(text, max(0, match.start() - _TOKEN_WINDOW), match.start())
+        if letters and (after[0].islower() or (after[0].isdigit() and len(letters[0]) <= 2)):
+            return False  # "Ｈ．ｐｙｌｏｒｉ", "Ｎｏ．８"
     # A quotation that the sentence goes on with: 「痛い。」と話す
     return not (match["cjk"][-1] in "」』" and after.startswith(("と", "って", "の", "を", "が", "は")))
 
@@ -143,11 +151,14 @@ def _ends_latin(text: str, match: re.Match[str], sentence_start: int, end: int, 
         return bool(gap) and following.isupper() and match.start() > sentence_start  # "done . Next"
     token = token_match[0].lstrip(_OPENERS)
     if match["comma"]:
-        return True  # ".,Next": line ends that were turned into commas
+        return not following.islower()  # ".,Next": line ends that were turned into commas
     if not gap and not _is_glued_sentence(token, stop, text, match.end("latin")):
         return False
     if following.islower() or unicodedata.category(following)[0] == "M":
         return False
+    goes_on = _GOES_ON.match(text, after_at)
+    if goes_on and not goes_on[0][-1].isupper():
+        return False  # "(PET, etc. )", "rhinitis? , mild"; but " ,Next" is a line end that was turned into a comma
     if stop[0] != ".":
         return True
     if len(stop) > 1 and stop[1] == ".":
@@ -175,7 +186,11 @@ def _is_abbreviation(
     word = fold_term(next_word[0]) if next_word else ""
     if _DAY_MONTH.match(token) and rules.dotted_dates:
         return True
+    if _ROMAN.match(token) and word in rules.ordinal_after:
+        return True  # "III. Grades"
     if _SHORT_NUMBER.match(token):
+        if any(date.end() > after_at for date in _SPACED_DATE.finditer(text, max(0, token_at - 4), after_at + 8)):
+            return True  # "15. 03. 2043"
         previous = _TOKEN_BEFORE.search(text[max(sentence_start, token_at - _TOKEN_WINDOW) : token_at].rstrip())
         before = fold_term(previous[0].strip(_OPENERS)) if previous else ""
         if before in rules.ordinal_before or word in rules.ordinal_after:

@@ -19,6 +19,7 @@ LINES_OF = {
         ("1. Impression", "impression"),
         ("O/E", "physical_examination"),
         ("Follow-up", "follow_up"),
+        ("Follow\u2011up: in 2 weeks", "follow_up"),
         ("ASSESSMENT AND PLAN", "assessment_and_plan"),
     ],
     "es": [
@@ -114,7 +115,7 @@ NOT_HEADERS_OF = {
     "ro": ["Un tratament: niciunul", "TA: 120/80", "Abdomen: suplu", "evoluție"],
     "ru": ["Его лечение: нет", "АД: 120/80", "Печень: не увеличена", "план"],
     "zh": ["医生：您好", "患者：嗯", "体温：36.5℃", "现在的治疗是这样的：没有"],
-    "ja": ["患者：はい", "体温：36.5", "今回の治療について話した：なし", "血圧：120/80"],
+    "ja": ["患者：はい", "体温：36.5", "今回の治療について話した：なし", "血圧：120/80", "ＧＥＲを考慮しＰＰＩ等"],
 }
 
 

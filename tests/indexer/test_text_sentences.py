@@ -21,6 +21,7 @@ SENTENCES_OF = {
         ("Seen in the clinic of St. Mary by J. R. Smith vs. the team.", "Temp. was normal."),
         ("He waited...", "Then he left."),
         ("Pain, swelling, etc.", "The knee is stable."),
+        ("Tests (CT, PET, etc. ) and asthma? , mild, were noted.", "No wheeze.", ",HOSPITAL COURSE: quiet."),
         ("He takes vitamin D.", "She has hepatitis C.", "J. Smith has seen both."),
         ("Insulin 38 IU/d.", "Pump tomorrow."),
         ('He said "I am fine."', "Then he fell."),
@@ -45,10 +46,12 @@ SENTENCES_OF = {
         ("Im 3. Lebensjahr OP.", "Danach beschwerdefrei, ggf. Kontrolle d.h. Labor.", "M. Parkinson bekannt."),
         ("Einnahme 2x tgl. Ramipril 2,5 mg, inkl. Diuretikum.", "RR gut."),
         ("Verbrennung 3. Grades.", "Stadium 3.", "Keine Metastasen."),
+        ("Entlassen 15. 03. 2043 bei Niereninsuffizienz III. Grades.", "Z.n. rez. Embolie, niedermol. Heparin."),
     ],
     "it": [
         ("Visitato dal Dott. Rossi e dalla Prof.ssa Bianchi.", "Assume 2,5 mg per os.", "Controllo il 12.03.2024."),
         ("Lesione di 5 mm.", "Non febbre, dolore ecc.", "Si dimette."),
+        ("Ridotti acido folico e vit. B12, Bil. dir. 0.85 mg/dL.", "Apiretico."),
     ],
     "nl": [
         (
@@ -73,6 +76,8 @@ SENTENCES_OF = {
     "ru": [
         ("Осмотрен д-р. Ивановым И. И. в 10.30.", "Получает 2,5 мг, т.е. таб. Бисопролол 1 р. в день."),
         ("Поступил 12.03.2024 г. с кашлем, одышкой и др. жалобами.", "Хр. Тонзиллит в анамнезе."),
+        ("Серетид 50/25 по 1 инг. 2 раза в день, Аква Д3 5 кап. 1 раз в день.", "Кашель до сих пор.", "Хрипов нет."),
+        ("Хронический дуоденит(Нр?),нестойкая ремиссия, ринит? , лёгкое течение.", "АГ 2 ст.,риск 3."),
         ("Ребенок от 1 берем.", "Вес 3090 г.", "Рост 50 см.", "Выписан домой."),
         ("Т. к. жалоб нет, выписан.", "Кожа чистая, слизистые влажные и т.д.", "Стул в норме."),
     ],
@@ -83,6 +88,12 @@ SENTENCES_OF = {
     ],
     "ja": [
         ("症例は７０歳，男性．", "ＣＲＰは１．５ｍｇ／ｄｌであった．", "発熱なし。"),
+        (
+            "Ｈ．ｐｙｌｏｒｉ陽性，Ｔ．ｃｈｏｌ２５９．",
+            "Ｎｏ．８リンパ節（Ｓ．４５．２．８）．",
+            "前医はＰＰＩ．",
+            "８月に改善した。",
+        ),
         ("「痛い。」と話す。", "疼痛時は0.5mg投与！", "経過良好。"),
     ],
 }
