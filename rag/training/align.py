@@ -6,19 +6,19 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
-from indexer.errors import ArgumentError
 from rag.training import losses
 from rag.training.batches import Batch, Pairs, Questions, Sampler
+from rag.training.checkpoint import load_checkpoint, save_checkpoint, write_tensors
 from rag.training.memory import within_memory
 from rag.training.student import Student, Teacher
 from rag.training.watch import DevWatch, student_encode
@@ -72,12 +72,14 @@ def align(
 
     Raises:
         ArgumentError: the checkpoint is of another architecture, or not even one text fits into memory.
+        SourceError: the checkpoint is damaged.
     """
     folder.mkdir(parents=True, exist_ok=True)
     parameters = student.trained()
     optimizer = torch.optim.AdamW(_groups(parameters, settings), betas=(0.9, 0.98), weight_decay=0.01)
     average = {name: value.detach().clone() for name, value in parameters.items()}
-    progress = _resume(folder, parameters, average, optimizer)
+    kept = {"weight": parameters, "average": average}
+    progress = Progress(**(load_checkpoint(folder, kept, optimizer) or {}))
     student.train()
     last_saved = time.monotonic()
     with (folder / "log.jsonl").open("a", encoding="utf-8") as log:
@@ -124,9 +126,10 @@ def align(
                 with _averaged(parameters, average):
                     watch.look(progress.step, share, student_encode(student), student.save)
             if time.monotonic() - last_saved > settings.checkpoint_minutes * 60:
-                _save(folder, parameters, average, optimizer, progress)
+                save_checkpoint(folder, kept, optimizer, asdict(progress))
                 last_saved = time.monotonic()
-    _save(folder, parameters, average, optimizer, progress)
+    save_checkpoint(folder, kept, optimizer, asdict(progress))
+    write_tensors(folder / "average.safetensors", average)
     return folder / "average.safetensors"
 
 
@@ -196,16 +199,6 @@ def _averaged(parameters: dict[str, Tensor], average: dict[str, Tensor]) -> Iter
             value.copy_(kept[name])
 
 
-def check_same(parameters: Mapping[str, Tensor], saved: Mapping[str, Tensor], folder: Path) -> None:
-    """Refuse a checkpoint that is not of this model.
-
-    Raises:
-        ArgumentError: names or shapes differ.
-    """
-    if {name: value.shape for name, value in parameters.items()} != {n: value.shape for n, value in saved.items()}:
-        raise ArgumentError("out", f"holds a checkpoint of another architecture; remove {folder.name} or name another")
-
-
 def _share(progress: Progress, settings: AlignSettings) -> float:
     if settings.minutes:
         return progress.seconds / (settings.minutes * 60)
@@ -236,57 +229,6 @@ def _layer(name: str) -> int:
     parts = name.split(".")
     named = [at for at, part in enumerate(parts) if part in {"layer", "layers"}]  # BERT and its kin, ModernBERT
     return int(parts[named[0] + 1]) + 1 if named else 0
-
-
-def _save(
-    folder: Path,
-    parameters: dict[str, Tensor],
-    average: dict[str, Tensor],
-    optimizer: torch.optim.Optimizer,
-    progress: Progress,
-) -> None:
-    """Write weights, average and moments under new names, then rename: a kill between leaves the last whole set."""
-    names = list(parameters)
-    moments = {}
-    flat = [value for group in optimizer.param_groups for value in group["params"]]
-    for number, value in enumerate(flat):
-        if optimizer.state[value]:  # nothing came to a parameter that the vector does not pass (global attention)
-            for key in ("exp_avg", "exp_avg_sq"):
-                moments[f"{number}.{key}"] = optimizer.state[value][key]
-    save_file({name: parameters[name].detach().contiguous() for name in names}, folder / "weights.new")
-    save_file(average, folder / "average.new")
-    save_file(moments, folder / "moments.new")
-    (folder / "progress.new").write_text(json.dumps(asdict(progress)), encoding="utf-8")
-    for stem, suffix in (("moments", "safetensors"), ("average", "safetensors"), ("weights", "safetensors")):
-        (folder / f"{stem}.new").replace(folder / f"{stem}.{suffix}")
-    (folder / "progress.new").replace(folder / "progress.json")
-
-
-def _resume(
-    folder: Path,
-    parameters: dict[str, Tensor],
-    average: dict[str, Tensor],
-    optimizer: torch.optim.Optimizer,
-) -> Progress:
-    if not (folder / "progress.json").is_file():
-        return Progress()
-    progress = Progress(**json.loads((folder / "progress.json").read_text(encoding="utf-8")))
-    weights = load_file(folder / "weights.safetensors")
-    check_same(parameters, weights, folder)
-    with torch.no_grad():
-        for name, value in weights.items():
-            parameters[name].copy_(value)
-        for name, value in load_file(folder / "average.safetensors").items():
-            average[name].copy_(value)
-    moments = load_file(folder / "moments.safetensors")
-    flat = [value for group in optimizer.param_groups for value in group["params"]]
-    for number, value in enumerate(flat):
-        if f"{number}.exp_avg" in moments:
-            optimizer.state[value] = {
-                "step": torch.tensor(float(progress.step)),
-                **{key: moments[f"{number}.{key}"] for key in ("exp_avg", "exp_avg_sq")},
-            }
-    return progress
 
 
 def save_average(start: Path, average: Path, out: Path, share: float = 1.0) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from indexer.errors import ArgumentError
+from rag.training.checkpoint import last_checkpoint
 from rag.training.contrast_rows import contrast_dataset, contrast_rows
 from rag.training.memory import within_memory
 from rag.training.recipe import ContrastSettings
@@ -93,7 +94,7 @@ def tune(
         callbacks=[Tellers()],
     )
     trainer.remove_callback(PrinterCallback)  # standard output is the command's
-    trainer.train(resume_from_checkpoint=bool(list((folder / "checkpoints").glob("checkpoint-*"))))
+    trainer.train(resume_from_checkpoint=last_checkpoint(folder / "checkpoints"))
     tuned.max_seq_length = longest  # the model reads as long a text as before; only its training was cut
     if trainer.is_world_process_zero():
         _save(tuned, out)

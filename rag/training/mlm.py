@@ -20,6 +20,7 @@ from indexer.errors import ArgumentError
 from indexer.text.language import identify
 from indexer.text.sections import split_sections
 from indexer.text.sentences import split_sentences
+from rag.training.checkpoint import last_checkpoint
 from rag.training.heldout import HeldOut, read_rows
 from rag.training.memory import within_memory
 from rag.training.pairs import LANGUAGES
@@ -57,7 +58,6 @@ def pretrain(
     Raises:
         ArgumentError: no text is left, or shares and sources do not match.
     """
-    from datasets import Dataset
     from transformers import (
         AutoModelForMaskedLM,
         AutoTokenizer,
@@ -145,12 +145,12 @@ def pretrain(
     trainer = MaskedTrainer(
         model=net,
         args=arguments,
-        train_dataset=Dataset.from_dict({"input_ids": rows}),
+        train_dataset=Draws(rows, settings.steps * arguments.train_batch_size * arguments.world_size),
         data_collator=Masker(tokenizer, settings, seed),
         callbacks=[Tellers()],
     )
     trainer.remove_callback(PrinterCallback)  # standard output is the command's
-    trainer.train(resume_from_checkpoint=bool(list((folder / "checkpoints").glob("checkpoint-*"))))
+    trainer.train(resume_from_checkpoint=last_checkpoint(folder / "checkpoints"))
     if not trainer.is_world_process_zero():
         return out
     net.save_pretrained(out.parent / "masked")  # with its head, for a pretraining stage that follows
@@ -162,18 +162,39 @@ def pretrain(
     return out
 
 
+class Draws(torch.utils.data.Dataset[dict[str, Any]]):
+    """All rows that a run will read, round after round; each knows its number, whatever was read before it."""
+
+    def __init__(self, rows: Sequence[list[int]], count: int) -> None:
+        """Take the rows and how many are read in all."""
+        self._rows, self._count = rows, count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        return {"input_ids": self._rows[number % len(self._rows)], "draw": number}
+
+
 class Masker:
-    """Pads a batch and hides tokens, or whole words; never more than twenty in 128 tokens."""
+    """Pads a batch and hides tokens, or whole words; never more than twenty in 128 tokens.
+
+    What is hidden of a row is told by the seed and the number of its draw: a run that goes on hides the same.
+    """
 
     def __init__(self, tokenizer: Any, settings: MlmSettings, seed: int) -> None:
         """Take the tokenizer whose special tokens are never hidden."""
         self._tokenizer = tokenizer
         self._settings = settings
-        self._chance = random.Random(f"{seed}/mask")  # noqa: S311 - no secret
+        self._seed = seed
         self._special = set(tokenizer.all_special_ids)
 
-    def __call__(self, rows: Sequence[Mapping[str, list[int]]]) -> dict[str, torch.Tensor]:
-        """Return ``input_ids``, ``attention_mask`` and ``labels`` (-100 where nothing is asked), each ``(B, T)``."""
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        """Return ``input_ids``, ``attention_mask`` and ``labels`` (-100 where nothing is asked), each ``(B, T)``.
+
+        Args:
+            rows: token ids under ``input_ids``, and under ``draw`` a number of their own.
+        """
         width = max(len(row["input_ids"]) for row in rows)
         tokens = torch.full((len(rows), width), int(self._tokenizer.pad_token_id))
         mask = torch.zeros((len(rows), width), dtype=torch.long)
@@ -182,16 +203,17 @@ class Masker:
             ids = torch.tensor(row["input_ids"])
             tokens[number, : len(ids)] = ids
             mask[number, : len(ids)] = 1
-            for at in self._hidden(row["input_ids"]):
+            chance = random.Random(f"{self._seed}/mask/{row['draw']}")  # noqa: S311 - no secret
+            for at in self._hidden(row["input_ids"], chance):
                 labels[number, at] = ids[at]
-                draw = self._chance.random()
+                draw = chance.random()
                 if draw < 0.8:
                     tokens[number, at] = int(self._tokenizer.mask_token_id)
                 elif draw < 0.9:
-                    tokens[number, at] = self._chance.randrange(len(self._tokenizer))
+                    tokens[number, at] = chance.randrange(len(self._tokenizer))
         return {"input_ids": tokens, "attention_mask": mask, "labels": labels}
 
-    def _hidden(self, ids: Sequence[int]) -> list[int]:
+    def _hidden(self, ids: Sequence[int], chance: random.Random) -> list[int]:
         """Return the positions to hide, whole words together where asked."""
         groups: list[list[int]] = []
         pieces = self._tokenizer.convert_ids_to_tokens(list(ids))
@@ -205,7 +227,7 @@ class Masker:
                 groups.append([at])
         most = max(1, int(len(ids) * _PREDICTIONS_PER_TOKEN))
         wanted = min(most, max(1, round(self._settings.masked * sum(map(len, groups)))))
-        self._chance.shuffle(groups)
+        chance.shuffle(groups)
         hidden: list[int] = []
         for group in groups:
             if len(hidden) + len(group) <= wanted:

@@ -18,13 +18,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from indexer.errors import ArgumentError
+from indexer.errors import ArgumentError, SourceError
 from rag.training.card import write_card, write_curve
+from rag.training.checkpoint import told_when_full
 from rag.training.devscore import dev_scores, mean_score
 from rag.training.processes import SHARED, Team
 from rag.training.recipe import Recipe, Stage, read_recipe
 from rag.training.stages import RUN, StageRun, check_stages, start_model
-from rag.training.watch import DevWatch, folder_score
+from rag.training.watch import DevWatch, best_look, folder_score
 from rag.training.watch import Score as WatchedScore
 
 _TRAINED = ("prune", "transplant", "mlm", "align", "synonyms", "contrast", "correct")
@@ -72,6 +73,7 @@ def run_recipe(
     Raises:
         SourceError: recipe or data cannot be read.
         ArgumentError: a setting is not allowed, or the model is of a kind that a stage cannot take.
+        StorageFullError: there is no room in ``out_dir``.
     """
     recipe = read_recipe(recipe_path)
     if not data_dir.is_dir():
@@ -80,14 +82,27 @@ def run_recipe(
     if not team.is_first:
         return _join(recipe, out_dir, data_dir, team)
     out_dir.mkdir(parents=True, exist_ok=True)
+    with told_when_full(out_dir):
+        return _lead(recipe, out_dir, data_dir, score, on_progress, team)
+
+
+def _lead(
+    recipe: Recipe, out_dir: Path, data_dir: Path, score: Score | None, on_progress: Report | None, team: Team
+) -> TrainReport:
+    """Run the stages, as the only or the first of several processes."""
     (out_dir / "recipe.toml").write_text(recipe.text, encoding="utf-8")
     done = _read(out_dir / "progress.json")
-    scores: dict[str, dict[str, float]] = _read(out_dir / "scores.json")
+    names = {"start", *(f"{number:02d}-{stage.kind}" for number, stage in enumerate(recipe.stages, 1))}
+    scores: dict[str, dict[str, float]] = {
+        name: found for name, found in _read(out_dir / "scores.json").items() if name in names
+    }
     watched = _own_score(recipe, data_dir, out_dir)
     if score is None and watched is not None:
         score = folder_score(watched)
     packed: Path | None = None
     key = _start_key(recipe)
+    if done.get("start") != key:
+        _unscore("start", scores, out_dir)
     model = start = _start(recipe, out_dir, data_dir, key, done)
     team.wait()
     for number, stage in enumerate(recipe.stages, 1):
@@ -95,6 +110,7 @@ def run_recipe(
         key = stage.key(key)
         if done.get(folder.name) != key:
             _forget(out_dir, done, recipe, number, key)
+            _unscore(folder.name, scores, out_dir)
             if stage.kind in _TRAINED:
                 _score(score, start, "start", scores, out_dir)
             run = _stage_run(recipe, stage, folder, out_dir, data_dir, model, number, on_progress, watched)
@@ -107,20 +123,15 @@ def run_recipe(
                 model = result
             done[folder.name] = key
             done[folder.name + ".model"] = str(model.relative_to(out_dir))
-            scores.pop(folder.name, None)
             _write(out_dir / "progress.json", done)
-            if stage.kind in _TRAINED:
-                _score(score, model, folder.name, scores, out_dir)
-                model = _better(recipe, folder, model, scores)
-                done[folder.name + ".model"] = str(model.relative_to(out_dir))
-                _write(out_dir / "progress.json", done)
+            model = _judged(recipe, stage, folder, model, score, scores, done, out_dir)
             if number < len(recipe.stages):
                 team.wait()
         else:
             model = out_dir / done[folder.name + ".model"]
             packed = folder / "model" if stage.kind == "export" else packed
-            if stage.kind in _TRAINED:  # a run may have been cut off while it was scored
-                _score(score, model, folder.name, scores, out_dir)
+            # a run may have been cut off while it was scored, or before the better weights were chosen
+            model = _judged(recipe, stage, folder, model, score, scores, done, out_dir)
     final = _publish(model, out_dir / "model")
     if packed is not None:
         packed = _publish(packed, out_dir / "packed")
@@ -176,13 +187,32 @@ def _own_score(recipe: Recipe, data_dir: Path, out_dir: Path) -> WatchedScore | 
     return lambda encode: dev_scores(encode, data_dir, out_dir / "pairs", dev.rows, dev.limit)
 
 
+def _judged(
+    recipe: Recipe,
+    stage: Stage,
+    folder: Path,
+    model: Path,
+    score: Score | None,
+    scores: dict[str, dict[str, float]],
+    done: dict[str, Any],
+    out_dir: Path,
+) -> Path:
+    """Score a stage's model once and return the weights that it hands on, which ``progress.json`` names."""
+    if stage.kind not in _TRAINED:
+        return model
+    _score(score, model, folder.name, scores, out_dir)
+    model = _better(recipe, folder, model, scores)
+    if done[folder.name + ".model"] != (name := str(model.relative_to(out_dir))):
+        done[folder.name + ".model"] = name
+        _write(out_dir / "progress.json", done)
+    return model
+
+
 def _better(recipe: Recipe, folder: Path, model: Path, scores: Mapping[str, Mapping[str, float]]) -> Path:
     """Return the stage's best weights where the recipe takes them and they score above its last ones."""
-    record = folder / "best.json"
-    if recipe.dev is None or not recipe.dev.take_best or not record.is_file():
+    if recipe.dev is None or not recipe.dev.take_best or (best := best_look(folder)) is None:
         return model
-    best = json.loads(record.read_text(encoding="utf-8"))["mean"]
-    return folder / "best" if best > mean_score(scores.get(folder.name, {})) else model
+    return folder / "best" if best["mean"] > mean_score(scores.get(folder.name, {})) else model
 
 
 def _stage_run(  # noqa: PLR0913 - what a stage is told
@@ -233,6 +263,12 @@ def _score(score: Score | None, model: Path, name: str, scores: dict[str, dict[s
     _write(out_dir / "scores.json", scores)
 
 
+def _unscore(name: str, scores: dict[str, dict[str, float]], out_dir: Path) -> None:
+    """Drop what the weights of other settings scored, also on disk: the run may be cut off before it scores again."""
+    if scores.pop(name, None) is not None:
+        _write(out_dir / "scores.json", scores)
+
+
 def _publish(model: Path, target: Path) -> Path:
     """Copy a stage's result to its place: under a new name, then renamed, so that no half result ever stands there."""
     new = target.with_name(target.name + ".new")
@@ -246,7 +282,10 @@ def _publish(model: Path, target: Path) -> Path:
 def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
-    content = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise SourceError(f"{path.name} of the run is damaged; remove it, and its stages are run again") from error
     assert isinstance(content, dict)
     return content
 

@@ -32,6 +32,7 @@ from indexer.encoders.catalog import load_encoder
 from indexer.encoders.encoder import Encoder
 from indexer.errors import ArgumentError
 from rag.training.batches import Sampler, Sizes, Texts
+from rag.training.checkpoint import last_checkpoint
 from rag.training.contrast_rows import contrast_rows
 from rag.training.heldout import read_rows
 from rag.training.recipe import StaticSettings
@@ -330,7 +331,7 @@ def _train(
         model=model, args=arguments, train_dataset=part.rows, loss=part.loss, callbacks=[Tellers()]
     )
     trainer.remove_callback(PrinterCallback)  # standard output is the command's
-    trainer.train(resume_from_checkpoint=bool(list(checkpoints.glob("checkpoint-*"))))
+    trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
     return bool(trainer.is_world_process_zero())
 
 

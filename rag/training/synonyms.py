@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from indexer.errors import ArgumentError
-from rag.training.align import check_same, save_average
+from rag.training.align import save_average
+from rag.training.checkpoint import load_checkpoint, save_checkpoint, write_tensors
 from rag.training.memory import within_memory
 from rag.training.recipe import SynonymSettings
 from rag.training.student import Student
@@ -92,6 +92,7 @@ def align_synonyms(
 
     Raises:
         ArgumentError: there are no concepts with two names, or the checkpoint is of another architecture.
+        SourceError: the checkpoint is damaged.
     """
     with (pairs / "terms.jsonl").open(encoding="utf-8") as lines:
         concepts = [json.loads(line) for line in lines]
@@ -101,7 +102,7 @@ def align_synonyms(
     parameters = student.trained()
     optimizer = torch.optim.AdamW(parameters.values(), lr=settings.learning_rate, weight_decay=0.01)
     folder = out.parent
-    start = _resume(folder, parameters, optimizer)
+    start = (load_checkpoint(folder, {"weight": parameters}, optimizer) or {"step": 0})["step"]
     by_parent: dict[str, list[int]] = defaultdict(list)
     where = {row["id"]: number for number, row in enumerate(concepts)}
     for number, row in enumerate(concepts):
@@ -130,7 +131,7 @@ def align_synonyms(
             log.write(json.dumps(record) + "\n")
             tell((step + 1) / settings.steps, record)
             if (step + 1) % 100 == 0 or step + 1 == settings.steps:
-                _save(folder, parameters, optimizer, step + 1)
+                save_checkpoint(folder, {"weight": parameters}, optimizer, {"step": step + 1})
     return _finish(model, folder, out, parameters)
 
 
@@ -175,36 +176,8 @@ def _batch(
     return texts, keys, relations
 
 
-def _save(folder: Path, parameters: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, step: int) -> None:
-    tensors = {f"weight.{name}": value.detach().contiguous() for name, value in parameters.items()}
-    for number, value in enumerate(parameters.values()):
-        for key in ("exp_avg", "exp_avg_sq"):
-            tensors[f"{key}.{number}"] = optimizer.state[value][key]
-    save_file(tensors, folder / "checkpoint.new", metadata={"step": str(step)})
-    (folder / "checkpoint.new").replace(folder / "checkpoint.safetensors")
-
-
-def _resume(folder: Path, parameters: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> int:
-    from safetensors import safe_open
-
-    path = folder / "checkpoint.safetensors"
-    if not path.is_file():
-        return 0
-    tensors = load_file(path)
-    with safe_open(path, "pt") as opened:
-        step = int(opened.metadata()["step"])
-    saved = {name.removeprefix("weight."): value for name, value in tensors.items() if name.startswith("weight.")}
-    check_same(parameters, saved, folder)
-    with torch.no_grad():
-        for number, (name, value) in enumerate(parameters.items()):
-            value.copy_(tensors[f"weight.{name}"])
-            moments = {key: tensors[f"{key}.{number}"] for key in ("exp_avg", "exp_avg_sq")}
-            optimizer.state[value] = {"step": torch.tensor(float(step)), **moments}
-    return step
-
-
 def _finish(model: Path, folder: Path, out: Path, parameters: Mapping[str, Tensor]) -> Path:
     weights = folder / "tuned.safetensors"
-    save_file({name: value.detach().contiguous() for name, value in parameters.items()}, weights)
+    write_tensors(weights, {name: value.detach().contiguous() for name, value in parameters.items()})
     save_average(model, weights, out)
     return out

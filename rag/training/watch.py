@@ -36,8 +36,8 @@ class DevWatch:
         """Take what scores an encoder and where the stage's files lie; the first look is after ``minutes``."""
         self._score, self._seconds, self._folder, self._tell, self._clock = score, minutes * 60, folder, tell, clock
         self._last = clock()
-        path = folder / "best.json"
-        self._best = json.loads(path.read_text(encoding="utf-8"))["mean"] if path.is_file() else float("-inf")
+        best = best_look(folder)
+        self._best = float("-inf") if best is None else float(best["mean"])
 
     def due(self) -> bool:
         """Whether it is time for a look."""
@@ -52,14 +52,31 @@ class DevWatch:
             log.write(json.dumps(row) + "\n")
         if mean > self._best:
             self._best = mean
-            new = self._folder / "best.new"
-            shutil.rmtree(new, ignore_errors=True)
-            save(new)
-            shutil.rmtree(self._folder / "best", ignore_errors=True)
-            new.rename(self._folder / "best")
-            (self._folder / "best.json").write_text(json.dumps(row), encoding="utf-8")
+            half = self._folder / "best.half"
+            shutil.rmtree(half, ignore_errors=True)
+            save(half)
+            (self._folder / "best.json.new").write_text(json.dumps(row), encoding="utf-8")
+            half.rename(self._folder / "best.new")
+            best_look(self._folder)
         self._tell(share, {"step": step, "dev": round(mean, 4), **scores})
         self._last = self._clock()  # a look's own time is not counted
+
+
+def best_look(folder: Path) -> dict[str, Any] | None:
+    """Return the row of a stage's best look, whose weights lie in ``best``; ``None`` where there is none.
+
+    Weights that were whole when the run was cut off (``best.new``) are put in their place first.
+    """
+    new, best, record = folder / "best.new", folder / "best", folder / "best.json"
+    if new.is_dir():
+        if (told := folder / "best.json.new").is_file():
+            told.replace(record)
+        shutil.rmtree(best, ignore_errors=True)
+        new.rename(best)
+    if not (record.is_file() and best.is_dir()):
+        return None
+    row: dict[str, Any] = json.loads(record.read_text(encoding="utf-8"))
+    return row
 
 
 def student_encode(student: Student) -> Encode:

@@ -11,6 +11,7 @@ import pytest
 from indexer.errors import ArgumentError, EncoderUnavailableError, SourceError
 from rag.training.pipeline import TrainProgress, run_recipe
 from rag.training.recipe import read_recipe
+from rag.training.watch import best_look
 from tests.rag.made_training import WORDS, unigram_model
 
 RECIPE = """
@@ -134,6 +135,75 @@ def test_a_run_cut_off_while_it_is_scored_does_not_train_again(start, hospital, 
     report = run_recipe(path, tmp_path / "run", hospital, score, lambda progress: told.append(progress.stage))
     assert told == []
     assert report.scores == {"start": {"made": 0.5}, "02-contrast": {"made": 0.5}}
+
+
+def test_a_run_cut_off_before_it_chose_its_best_weights_chooses_them(start, hospital, tmp_path, monkeypatch):
+    from rag.training import pipeline
+
+    class KilledError(Exception):
+        pass
+
+    def killed(*_) -> Path:
+        raise KilledError
+
+    def scores_of(*found: float) -> None:
+        left = iter(found)
+        monkeypatch.setattr(pipeline, "dev_scores", lambda *_: {"own pair": next(left)})
+
+    path = tmp_path / "own.toml"
+    path.write_text(RECIPE.format(start=start.as_posix(), steps=2).replace("[dev]", "[dev]\ntake_best = true"))
+    scores_of(0.1, 0.9, 0.2, 0.3)  # the start, two looks, the last weights
+    with monkeypatch.context() as patch, pytest.raises(KilledError):
+        patch.setattr(pipeline, "_better", killed)
+        run_recipe(path, tmp_path / "run", hospital)
+    scores_of()
+    report = run_recipe(path, tmp_path / "run", hospital)
+    best = (tmp_path / "run" / "02-contrast" / "best" / "model.safetensors").read_bytes()
+    assert (report.model / "model.safetensors").read_bytes() == best
+
+
+def test_scores_of_other_settings_are_not_told_of_the_new_ones(start, hospital, tmp_path):
+    class KilledError(Exception):
+        pass
+
+    made = iter([0.1, 0.2])
+    path = _recipe(tmp_path, start)
+    run_recipe(path, tmp_path / "run", hospital, lambda model: {"made": next(made)})
+
+    def killed(model: Path) -> dict[str, float]:
+        raise KilledError
+
+    path = _recipe(tmp_path, start, steps=3)
+    with pytest.raises(KilledError):
+        run_recipe(path, tmp_path / "run", hospital, killed)
+    report = run_recipe(path, tmp_path / "run", hospital, lambda model: {"made": 0.7})
+    assert report.scores == {"start": {"made": 0.1}, "02-contrast": {"made": 0.7}}
+    # another start, in a recipe that has lost a stage
+    text = path.read_text(encoding="utf-8")
+    other = unigram_model(tmp_path / "other", hidden=64)
+    path.write_text(text.replace(start.as_posix(), other.as_posix()).replace('kind = "contrast"', 'kind = "export"'))
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text[: text.index("steps = ")], encoding="utf-8")
+    report = run_recipe(path, tmp_path / "run", hospital, lambda model: {"made": 0.8})
+    assert report.scores == {}
+
+
+def test_best_weights_that_were_whole_when_the_run_was_cut_off_are_put_in_place(tmp_path):
+    def put(name: str, text: str) -> None:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "weights").write_text(text)
+
+    assert best_look(tmp_path) is None
+    put("best.half", "of a look that was not written to its end")
+    assert best_look(tmp_path) is None
+    put("best", "old")
+    (tmp_path / "best.json").write_text('{"step": 1, "mean": 0.1}')
+    put("best.new", "new")
+    (tmp_path / "best.json.new").write_text('{"step": 2, "mean": 0.2}')
+    for _ in range(2):
+        assert best_look(tmp_path) == {"step": 2, "mean": 0.2}
+        assert (tmp_path / "best" / "weights").read_text() == "new"
+    assert not (tmp_path / "best.new").exists()
 
 
 def test_another_start_in_the_recipe_is_taken_and_not_the_one_of_before(start, hospital, tmp_path):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import struct
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,10 +15,11 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-from indexer.errors import ArgumentError, ClinragError, SourceError
+from indexer.errors import ArgumentError, ClinragError, SourceError, StorageFullError
 from rag.training import losses
 from rag.training.align import AlignSettings, align, save_average
 from rag.training.batches import Sampler, Sizes
+from rag.training.checkpoint import load_checkpoint, save_checkpoint, told_when_full
 from rag.training.correction import measure, shift
 from rag.training.package_weights import PackageFile, unpack_groups
 from rag.training.pairs import build
@@ -226,9 +229,56 @@ def test_a_killed_run_goes_on_and_ends_like_one_that_was_not(model, pairs, tmp_p
     whole = run(tmp_path / "whole")
     with pytest.raises(KilledError):
         run(tmp_path / "cut", kill)
-    assert json.loads((tmp_path / "cut" / "progress.json").read_text())["step"] == 6
-    again = run(tmp_path / "cut")
+    seen: list[dict] = []
+    again = run(tmp_path / "cut", seen.append)
+    assert seen[0]["step"] == 7
     assert again.read_bytes() == whole.read_bytes()
+
+
+def test_a_checkpoint_is_of_one_moment_wherever_its_writing_is_cut_off(tmp_path, monkeypatch):
+    weights = {"w": torch.nn.Parameter(torch.ones(3))}
+    optimizer = torch.optim.AdamW(weights.values(), lr=0.1)
+
+    def step() -> None:
+        weights["w"].sum().backward()
+        optimizer.step()
+
+    def state() -> list[float]:
+        return [*weights["w"].tolist(), *optimizer.state[weights["w"]]["exp_avg"].tolist()]
+
+    step()
+    save_checkpoint(tmp_path, {"weight": weights}, optimizer, {"step": 1})
+    first = state()
+    step()
+    for name in ("replace", "rename", "write_text"):  # whatever comes after the new tensors are written
+
+        def cut_off(self, *rest, **options):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(Path, name, cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        save_checkpoint(tmp_path, {"weight": weights}, optimizer, {"step": 2})
+    monkeypatch.undo()
+    assert load_checkpoint(tmp_path, {"weight": weights}, optimizer) == {"step": 1}
+    assert state() == first
+    path = tmp_path / "checkpoint.safetensors"
+    path.write_bytes(path.read_bytes()[:-4])
+    with pytest.raises(SourceError, match=r"checkpoint\.safetensors is damaged; remove it"):
+        load_checkpoint(tmp_path, {"weight": weights}, optimizer)
+
+
+def test_a_full_disk_is_told_as_such_and_other_errors_are_left_alone(tmp_path, monkeypatch):
+    full = OSError(errno.ENOSPC, "No space left on device")
+    for error in (full, RuntimeError("I/O error: No space left on device (os error 28)")):
+        with pytest.raises(StorageFullError, match="make room, and the same command goes on"), told_when_full(tmp_path):
+            raise error
+    with pytest.raises(RuntimeError, match="shape"), told_when_full(tmp_path):
+        raise RuntimeError("shape")
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=0))
+    with pytest.raises(StorageFullError), told_when_full(tmp_path):
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534")  # torch.save
+    with pytest.raises(SourceError), told_when_full(tmp_path):
+        raise SourceError("a file")
 
 
 def test_alignment_out_of_memory_reads_smaller_chunks_and_ends_the_same(model, pairs, tmp_path, monkeypatch):

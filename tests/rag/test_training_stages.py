@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -53,7 +54,9 @@ def silent(share, row) -> None:
 @pytest.mark.parametrize("whole_words", [False, True])
 def test_masking_asks_for_at_most_twenty_of_128_and_never_for_special_tokens(tokenizer, whole_words):
     ids = tokenizer("fever cough pain rash edema nausea asthma anemia " * 4)["input_ids"][:128]
-    batch = Masker(tokenizer, MlmSettings(masked=0.9, whole_words=whole_words), 0)([{"input_ids": ids}] * 3)
+    batch = Masker(tokenizer, MlmSettings(masked=0.9, whole_words=whole_words), 0)(
+        [{"input_ids": ids, "draw": draw} for draw in range(3)]
+    )
     asked = batch["labels"] != -100
     assert asked.any(1).all()
     assert int(asked.sum(1).max()) <= 20 * len(ids) / 128
@@ -100,9 +103,17 @@ def test_pretraining_goes_on_after_a_kill_and_keeps_marks_whole(model, data, tmp
 
     with pytest.raises(KilledError):
         pretrain(model, data, tmp_path / "out", tmp_path, settings, 0, kill)
+    # a second kill, in the middle of writing the next checkpoint
+    half = tmp_path / "checkpoints" / "checkpoint-4"
+    shutil.copytree(tmp_path / "checkpoints" / "checkpoint-2", half)
+    (half / "optimizer.pt").write_bytes((half / "optimizer.pt").read_bytes()[:100])
     steps: list[int] = []
     pretrain(model, data, tmp_path / "out", tmp_path, settings, 0, lambda share, row: steps.append(row["step"]))
     assert min(steps) == 3
+    (tmp_path / "whole").mkdir()
+    whole = pretrain(model, data, tmp_path / "whole" / "out", tmp_path / "whole", settings, 0, silent)
+    for name, value in load_file(whole / "model.safetensors").items():
+        assert torch.equal(load_file(tmp_path / "out" / "model.safetensors")[name], value), name
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
     for mark in MARKS:
         assert len(tokenizer(mark, add_special_tokens=False)["input_ids"]) <= 2
