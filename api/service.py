@@ -19,6 +19,7 @@ from indexer.errors import (
     EncoderMismatchError,
     EncoderUnavailableError,
     KeysError,
+    StorageError,
 )
 from indexer.records import Note, RowError, Scope
 

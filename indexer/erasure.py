@@ -269,5 +269,6 @@ def _pending() -> Iterator[None]:
     except OSError as exc:
         if isinstance(exc, ClinragError):
             raise
-        why = f"the erasure is not complete: {exc.strerror or 'the disk failed'}; {_AGAIN}"
+        where = "" if exc.filename is None else f" ({exc.filename})"
+        why = f"the erasure is not complete: {exc.strerror or 'the disk failed'}{where}; {_AGAIN}"
         raise (ErasurePendingError if exc.errno in _NO_ROOM else StorageError)(why) from exc

@@ -128,8 +128,13 @@ class Receipts:
 
         Raises:
             DamagedError: one of the files is no receipt; names it.
+            OSError: the folder or a file of it cannot be read: that is not to be taken for no receipts.
         """
-        found = [_parsed(path.read_bytes(), path) for path in self._folder.glob("*.json")]
+        try:
+            paths = [path for path in self._folder.iterdir() if path.suffix == ".json"]
+        except FileNotFoundError:
+            return []
+        found = [_parsed(path.read_bytes(), path) for path in paths]
         return sorted(found, key=lambda receipt: (receipt.erased_at, receipt.receipt_id))
 
     def verify(self, path: Path, public_key: str | None = None) -> Verdict:

@@ -364,17 +364,18 @@ class Rebuilder:
         """Write the log with placeholders for lost rows, chained anew, then the deletions of what was quarantined."""
         there = {(row["note"], row["version"]) for row in versions}
         by_seq = {row["seq"]: row for row in self.found.rows["changes"]}
-        gone_later: dict[int, int] = {}
+        # The last version that was deleted or erased, by note: an erasure of one patient leaves those behind it.
+        gone: dict[int, int] = {}
         for row in by_seq.values():
             if row["kind"] != truth.STORE:
-                gone_later[row["note"]] = max(row["seq"], gone_later.get(row["note"], 0))
+                gone[row["note"]] = max(row["version"], gone.get(row["note"], 0))
         chain, at = b"", 0
         for seq in range(1, max(by_seq, default=0) + 1):
             found = by_seq.get(seq)
             lost = found is None or (
                 found["kind"] == truth.STORE
                 and (found["note"], found["version"]) not in there
-                and gone_later.get(found["note"], 0) < seq
+                and gone.get(found["note"], 0) < found["version"]
             )
             if lost or found is None:
                 moment = at + 1 if found is None else found["at"]

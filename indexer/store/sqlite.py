@@ -249,12 +249,13 @@ def _raise_mapped(error: sqlite3.Error, cause: Exception) -> None:
         raise DamagedError(_DAMAGE) from cause
     if code & 0xFF == sqlite3.SQLITE_CANTOPEN:
         raise StorageError(
-            "the collection's database cannot be opened: it was deleted since, no file can be made beside it (a folder "
-            "that is read-only), or this process may open no more files"
+            "the collection's database cannot be opened: this user may not read it, it was deleted since, no file can "
+            "be made beside it (a folder that is read-only), or this process may open no more files"
         ) from cause
     if code & 0xFF == sqlite3.SQLITE_READONLY:
         raise StorageError(
-            "the collection's database cannot be written to: its file or its folder is read-only"
+            "the collection's database cannot be written to: its file, one beside it (-wal, -shm) or its folder is "
+            "read-only"
         ) from cause
     if code & 0xFF == sqlite3.SQLITE_IOERR:
         raise StorageError("the disk refused to read or write the collection's database") from cause

@@ -71,3 +71,19 @@ def test_a_collection_deleted_in_the_middle_of_a_question_is_named(
     monkeypatch.setattr(name, cut_off)
     with pytest.raises(CollectionNotFoundError, match="'ward' was deleted"):
         asked(Question("fever", "ward", Scope()))
+
+
+def test_a_collection_whose_files_may_not_be_read_does_not_hide_the_others(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+):
+    service.create("closed", "hashing")
+    describe = Service.describe
+
+    def refused(self: Service, name: str) -> object:
+        if name == "closed":
+            raise StorageError("the collection's database cannot be opened: this user may not read it")
+        return describe(self, name)
+
+    monkeypatch.setattr(Service, "describe", refused)
+    described, unread = service.describe_all(["closed", "ward"])
+    assert ([one.name for one in described], unread) == (["ward"], ["closed"])

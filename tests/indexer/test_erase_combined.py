@@ -176,6 +176,23 @@ def test_erasing_a_tombstone_again_in_a_copy_leaves_the_key_of_the_note_that_cam
         assert again.note("a").text == "Came back."
 
 
+def test_receipts_that_cannot_be_read_are_not_taken_for_none(library, plain, tmp_path):
+    """Else a restore would bring back what they say was erased."""
+    store(plain, note("a", RARE, patient_id="p"))
+    backup(plain, tmp_path / "b")
+    library.erase(plain, "patient", ["p"])
+    receipts = tmp_path / "home" / "receipts"
+    receipts.rename(tmp_path / "elsewhere")
+    receipts.write_text("no folder")
+    with pytest.raises(OSError, match="receipts"):
+        restore(library, tmp_path / "b", "copy")
+    assert library.names() == ["ward"]
+    receipts.unlink()
+    (tmp_path / "elsewhere").rename(receipts)
+    with restore(library, tmp_path / "b", "copy").collection as copy:
+        assert shown(copy) == {}
+
+
 # --- what a repair put aside
 
 
@@ -221,3 +238,16 @@ def test_what_a_repair_put_aside_of_a_patient_under_hold_stays(library, plain):
             with pytest.raises(HeldError):
                 library.erase(ward, by, [subject])
     assert RARE.encode() in (library.folder("ward") / "truth.sqlite").read_bytes()
+
+
+def test_a_version_that_is_lost_behind_an_erased_one_does_not_keep_the_rest_from_answering(library, plain):
+    for number, patient in enumerate("pqq", 1):
+        store(plain, note("a", f"Version {number}.", patient_id=patient))
+    library.erase(plain, "patient", ["p"])
+    plain.close()
+    with damaged(library, "Version 2.") as ward:
+        assert shown(ward) == {"a": 3}
+        ward.rebuild()
+        assert ward.verify() == []
+        assert library.erase(ward, "patient", ["q"]).receipt.counts["versions"] == 1
+        assert shown(ward) == {}
