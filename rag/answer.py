@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from indexer.errors import NoteNotFoundError
 from indexer.records import Coverage, Scope
 from indexer.text.language import identify
 from rag.cite import Citation, Cited, Similarity, cite
@@ -19,9 +20,9 @@ from rag.phrases import phrases, spoken
 from rag.search import Hit, LanguagePolicy, SearchRequest, check_text, checked, matching, search_view
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
-    from indexer.collection import Collection
+    from indexer.collection import Collection, View
     from indexer.encoders.encoder import Encoder
 
 
@@ -76,6 +77,9 @@ def answer(collection: Collection, encoder: Encoder | None, request: AnswerReque
     note_text = cache(view.note_text)
     context = build_context(view, found.passages, note_text, count_tokens=_counter(usable))
     statements = generator.generate(Prompt(request.question, language, context)) if context else ()
+    # A model takes its time: what was deleted meanwhile is in no answer.
+    gone = _gone(view, {(hit.note_id, hit.version) for hit in found.result.hits})
+    context = tuple(passage for passage in context if (passage.note_id, passage.version) not in gone)
     cited = cite(statements, context, note_text, _similarity(usable), language)
     degraded = (*found.result.degraded, DRAFT) if cited.withheld else found.result.degraded
     if not cited.citations:
@@ -88,8 +92,19 @@ def answer(collection: Collection, encoder: Encoder | None, request: AnswerReque
         citations=cited.citations,
         coverage=found.result.coverage,
         degraded=degraded,
-        hits=found.result.hits,
+        hits=tuple(hit for hit in found.result.hits if (hit.note_id, hit.version) not in gone),
     )
+
+
+def _gone(view: View, versions: Iterable[tuple[str, int]]) -> set[tuple[str, int]]:
+    """Return which note versions have been deleted since they were found."""
+    gone = set()
+    for note_id, version in versions:
+        try:
+            view.note_text(note_id, version)
+        except NoteNotFoundError:
+            gone.add((note_id, version))
+    return gone
 
 
 def _counter(encoder: Encoder | None) -> CountTokens:
@@ -105,6 +120,8 @@ def _similarity(encoder: Encoder | None) -> Similarity | None:
         return None
 
     def compare(statement: str, sentences: Sequence[str]) -> NDArray[np.float32]:
+        if len(encoder.token_spans([statement])[0]) > encoder.max_tokens:
+            return np.zeros(len(sentences), np.float32)  # A model wrote it, at any length: words tell alone.
         return np.asarray(encoder.encode_passages(sentences) @ encoder.encode_passages([statement])[0])
 
     return compare

@@ -113,7 +113,7 @@ def cite(
     for statement in statements:
         named = [known[n] for n in statement.passages if n in known]
         text = plain(statement.text)
-        if not text:
+        if not any(character.isalnum() for character in text):
             continue
         quotes = _quotes(statement.text, named, similarity, language)
         if not quotes:

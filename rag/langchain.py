@@ -33,6 +33,9 @@ _THOUGHT = re.compile(r"<think(?:ing)?>.*?(?:</think(?:ing)?>|\Z)", re.DOTALL)
 _ENDED = re.compile(r"[.!?。！？…][\"'”’»」』）)]*\Z|\]\Z")
 _CUT = ("length", "max_tokens", "MAX_TOKENS")
 
+_BLANKS = re.compile(r"[^\S\n]{9,}")
+"""What a model that hangs writes for pages."""
+
 _LIST_MARK = re.compile(r"^\s*(?:[-*•]|\d+[.)])\s+")
 
 
@@ -107,7 +110,8 @@ class LangChainGenerator:
         try:
             with tracing_context(enabled=False):
                 message = self._model.invoke(messages)
-            text = _THOUGHT.sub("", str(message.text))
+            # Lone surrogates, which JSON can bring, can be neither compared nor sent.
+            text = _THOUGHT.sub("", str(message.text).encode("utf-8", "replace").decode())
             return _whole(text) if _was_cut(message) else text
         except Exception as error:
             # The cause's own message may hold the request, so neither it nor the chain is passed on.
@@ -137,7 +141,7 @@ def _was_cut(message: BaseMessage) -> bool:
 
 def _whole(text: str) -> str:
     """Return a reply that was cut without its last, unfinished sentence: the mark in it may be of its beginning."""
-    text = marks_inside(text).rstrip()
+    text = marks_inside(_BLANKS.sub(" ", text)).rstrip()
     last = split_sentences(text, None)[-1:]
     return text if not last or _ENDED.search(text) else text[: last[0].start]
 
@@ -149,7 +153,7 @@ def read_draft(text: str, language: str) -> tuple[Statement, ...]:
     (Statement(text='Warfarin 5 mg daily.', passages=(1,)),)
     """
     statements = []
-    for line in marks_inside(text).splitlines():
+    for line in marks_inside(_BLANKS.sub(" ", text)).splitlines():
         line = _LIST_MARK.sub("", line)
         for span in split_sentences(line, language):
             bare, passages = read_marks(line[span.start : span.end])

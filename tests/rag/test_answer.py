@@ -171,6 +171,41 @@ def test_a_deleted_note_answers_nowhere(tmp_path):
     assert all(hit.note_id == "m" for hit in said.hits)
 
 
+def test_a_note_that_is_deleted_while_a_model_writes_is_in_no_answer(tmp_path):
+    notes = [Note("n", "Warfarin 5 mg daily.", language="en"), Note("m", "Warfarin was stopped.", language="en")]
+    collection = collection_of(tmp_path, notes)
+
+    class Slow(Scripted):
+        def generate(self, prompt):
+            collection.delete_notes(["n"])
+            return [Statement(passage.text, (passage.n,)) for passage in prompt.passages]
+
+    said = answer(collection, ENCODER, AnswerRequest("warfarin"), Slow())
+    assert [citation.note_id for citation in said.citations] == ["m"]
+    assert [hit.note_id for hit in said.hits] == ["m"]
+    assert "5 mg" not in said.answer
+
+
+def test_a_written_sentence_of_any_length_is_compared(tmp_path):
+    class Short(HashingEncoder):
+        max_tokens = 10
+
+        def encode_passages(self, texts):
+            if any(len(spans) > self.max_tokens for spans in self.token_spans(texts)):
+                raise ArgumentError("texts[0]", "is too long")
+            return super().encode_passages(texts)
+
+    collection = collection_of(tmp_path, [Note("n", "Seen today. Warfarin daily.", language="en")])
+    said = answer(collection, Short(), AnswerRequest("warfarin"), Scripted(Statement("warfarin is taken " * 20, (1,))))
+    assert [citation.quote for citation in said.citations] == ["Warfarin daily."]
+
+
+def test_a_sentence_of_signs_alone_is_none(tmp_path):
+    collection = collection_of(tmp_path, [Note("n", "Warfarin 5 mg daily.", language="en")])
+    said = answer(collection, ENCODER, AnswerRequest("warfarin"), Scripted(Statement(".", (1,)), Statement("—", (1,))))
+    assert (said.status, said.citations) == ("insufficient_evidence", ())
+
+
 def test_a_correction_hides_its_note_and_an_addendum_is_named_beside(tmp_path):
     notes = [
         Note("a", "Warfarin 5 mg daily.", language="en", patient_id="p"),
