@@ -35,6 +35,9 @@ _LETTERS = re.compile(r"[^\W\d_]+")
 _LATIN = re.compile(r"[A-Za-z\u00aa\u00ba\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u024f\u1e00-\u1eff]+")
 _CYRILLIC = re.compile(r"[\u0400-\u052f]+")
 _KANA = re.compile(r"[\u3041-\u3096\u30a1-\u30fa\uff66-\uff6f\uff71-\uff9d]+")
+_PARTICLE = re.compile(
+    r"(?<=[\u3400-\u9fff])[はがをにでとも](?![\u3041-\u30fa])"
+)  # not の, which signs in Chinese have
 _HAN = re.compile(r"[\u3005\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af]+")
 _WORD = re.compile(r"[^\W\d_]+")
 
@@ -52,6 +55,11 @@ _JAPANESE_FORMS = frozenset(
 )
 _CHINESE_FORMS = frozenset("们这说时为个对发现经检药应压图实气头颈岁脏肿诊疗见侧给术复无热结双边质节间")
 _UKRAINIAN_LETTERS = re.compile(r"[іїєґІЇЄҐ]")
+_UKRAINIAN_WORD = re.compile(r"[а-я][іїєґ]|[іїєґ][а-я]")  # in small letters: "АГ ІІ ст." is Russian all the same
+_OTHER_CYRILLIC = re.compile(r"[ђѓјљњћќўџәғқңөұүһѕѣ]")
+# Of Turkish, Vietnamese, Hungarian, Baltic and South Slavic languages, and of none that the models know.
+_OTHER_LATIN = re.compile(r"[ğĞıİơƠưƯőŐűŰđĐāĀēĒīĪūŪģĢķĶļĻņŅėĖįĮųŲ\u1ea0-\u1ef9]")
+_OTHER_LATIN_SHARE = 0.01
 _BULGARIAN_LETTERS = re.compile(r"[ъЪ]")
 _RUSSIAN_LETTERS = re.compile(r"[ыэёЫЭЁ]")
 
@@ -136,6 +144,9 @@ def _identify_latin(sample: str) -> str | None:
     clear = _clear_winner(hits)
     if clear is not None:
         return _NORWEGIAN.get(clear, clear)
+    others = len(_OTHER_LATIN.findall(sample))
+    if others > 1 and others > _OTHER_LATIN_SHARE * _count(_LATIN, sample):
+        return None
     if (
         max(hits.values(), default=0.0) < 1
         and sum(len(word) for word in _WORD.findall(sample) if len(word) >= _FULL_WORD) < _MIN_LETTERS
@@ -199,8 +210,13 @@ def _word_weights() -> dict[str, tuple[tuple[str, ...], float]]:
 
 
 def _identify_cyrillic(sample: str) -> str | None:
-    if _RUSSIAN_LETTERS.search(sample):
-        return "ru"
+    others, russian, ukrainian = (
+        len(letters.findall(sample)) for letters in (_OTHER_CYRILLIC, _RUSSIAN_LETTERS, _UKRAINIAN_WORD)
+    )
+    if others > 1 or (others and not russian):
+        return None
+    if russian or ukrainian:
+        return "ru" if russian >= ukrainian else "uk"
     confidences = {
         value.language.iso_code_639_1.name.lower(): value.value
         for value in _detector(_CYRILLIC_LANGUAGES).compute_language_confidence_values(sample)
@@ -218,7 +234,7 @@ def _marks(language: str) -> re.Pattern[str]:
 
 def _identify_cjk(sample: str) -> str | None:
     kana, han = _count(_KANA, sample), _count(_HAN, sample)
-    if kana >= 2 and kana * 12 >= han:
+    if kana * 12 >= han and (kana >= 2 or _count(_PARTICLE, sample)):
         return "ja"
     japanese = sum(char in _JAPANESE_FORMS for char in sample)
     chinese = sum(char in _CHINESE_FORMS for char in sample)

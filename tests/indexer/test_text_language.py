@@ -56,6 +56,10 @@ def test_a_neighbour_is_not_taken_for_a_supported_language(language: str) -> Non
         "Paracetamol 500 mg, Ibuprofen 400 mg, Amoxicillin 1 g",
         "diabetes mellitus",
         "!!! ??? ...",
+        "Bệnh nhân nhập viện vì đau ngực ba ngày nay, không sốt, không ho, đang dùng thuốc huyết áp",
+        "Hasta göğüs ağrısı nedeniyle yatırıldı. Ateşi yok, her gün aspirin kullanıyor",
+        "Пацијент се жали на бол у грудима и отежано дисање",
+        "Науқас кеудесінің ауырғанына шағымданады, қызуы жоқ, ыстығы қалыпты",
     ],
 )
 def test_texts_that_tell_no_language_have_none(text: str) -> None:
@@ -71,6 +75,13 @@ def test_texts_that_tell_no_language_have_none(text: str) -> None:
         ("抗凝固薬は何を内服中ですか", "ja"),
         ("Какой антикоагулянт принимает пациент?", "ru"),
         ("Эрозия шейки матки", "ru"),
+        ("АГ ІІ ст., риск 3, осмотр дома", "ru"),
+        ("Больной Кириєнко, жалобы на одышку, отёки", "ru"),
+        ("Хворий скаржиться на біль у грудях, задишку, набряки ніг", "uk"),
+        ("Призначено амоксицилін тричі на добу", "uk"),
+        ("患者は傾眠傾向。", "ja"),
+        ("誤嚥性肺炎で入院中。", "ja"),
+        ("高の川醫院，患者服用抗凝藥", "zh"),
         ("Welk antistollingsmiddel gebruikt de patiënt?", "nl"),
     ],
 )
