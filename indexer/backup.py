@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import uuid
@@ -33,6 +34,8 @@ from indexer.store.lock import exclusive
 from indexer.times import iso, now_us, period
 
 _WORK = ".clinrag-backup-"
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
+"""What file systems without hard links answer, such as those of memory sticks and some shares."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +91,7 @@ def backup(collection: Collection, file: Path, since: Path | None = None) -> Bac
             said |= _reduce(partial, since, base)
         facts = seal(partial, said)
         try:
-            file.hardlink_to(partial)  # unlike a rename, this overwrites nothing
+            _put(partial, file)
         except FileExistsError:
             raise ArgumentError("FILE", "is there already; backups are not overwritten") from None
     sync_folder(file.parent)
@@ -232,6 +235,18 @@ def _aside(file: Path) -> Iterator[Path]:
             yield partial
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _put(made: Path, file: Path) -> None:
+    """Give a file its name and overwrite nothing. Raises ``FileExistsError``."""
+    try:
+        file.hardlink_to(made)
+    except OSError as exc:
+        if exc.errno not in _NO_LINKS:
+            raise
+        # Claimed first: a rename overwrites.
+        os.close(os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        made.replace(file)
 
 
 def _sweep(folder: Path) -> None:

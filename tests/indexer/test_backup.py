@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import stat
 import threading
 
@@ -206,3 +208,18 @@ def test_a_collection_that_is_worth_derived_files_is_backed_up(library, ward, tm
     facts = backup(ward, tmp_path / "ward.backup")
     assert (facts.notes, facts.seq) == (1, 3)
     assert [path.name for path in tmp_path.iterdir() if path.name != "home"] == ["ward.backup"]
+
+
+def test_a_backup_can_go_to_a_file_system_without_hard_links(library, ward, tmp_path, monkeypatch):
+    def refused(*_):
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refused)
+    store(ward, note("a", TEXT))
+    backup(ward, tmp_path / "ward.backup")
+    with pytest.raises(ArgumentError, match="already"):
+        backup(ward, tmp_path / "ward.backup")
+    assert stat.S_IMODE((tmp_path / "ward.backup").stat().st_mode) == 0o600
+    assert [path.name for path in tmp_path.iterdir() if path.name != "home"] == ["ward.backup"]
+    with restore(library, tmp_path / "ward.backup", "copy").collection as copy:
+        assert shown(copy) == {"a": 1}
