@@ -40,6 +40,8 @@ def build_systems(names: Sequence[str], *, max_tokens: int = 256) -> list[System
     """
     if len(set(names)) < len(names):
         raise ArgumentError("systems", "name one system twice")
+    if not all(names):
+        raise ArgumentError("systems", "hold an empty name; write names with one comma between them")
     loaded: dict[str, Encoder] = {}
 
     def encoder(name: str) -> Encoder:

@@ -62,7 +62,9 @@ def run_suite(
         SourceError: data that a task needs are absent.
     """
     if len({system.name for system in systems}) < len(systems):
-        raise ArgumentError("systems", "hold one name twice")
+        raise ArgumentError(
+            "systems", "hold one name twice; a folder is called by its last part: link it under another"
+        )
     tasks = load_tasks(suite)
     rows: list[Row] = []
     equality: dict[tuple[str, str], dict[str, QueryParity]] = defaultdict(dict)

@@ -82,19 +82,24 @@ def write_report(folder: Path) -> Path:
     """
     results = load_results(folder)
     rows = results["rows"]
-    pictures = [_heat_map(rows, folder / "heatmap.png"), _bars(rows, folder / "bars.png")]
+    pictures = {
+        _heat_map(rows, folder / "heatmap.png"): "Main measure by language of query and passage",
+        _bars(rows, folder / "bars.png"): "Main measure of every set, as in the table",
+    }
     facts = {key: results[key] for key in ("command", "commit", "made_at", "hardware")}
     page = _PAGE.format(
         title=html.escape(f"Retrieval on suite {results['suite']}"),
         facts="".join(f"<dt>{key}</dt><dd><code>{html.escape(str(value))}</code></dd>" for key, value in facts.items()),
         pictures="".join(
-            f'<figure><img alt="{picture.stem}" src="data:image/png;base64,{_base64(picture)}"></figure>'
-            for picture in pictures
+            f'<figure><img alt="{told}" src="data:image/png;base64,{_base64(picture)}"></figure>'
+            for picture, told in pictures.items()
+            if picture is not None
         ),
         table=_html_table(rows),
         parity=_html_parity(results.get("parity", [])),
         data="".join(
-            f"<li>{html.escape(name)} <code>{value[:16]}</code></li>" for name, value in results["data_sha256"].items()
+            f"<li>{html.escape(name)} sha256 <code>{value[:16]}</code></li>"
+            for name, value in results["data_sha256"].items()
         ),
     )
     path = folder / "report.html"
@@ -120,8 +125,8 @@ def _html_table(rows: Sequence[dict[str, Any]]) -> str:
         for system in systems:
             row = cells.get((name, system))
             text = "-" if row is None else _cell(row["interval"])
-            mark = ' class="best"' if row is not None and row["interval"]["mean"] == best else ""
-            words.append(f"<td{mark}>{text}</td>")
+            is_best = row is not None and row["interval"]["mean"] == best
+            words.append(f"<td>{f'<strong>{text}</strong>' if is_best else text}</td>")
         body.append(f"<tr>{''.join(words)}</tr>")
     return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
 
@@ -147,12 +152,12 @@ def _pyplot() -> Any:
     return pyplot
 
 
-def _heat_map(rows: Sequence[dict[str, Any]], path: Path) -> Path:
+def _heat_map(rows: Sequence[dict[str, Any]], path: Path) -> Path | None:
     """Draw query language against passage language: the mean of the main measure over the sets of a pair.
 
-    A pool of several languages has a cell for each of them: the share of its relevant passages that was found.
+    A pool of several languages has a cell for each of them: the share of its relevant passages that was found. Where
+    every set asks in many languages at once there is nothing to draw.
     """
-    pyplot = _pyplot()
     systems = list(dict.fromkeys(row["system"] for row in rows))
     cells: dict[tuple[str, str, str], list[float]] = defaultdict(list)
     for row in rows:
@@ -160,6 +165,10 @@ def _heat_map(rows: Sequence[dict[str, Any]], path: Path) -> Path:
         if len(query) < 6:  # else a set of questions in many languages
             for language, value in _by_passage_language(row, passage).items():
                 cells[row["system"], query, language].append(value)
+    if not cells:
+        path.unlink(missing_ok=True)
+        return None
+    pyplot = _pyplot()
     left = sorted({query for _, query, _ in cells})
     right = sorted({passage for _, _, passage in cells})
     figure, axes = pyplot.subplots(
@@ -224,7 +233,7 @@ _PAGE = """<!doctype html>
 body{{font:15px/1.5 system-ui,sans-serif;max-width:75rem;margin:2rem auto;padding:0 1rem;color:#1b1f24}}
 table{{border-collapse:collapse;font-variant-numeric:tabular-nums}}
 td,th{{padding:.25rem .7rem;border-bottom:1px solid #d8dee4;text-align:left}}
-td.best{{font-weight:600}}img{{max-width:100%}}dt{{font-weight:600}}dd{{margin:0 0 .4rem}}figure{{margin:1rem 0}}
+img{{max-width:100%}}dt{{font-weight:600}}dd{{margin:0 0 .4rem}}figure{{margin:1rem 0}}
 </style></head><body><h1>{title}</h1><p>Means with 95 % bootstrap intervals; the best mean of a set is bold.</p>
 <dl>{facts}</dl>{pictures}{table}{parity}<h2>Data</h2><ul>{data}</ul></body></html>
 """

@@ -49,6 +49,7 @@ def tune(
     from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
     from transformers import PrinterCallback, TrainerCallback
 
+    torch.manual_seed(seed)  # a checkpoint without a pooler gets a random one, which no vector passes
     tuned = SentenceTransformer(str(model), local_files_only=True)
     longest = tuned.max_seq_length
     tuned.max_seq_length = min(settings.max_length, longest or settings.max_length)

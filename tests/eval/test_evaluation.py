@@ -397,6 +397,26 @@ def test_the_smoke_suite_runs_reports_and_compares(tmp_path: Path):
         compare(tmp_path, "nothing", "hashing")
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_set_asked_in_many_languages_at_once_has_a_report_without_a_heat_map(tmp_path: Path):
+    interval = {"mean": 0.5, "low": 0.25, "high": 0.75, "n": 3}
+    row = {"task": "t", "set_name": "t/en+zh+es-all", "system": "a", "queries": 3, "corpus": 4, "main_metric": "R@5"}
+    record = {"suite": "t", "command": "c", "commit": None, "made_at": "then", "hardware": "h", "data_sha256": {}}
+    rows = [row | {"interval": interval, "values": {"R@5": 0.5}}]
+    (tmp_path / "results.json").write_text(json.dumps(record | {"rows": rows}))
+    page = write_report(tmp_path).read_text(encoding="utf-8")
+    assert "<strong>0.500 [0.250 0.750]</strong>" in page  # told without colours and without pictures
+    assert page.count("<img") == page.count('<img alt="Main measure') == 1
+    assert not (tmp_path / "heatmap.png").exists()
+
+
+def test_systems_of_one_name_or_of_none_are_refused(tmp_path: Path):
+    with pytest.raises(ArgumentError, match="link it under another"):
+        run_suite("smoke", [*systems(), systems()[0]], out=tmp_path, data=None, command="test")
+    with pytest.raises(ArgumentError, match="hold an empty name"):
+        build_systems(["bm25", ""])
+
+
 def _write_values(folder: Path, system: str, values: dict[str, list[float]]) -> None:
     (folder / system).mkdir(parents=True)
     for name, row in values.items():
