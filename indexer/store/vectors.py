@@ -22,6 +22,9 @@ Scores = NDArray[np.float32]
 Rows = NDArray[np.float16]
 
 
+_MARKED = 4  # Where more than such a part of all numbers is looked up, they are marked instead.
+
+
 class VectorIndex(Protocol):
     """Unit vectors under integer ids, searched by inner product.
 
@@ -172,6 +175,11 @@ def positions(ids: Ids, wanted: Ids) -> NDArray[np.intp]:
         if wanted[0] < ids[0] or wanted[-1] > ids[-1]:
             wanted = wanted[np.searchsorted(wanted, ids[0]) : np.searchsorted(wanted, ids[-1], side="right")]
         return np.asarray(wanted - ids[0] if ids[0] else wanted, dtype=np.intp)
+    if _MARKED * len(wanted) > ids[-1] - ids[0] and bool((wanted[1:] > wanted[:-1]).all()):
+        # With a gap, as deletions leave behind: to mark every number takes a tenth of the time of so many searches.
+        marked = np.zeros(ids[-1] - ids[0] + 1, np.bool_)
+        marked[wanted[np.searchsorted(wanted, ids[0]) : np.searchsorted(wanted, ids[-1], side="right")] - ids[0]] = True
+        return np.flatnonzero(marked[ids - ids[0]])
     found = np.minimum(np.searchsorted(ids, wanted), len(ids) - 1)
     return np.asarray(found[ids[found] == wanted], dtype=np.intp)
 

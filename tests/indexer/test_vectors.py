@@ -137,11 +137,11 @@ def test_best_sorts_by_score_then_id(pairs, k):
     assert list(zip(got_ids.tolist(), got.tolist(), strict=True)) == want
 
 
-@given(st.sets(st.integers(0, 60)), st.sets(st.integers(-3, 70)))
-def test_positions_finds_what_is_there(own, wanted):
-    ids = np.array(sorted(own), np.int64)
-    at = positions(ids, np.array(sorted(wanted), np.int64))
-    assert ids[at].tolist() == sorted(own & wanted)
+@given(st.sets(st.integers(0, 60)), st.lists(st.integers(-3, 70)), st.sampled_from([0, 2**31 - 30, 2**40]))
+def test_positions_finds_what_is_there_as_often_as_it_is_asked_for(own, wanted, first):
+    ids = np.array(sorted(own), np.int64) + first
+    at = positions(ids, np.array(sorted(wanted), np.int64) + first)
+    assert ids[at].tolist() == [number + first for number in sorted(wanted) if number in own]
 
 
 def _matrix(n: int = 3000) -> tuple[np.ndarray, np.ndarray]:
