@@ -129,7 +129,7 @@ def _score(task: Task, judged: JudgedSet, system: System, run: Run, out: Path) -
         len(judged.queries),
         len(judged.corpus),
         judged.main_metric,
-        bootstrap(main.per_query, samples=2_000),
+        bootstrap(main.per_query, [judged.answers(query) for query in main.query_ids], samples=2_000),
         values,
     )
 
@@ -169,8 +169,20 @@ def compare(folder: Path, first: str, second: str, *, other_folder: Path | None 
                 f"{name}: {first} and {second} were asked no query in common; run both over the same data"
             )
         a, b = [left[query] for query in queries], [right[query] for query in queries]
-        found.append(Comparison(name, metric, sum(a) / len(a), sum(b) / len(b), paired_bootstrap(a, b)))
+        answers = _answers(folder / f"{name}.qrels")
+        alike = [answers.get(_id(query), query) for query in queries]
+        found.append(Comparison(name, metric, sum(a) / len(a), sum(b) / len(b), paired_bootstrap(a, b, alike)))
     return found
+
+
+def _answers(path: Path) -> dict[str, frozenset[str]]:
+    """Return the relevant passages of each query of a qrels file that `write_qrels` wrote; nothing without the file."""
+    found: dict[str, set[str]] = defaultdict(set)
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        query, _, passage, grade = line.split()
+        if int(grade) > 0:
+            found[query].add(passage)
+    return {query: frozenset(passages) for query, passages in found.items()}
 
 
 def _check_one_data(folder: Path, other: Path, tasks: set[str]) -> None:

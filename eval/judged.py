@@ -36,6 +36,10 @@ class JudgedSet:
     symmetric: bool = False
     own: Mapping[str, str] = field(default_factory=dict)
 
+    def answers(self, query_id: str) -> frozenset[str]:
+        """Return the passages that are relevant to a query."""
+        return frozenset(passage for passage, grade in self.qrels.get(query_id, {}).items() if grade > 0)
+
     def without_own(self, run: Run) -> Run:
         """Return a run without each query's own text."""
         return {

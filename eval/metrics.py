@@ -77,7 +77,7 @@ def language_shares(judged: JudgedSet, run: Run, k: int = 10) -> dict[str, float
     found, crowding = [], []
     by_language: dict[str, list[float]] = defaultdict(list)
     for query in judged.queries:
-        relevant = {passage for passage, grade in judged.qrels.get(query.text_id, {}).items() if grade > 0}
+        relevant = judged.answers(query.text_id)
         if not relevant:
             continue
         ranking = ranked(run.get(query.text_id, {}))

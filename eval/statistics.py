@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,8 +27,13 @@ class Interval:
         return self.low > 0.0 or self.high < 0.0
 
 
-def bootstrap(values: Sequence[float], *, samples: int = 10_000, seed: int = 0) -> Interval:
+def bootstrap(
+    values: Sequence[float], groups: Sequence[Hashable] | None = None, *, samples: int = 10_000, seed: int = 0
+) -> Interval:
     """Return the mean with its percentile bootstrap interval (Efron & Tibshirani 1993).
+
+    Values of one group are drawn together (cluster bootstrap; Davison & Hinkley 1997): queries that the same passages
+    answer, such as the questions on one paragraph, do not err independently. Without groups each value is one.
 
     Raises:
         ArgumentError: no values.
@@ -36,12 +41,14 @@ def bootstrap(values: Sequence[float], *, samples: int = 10_000, seed: int = 0) 
     if not len(values):
         raise ArgumentError("values", "are empty; there is nothing to estimate")
     data = np.asarray(values, dtype=np.float64)
+    of = _numbered(range(len(data)) if groups is None else groups)
+    sums, counts = (np.bincount(of, weights=weights) for weights in (data, None))
     generator = np.random.default_rng(seed)
     means = np.empty(samples)
-    step = max(1, 4_000_000 // len(data))  # at most 32 MB of indices at a time
+    step = max(1, 4_000_000 // len(sums))  # at most 32 MB of indices at a time
     for at in range(0, samples, step):
-        rows = generator.integers(0, len(data), size=(min(step, samples - at), len(data)))
-        means[at : at + len(rows)] = data[rows].mean(axis=1)
+        rows = generator.integers(0, len(sums), size=(min(step, samples - at), len(sums)))
+        means[at : at + len(rows)] = sums[rows].sum(axis=1) / counts[rows].sum(axis=1)
     low, high = np.percentile(means, [2.5, 97.5])
     return Interval(float(data.mean()), float(low), float(high), len(data))
 
@@ -56,15 +63,13 @@ def grouped_gap(
 ) -> Interval:
     """Return ``mean(first) - mean(second)`` over the queries that have each; ``n`` is how many queries there are.
 
-    Whole groups are drawn anew (cluster bootstrap; Davison & Hinkley 1997): queries that ask the same in several
-    languages do not err independently of one another.
+    Groups are drawn as in `bootstrap`: one question in several languages is one draw.
 
     Raises:
         ArgumentError: a side has no value.
     """
-    numbers: dict[Hashable, int] = {}
-    of = [numbers.setdefault(group, len(numbers)) for group in groups]
-    sums = np.zeros((4, len(numbers)))  # of each group: sum and count of the first side, then of the second
+    of = _numbered(groups)
+    sums = np.zeros((4, int(of.max(initial=-1)) + 1))  # of each group: sum and count of the first side, of the second
     for at, one, other in zip(of, first, second, strict=True):
         for row, value in ((0, one), (2, other)):
             if value is not None:
@@ -78,22 +83,27 @@ def grouped_gap(
             return np.asarray(total[0] / total[1] - total[2] / total[3])
 
     generator = np.random.default_rng(seed)
-    drawn = generator.multinomial(len(numbers), np.full(len(numbers), 1 / len(numbers)), size=samples)
+    drawn = generator.multinomial(sums.shape[1], np.full(sums.shape[1], 1 / sums.shape[1]), size=samples)
     low, high = np.nanpercentile(gap(sums @ drawn.T), [2.5, 97.5])
     return Interval(float(gap(sums.sum(1))), float(low), float(high), len(of))
 
 
 def paired_bootstrap(
-    system: Sequence[float], baseline: Sequence[float], *, samples: int = 10_000, seed: int = 0
+    system: Sequence[float],
+    baseline: Sequence[float],
+    groups: Sequence[Hashable] | None = None,
+    *,
+    samples: int = 10_000,
+    seed: int = 0,
 ) -> Interval:
-    """Return the mean of the per-query differences ``system - baseline`` with its interval.
+    """Return the mean of the per-query differences ``system - baseline`` with its interval; see `bootstrap`.
 
     Raises:
         ArgumentError: the two are not of one length, or empty.
     """
     if len(system) != len(baseline):
         raise ArgumentError("values", f"are not paired: {len(system)} against {len(baseline)}")
-    return bootstrap(np.asarray(system) - np.asarray(baseline), samples=samples, seed=seed)
+    return bootstrap(np.asarray(system) - np.asarray(baseline), groups, samples=samples, seed=seed)
 
 
 def welch(first: Sequence[float], second: Sequence[float]) -> tuple[float, float]:
@@ -133,3 +143,8 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
         worst = max(worst, min(1.0, p_values[name] * (len(p_values) - rank)))
         adjusted[name] = worst
     return {name: adjusted[name] for name in p_values}
+
+
+def _numbered(groups: Iterable[Hashable]) -> NDArray[np.intp]:
+    numbers: dict[Hashable, int] = {}
+    return np.array([numbers.setdefault(group, len(numbers)) for group in groups], dtype=np.intp)

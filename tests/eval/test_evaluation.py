@@ -106,6 +106,18 @@ def test_the_bootstrap_covers_the_mean_and_a_clear_difference_excludes_zero():
         bootstrap([])
 
 
+def test_values_of_one_group_are_one_draw():
+    generator = np.random.default_rng(5)
+    values = generator.normal(size=40)
+    alone = bootstrap(values)
+    assert bootstrap(values, range(40)) == alone
+    repeated = bootstrap(np.tile(values, 9), list(range(40)) * 9)
+    assert (repeated.low, repeated.high) == pytest.approx((alone.low, alone.high))
+    assert bootstrap(values, ["one"] * 40).high == pytest.approx(alone.mean)
+    # groups of two sizes: the mean is that of all values
+    assert bootstrap([1.0, 1.0, 0.0], "aab").mean == pytest.approx(2 / 3)
+
+
 def test_the_interval_has_its_coverage_on_a_null_difference():
     generator = np.random.default_rng(11)
     hits = sum(
@@ -429,6 +441,10 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path):
     _write_values(tmp_path / "b", "y", {"t.s": [0.2, 0.2, 0.9]})
     (found,) = compare(tmp_path / "a", "x", "y", other_folder=tmp_path / "b")
     assert (found.difference.n, found.second) == (2, pytest.approx(0.2))  # the queries that both were asked
+    (tmp_path / "a" / "t.s.qrels").write_text("q0 0 d1 1\nq1 0 d1 1\nq0 0 d2 0\n")
+    (grouped,) = compare(tmp_path / "a", "x", "y", other_folder=tmp_path / "b")
+    assert found.difference.low < found.difference.mean  # one passage answers both: there is one draw, and no spread
+    assert grouped.difference.low == grouped.difference.mean == pytest.approx(found.difference.mean)
     for name, sha in (("a", "1"), ("b", "2")):
         (tmp_path / name / "results.json").write_text(json.dumps({"data_sha256": {"t": sha}}))
     with pytest.raises(SourceError, match="t: a and b were measured on other data"):
