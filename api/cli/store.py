@@ -52,7 +52,7 @@ def index(  # noqa: PLR0913 (a command has as many parameters as it has options)
 
     JSON lines, CSV, TSV, Parquet, plain text, FHIR R4, C-CDA, HL7 v2, MIMIC, OMOP and BRAT are told apart by content.
     """
-    from api.cli.progress import IndexProgress
+    from api.cli.progress import IndexProgress, busy
     from indexer.readers import read_sources
 
     context.if_interrupted = "nothing lost; run the same command again to go on"
@@ -101,6 +101,9 @@ def index(  # noqa: PLR0913 (a command has as many parameters as it has options)
         _show_rejected(report.rejected, skipped)
         if not report.stored + report.skipped + len(report.rejected):
             click.echo("  no notes were found there; --format says what the files are", err=True)
+    context.if_interrupted = "all is stored; the next import writes the files that make searching quick"
+    with busy("writing the files that make searching quick"):
+        context.close()
     if strict and report.rejected:
         raise click.exceptions.Exit(1)
 

@@ -73,6 +73,20 @@ def test_what_an_import_stored_need_not_be_analysed_by_the_next_command(clinrag:
     assert [path.name for path in derived.iterdir()] == [made]  # one note is no reason to write all of them anew
 
 
+def test_ctrl_c_while_derived_files_are_written_says_that_all_is_stored(
+    clinrag: Clinrag, notes_file: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def interrupted(_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("indexer.store.background.Errand.close", interrupted)
+        result = clinrag("index", notes_file, "--collection", "ward", "--encoder", "hashing")
+    assert (result.exit_code, result.stderr.splitlines()[-1][:34]) == (130, "Error: interrupted; all is stored;")
+    again = clinrag("index", notes_file, "--collection", "ward")
+    assert "stored 0 notes" in again.stdout
+
+
 def test_index_with_a_column_map(clinrag: Clinrag, tmp_path: Path):
     table = tmp_path / "notes.csv"
     table.write_text("row,subject,body\n1,4711,Fever and cough.\n")
