@@ -17,7 +17,7 @@ from indexer.store.blocks import Unsound
 from indexer.store.cipher import chunk_hash, chunk_title, cipher_of, plain_rows
 from indexer.store.columns import Columns
 from indexer.store.file_cipher import FileCipher
-from indexer.store.replica import COLUMNS, MATRIX, ROWS, TERMS, TEXTS
+from indexer.store.held import COLUMNS, MATRIX, ROWS, TERMS, TEXTS
 from indexer.store.snapshots import Generation, OtherFormat
 from indexer.store.sqlite import integrity_problems
 from indexer.store.stored import Finding
@@ -149,7 +149,8 @@ def _numbers(connection: Connection) -> Iterator[Finding]:
     for row in connection.execute(select(v.id).where(~logged.exists())):
         yield Finding(f"versions row {row[0]}", "has no row in the change log", RESTORE)
     gone = t.changes.alias("gone")
-    deleted = select(gone.c.seq).where(gone.c.note == c.note, gone.c.kind != truth.STORE, gone.c.seq > c.seq)
+    # Up to the version that it names: an erasure of one patient's versions says nothing of those behind them.
+    deleted = select(gone.c.seq).where(gone.c.note == c.note, gone.c.kind != truth.STORE, gone.c.version >= c.version)
     there = select(v.id).where(v.note == c.note, v.version == c.version)
     lost = select(c.seq).where(c.kind == truth.STORE, ~there.exists(), ~deleted.exists())
     for row in connection.execute(lost):

@@ -251,3 +251,20 @@ def test_a_version_that_is_lost_behind_an_erased_one_does_not_keep_the_rest_from
         assert ward.verify() == []
         assert library.erase(ward, "patient", ["q"]).receipt.counts["versions"] == 1
         assert shown(ward) == {}
+
+
+def test_a_version_that_is_missing_behind_an_erased_one_is_named_and_mended(library, plain):
+    for number, patient in enumerate("pqq", 1):
+        store(plain, note("a", f"Version {number}.", patient_id=patient))
+    library.erase(plain, "patient", ["p"])
+    plain.close()
+    with closing(sqlite3.connect(library.folder("ward") / "truth.sqlite", isolation_level=None)) as database:
+        database.execute("DELETE FROM chunks WHERE version_id = 2")
+        database.execute("DELETE FROM vectors WHERE key = 2")
+        database.execute("DELETE FROM versions WHERE id = 2")
+    with library.open("ward") as ward:
+        assert "its note version is missing" in [finding.what for finding in ward.verify()]
+    repair(library, "ward", lambda name: LetterEncoder())
+    with library.open("ward") as ward:
+        assert shown(ward) == {"a": 3}
+        assert ward.verify() == []
