@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from api.jobs import Outcome, Rejected
 from api.posted import PostedNotes
@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from rag.search import LanguagePolicy, Mode
 
 
+Made = TypeVar("Made")
+
+
 @dataclass(frozen=True, slots=True)
 class Question:
     """What search and ask have in common: a text, a collection, a scope, and how many passages."""
@@ -50,12 +53,30 @@ class Question:
 
 @dataclass(slots=True)
 class _Loaded:
-    """Things by name, each made once, whoever asks first."""
+    """Things by name, each made once, whoever asks first.
 
-    lock: threading.Lock = field(default_factory=threading.Lock)
+    What is there already is had without a lock: making another takes seconds, of a collection that is repaired or
+    deleted even longer, and no search may wait for that. Collections share a few locks by their names.
+    """
+
     collections: dict[str, Collection] = field(default_factory=dict)
     encoders: dict[str, Encoder] = field(default_factory=dict)
     generators: dict[str, Generator] = field(default_factory=dict)
+    encoder_lock: threading.Lock = field(default_factory=threading.Lock)
+    generator_lock: threading.Lock = field(default_factory=threading.Lock)
+    collection_locks: tuple[threading.Lock, ...] = field(
+        default_factory=lambda: tuple(threading.Lock() for _ in range(64))
+    )
+
+    def collection_lock(self, name: str) -> threading.Lock:
+        """Return the lock under which the collection of that name is opened, made or deleted."""
+        return self.collection_locks[hash(name) % len(self.collection_locks)]
+
+    def close_collection(self, name: str) -> None:
+        """Forget an open collection; its lock is held."""
+        known = self.collections.pop(name, None)
+        if known is not None:
+            known.close()
 
 
 class Service:
@@ -77,7 +98,6 @@ class Service:
         self._load_encoder = load_encoder
         self._load_generator = load_generator
         self._loaded = _Loaded()
-        self._encoder_lock = threading.Lock()
 
     # --- collections
 
@@ -89,8 +109,10 @@ class Service:
             KeysError: it is to be encrypted and no good master key is named.
             EncoderUnavailableError: the encoder is unknown or not on this machine.
         """
-        created = self.library.create(name, encoder_name, self.encoder(encoder_name).spec, encrypted=encrypted)
-        with self._loaded.lock:
+        spec = self.encoder(encoder_name).spec
+        with self._loaded.collection_lock(name):
+            created = self.library.create(name, encoder_name, spec, encrypted=encrypted)
+            self._loaded.close_collection(name)  # of an earlier one, which another process deleted
             self._loaded.collections[name] = created
         return created
 
@@ -100,16 +122,15 @@ class Service:
         Raises:
             CollectionNotFoundError: there is none of that name.
         """
-        with self._loaded.lock:
+        known = self._loaded.collections.get(name)
+        if known is not None and known.present():
+            return known
+        with self._loaded.collection_lock(name):
             known = self._loaded.collections.get(name)
-            if known is not None and known.present():
-                return known
-            if known is not None:
-                del self._loaded.collections[name]
-                known.close()
-            opened = self.library.open(name)
-            self._loaded.collections[name] = opened
-            return opened
+            if known is None or not known.present():
+                self._loaded.close_collection(name)
+                known = self._loaded.collections[name] = self.library.open(name)
+            return known
 
     def describe(self, name: str) -> CollectionModel:
         """Return what a collection holds, as both ways in show it.
@@ -162,10 +183,8 @@ class Service:
             ArgumentError: it has no keys, or another collection shares them; nothing was removed.
         """
         empty_jobs = WaitingJobs(self.settings.home).deleting(name)
-        with self._loaded.lock:
-            known = self._loaded.collections.pop(name, None)
-            if known is not None:
-                known.close()
+        with self._loaded.collection_lock(name):
+            self._loaded.close_collection(name)
             self.library.delete(name, with_keys=with_keys)
         empty_jobs()
 
@@ -197,10 +216,7 @@ class Service:
         Raises:
             EncoderUnavailableError: unknown, or not on this machine.
         """
-        with self._encoder_lock:  # loading takes seconds: apart from the lock that searches need
-            if name not in self._loaded.encoders:
-                self._loaded.encoders[name] = self._load_encoder(name)
-            return self._loaded.encoders[name]
+        return _made_once(self._loaded.encoders, name, self._loaded.encoder_lock, lambda: self._load_encoder(name))
 
     def encoder_or_none(self, collection: Collection) -> Encoder | None:
         """Return the collection's encoder, or ``None`` where it is not here: the search says that it is degraded."""
@@ -220,10 +236,9 @@ class Service:
         wanted = name or self.settings.generators[0]
         if ":" not in wanted:
             return self._load_generator(wanted, encoder)
-        with self._loaded.lock:
-            if wanted not in self._loaded.generators:
-                self._loaded.generators[wanted] = self._load_generator(wanted, None)
-            return self._loaded.generators[wanted]
+        return _made_once(
+            self._loaded.generators, wanted, self._loaded.generator_lock, lambda: self._load_generator(wanted, None)
+        )
 
     # --- search and ask
 
@@ -346,10 +361,19 @@ class Service:
 
     def close(self) -> None:
         """Close every collection."""
-        with self._loaded.lock:
-            for collection in self._loaded.collections.values():
-                collection.close()
-            self._loaded.collections.clear()
+        for name in list(self._loaded.collections):
+            with self._loaded.collection_lock(name):
+                self._loaded.close_collection(name)
+
+
+def _made_once(made: dict[str, Made], name: str, lock: threading.Lock, make: Callable[[], Made]) -> Made:
+    found = made.get(name)
+    if found is None:
+        with lock:
+            found = made.get(name)
+            if found is None:
+                found = made[name] = make()
+    return found
 
 
 @contextmanager

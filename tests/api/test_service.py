@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -87,3 +88,37 @@ def test_a_collection_whose_files_may_not_be_read_does_not_hide_the_others(
     monkeypatch.setattr(Service, "describe", refused)
     described, unread = service.describe_all(["closed", "ward"])
     assert ([one.name for one in described], unread) == (["ward"], ["closed"])
+
+
+@pytest.mark.parametrize("what", ["open", "delete", "encoder"])
+def test_no_search_waits_for_another_collection_that_takes_its_time(
+    service: Service, monkeypatch: pytest.MonkeyPatch, what: str
+):
+    def slow(*_: object, **__: object) -> None:
+        begun.set()
+        assert go.wait(20)
+        raise StorageError("it came to nothing")
+
+    begun, go = threading.Event(), threading.Event()
+    service.search(Question("fever", "ward", Scope()))
+    if what == "encoder":
+        monkeypatch.setattr(service, "_load_encoder", slow)
+    else:
+        monkeypatch.setattr(service.library, what, slow)
+    act = {"open": service.collection, "delete": service.delete_collection, "encoder": service.encoder}[what]
+
+    def other() -> None:
+        with pytest.raises(StorageError, match="came to nothing"):
+            act("slow")
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    assert begun.wait(20)
+    search = threading.Thread(target=service.search, args=(Question("cough", "ward", Scope()),))
+    search.start()
+    search.join(20)
+    held_up = search.is_alive()
+    go.set()
+    thread.join(20)
+    search.join(20)
+    assert not held_up
