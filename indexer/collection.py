@@ -26,10 +26,11 @@ from indexer.store.dropping import check_droppable
 from indexer.store.embedded import stored_vector_keys, unembedded
 from indexer.store.erasing import drop_unreadable, last_erased_us, still_stored, take_over
 from indexer.store.folders import bytes_of, files_under
+from indexer.store.held import Identity
 from indexer.store.holds import Hold
 from indexer.store.kept import forgotten_ids, kept_strings, known_subjects
 from indexer.store.lock import exclusive
-from indexer.store.replica import Identity, Replica
+from indexer.store.replica import Replica
 from indexer.store.selection import everything, moment_of
 from indexer.store.selection import select as select_rows
 from indexer.store.snapshots import DERIVED

@@ -199,7 +199,7 @@ class Eraser:
         if not pending:
             return False  # whoever held the lock before took ours along
         # Before anything is gone, as the derived files of now are of no use afterwards; behind a crash there is none.
-        terms = self.replica.terms() if all(one.state == erasing.ASKED for one in pending) else None
+        terms = self.replica.lexical() if all(one.state == erasing.ASKED for one in pending) else None
         for one in pending:
             if one.state == erasing.ASKED:
                 withdrawn = self.waiting.withdraw(self.name, one.details)
@@ -221,7 +221,7 @@ class Eraser:
         self._reached("followed")
         self._destroy_keys(pending, deadline)
         self._reached("unkeyed")
-        self.replica.purge(terms)
+        self.replica.rebuild(terms)
         self._reached("rebuilt")
         for one in pending:
             self.receipts.issue(one, self.name, self.collection_id, iso(now_us()))

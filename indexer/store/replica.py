@@ -24,20 +24,7 @@ from indexer.store.background import Attendant, Errand, pause
 from indexer.store.cipher import cipher_of
 from indexer.store.columns import Columns
 from indexer.store.file_cipher import FileCipher
-from indexer.store.held import (
-    COLUMNS,
-    EXACT_CHUNKS,
-    MATRIX,
-    ROWS,
-    STRUCTURE,
-    TERMS,
-    TEXTS,
-    Erased,
-    Held,
-    Identity,
-    analysed,
-)
-from indexer.store.lexical import LexicalIndex
+from indexer.store.held import EXACT_CHUNKS, Erased, Held, Identity, analysed
 from indexer.store.lock import exclusive
 from indexer.store.mending import MendedVectors
 from indexer.store.postings import PostingsIndex
@@ -127,12 +114,8 @@ class Replica:
             if self._held is not None and self._held.vectors is index:
                 self._held.lose_vectors(file)
 
-    def lexical(self) -> LexicalIndex:
+    def lexical(self) -> PostingsIndex:
         """Return the lexical index; it holds at least the rows of every moment given out before."""
-        return self.terms()
-
-    def terms(self) -> PostingsIndex:
-        """Return the lexical index itself."""
         with self._lock:
             if self._held is not None and self._held.lexical is not None:
                 return self._held.lexical
@@ -227,24 +210,11 @@ class Replica:
         """Write a generation in the background, where nothing stands against it; `close` waits for it."""
         self._errand.start(self._settle)
 
-    def rebuild(self) -> None:
+    def rebuild(self, terms: PostingsIndex | None = None) -> None:
         """Throw away what is derived, in memory and on disk, and make it again from the truth.
 
-        Raises:
-            WriterBusyError: another process is writing derived files and does not end.
-        """
-        what = f"a snapshot of collection {self._identity.name!r}"
-        with exclusive(self._publish_lock, what, timeout_s=REBUILD_TIMEOUT_S):
-            with self._lock:
-                self._forget()
-                self._snapshots.clear()
-            self._publish(lambda: None)
-
-    def purge(self, terms: PostingsIndex | None) -> None:
-        """Make everything anew after an erasure, but for the terms of kept chunks where ``terms`` has them.
-
-        Analysing every text again is nearly all of a rebuild; an index writes no term that only removed chunks had.
-        Called while the writer's lock is held.
+        But for the terms of kept chunks where ``terms`` has them: to analyse every text again is nearly all of it. What
+        only removed chunks had is not written.
 
         Raises:
             WriterBusyError: another process is writing derived files and does not end.
@@ -400,17 +370,3 @@ class Replica:
                 between=between,
                 release=stack.close,
             )
-
-
-__all__ = [
-    "COLUMNS",
-    "EXACT_CHUNKS",
-    "MATRIX",
-    "ROWS",
-    "STRUCTURE",
-    "TERMS",
-    "TEXTS",
-    "Identity",
-    "Moment",
-    "Replica",
-]

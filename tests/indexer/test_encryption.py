@@ -25,7 +25,7 @@ from indexer.repair import repair
 from indexer.store import failpoints, schema, truth
 from indexer.store.cipher import plain_rows
 from indexer.store.file_cipher import FileCipher
-from indexer.store.replica import TERMS
+from indexer.store.held import TERMS
 from indexer.store.snapshots import MANIFEST
 from indexer.store.sqlite import read_transaction
 from tests.indexer.made_collections import SPEC, LetterEncoder, new, note, prepared, shown, store, vector

@@ -20,8 +20,8 @@ from indexer.library import Library
 from indexer.receipts import Receipts
 from indexer.records import Scope
 from indexer.store import failpoints
+from indexer.store.held import TERMS
 from indexer.store.postings import PostingsIndex
-from indexer.store.replica import TERMS
 from indexer.text.analysis import analyze
 from tests.faults.processes import in_child
 from tests.indexer.made_collections import new, note, prepared, shown, store, vector

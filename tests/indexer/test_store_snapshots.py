@@ -13,7 +13,7 @@ import pytest
 
 from indexer.library import Library
 from indexer.records import Scope
-from indexer.store.replica import TEXTS
+from indexer.store.held import TEXTS
 from indexer.store.snapshots import Generation, Snapshots
 from tests.indexer.made_collections import new, note, store, vector
 
