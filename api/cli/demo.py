@@ -93,7 +93,7 @@ def _index(service: Service, collection: str, encoder: str, out: Console) -> Non
         out.print(
             "This encoder compares spelling, not meaning: across languages it finds names, drugs and numbers that are "
             "written alike, and dense retrieval between languages is limited. The questions below name such a thing. "
-            "The trained multilingual encoder is not part of this install.",
+            + _trained(),
             style="yellow",
         )
     target = service.open_or_create(collection, encoder)
@@ -105,6 +105,15 @@ def _index(service: Service, collection: str, encoder: str, out: Console) -> Non
         f"{info.notes} notes, {info.chunks} passages ({languages}); {report.stored} stored, "
         f"{report.skipped} unchanged, {len(report.rejected)} rejected"
     )
+
+
+def _trained() -> str:
+    from indexer.encoders.catalog import default_encoder_name
+
+    trained = default_encoder_name()
+    if trained == _BY_SPELLING:
+        return "The trained multilingual encoder is not part of this install."
+    return f"The trained multilingual one is '{trained}'."
 
 
 def chosen(questions: Sequence[BundledQuestion], written_in: Mapping[str, str], count: int) -> list[BundledQuestion]:

@@ -255,6 +255,7 @@ def test_demo_answers_with_citations_and_says_what_its_encoder_can_do(clinrag: C
     result = clinrag("demo", "--encoder", "hashing")
     assert result.exit_code == 0, result.output
     assert "compares spelling, not meaning" in result.stdout.replace("\n", " ")
+    assert "The trained multilingual one is 'compact'" in result.stdout.replace("\n", " ")
     assert "6/6" in result.stdout
     assert "[1]" in result.stdout
     assert "“" in result.stdout
