@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -92,3 +93,14 @@ def test_the_command_line_and_the_packages_import_without_heavy_engines():
 def test_names_say_what_a_module_owns():
     for path in modules():
         assert path.stem not in {"utils", "util", "helpers", "common", "manager", "misc", "base"}, path
+
+
+def test_the_walk_through_the_code_names_every_module_and_no_other():
+    text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    sections = dict(re.findall(r"^#{2,3} (\S+?)/: .*\n((?:(?!#).*\n)*)", text, flags=re.MULTILINE))
+    for folder in sorted({path.parent for path in modules()}):
+        where = folder.relative_to(ROOT).as_posix()
+        there = {path.name for path in folder.glob("*.py")} - {"__init__.py", "__main__.py"}
+        named = set(re.findall(r"`(\w+\.py)`", sections.get(where, ""))) - {"__main__.py"}
+        assert there - named == set(), f"ARCHITECTURE.md does not name these under a heading for {where}/"
+        assert named - there == set(), f"ARCHITECTURE.md names these of {where}/, which are not there"
