@@ -42,7 +42,11 @@ def main(argv: list[str] | None = None) -> None:
         questions = None
         if given.questions:
             questions = encoder.encode_queries([one.question for one in bundled.load_questions()]).astype(np.float32)
-        base: Figures = {"encoder": encoder.spec.fingerprint[:12], "chunks": len(corpus.texts)}
+        base: Figures = {
+            "encoder": encoder.spec.fingerprint[:12],
+            "chunks": len(corpus.texts),
+            "source": corpus.source,
+        }
         for part in asked:
             _measure(part, given, kept, corpus, base, questions)
     print(tables(kept))  # noqa: T201

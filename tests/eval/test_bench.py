@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
+import json
+
 import numpy as np
 import pytest
 
@@ -34,6 +37,30 @@ def test_vectors_that_are_kept_are_not_embedded_again(tmp_path):
     assert Counting.asked == 10
     np.testing.assert_array_equal(both[:6], first)
     np.testing.assert_array_equal(both, HashingEncoder().encode_passages(texts).astype(np.float16))
+
+
+def test_other_notes_are_never_answered_from_what_was_kept_of_the_first(tmp_path, monkeypatch):
+    monkeypatch.setattr(corpus, "load_encoder", lambda _: HashingEncoder())
+
+    def notes(folder, *texts):
+        path = tmp_path / folder / "notes" / "ward.jsonl.gz"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lines = (json.dumps({"text": text, "language": "en"}) for text in texts)
+        path.write_bytes(gzip.compress("\n".join(lines).encode()))
+        return corpus.load(HashingEncoder(), tmp_path / folder, tmp_path / "kept")
+
+    one, two = notes("one", "Fever since Monday."), notes("two", "Cough since June.", "Fever since Monday.")
+    more, again = notes("one", "Fever since Monday.", "Pain."), notes("one", "Fever since Monday.")
+    assert [sorted(found.texts) for found in (one, two, more)] == [
+        ["Fever since Monday."],
+        ["Cough since June.", "Fever since Monday."],
+        ["Fever since Monday.", "Pain."],
+    ]
+    assert again.texts == one.texts
+    assert again.source == one.source
+    assert len({one.source, two.source, more.source}) == 3
+    for found in (one, two, more, again):
+        np.testing.assert_array_equal(found.vectors, HashingEncoder().encode_passages(found.texts).astype(np.float16))
 
 
 def test_workload_tells_copies_and_answers_exactly(text):
