@@ -45,7 +45,9 @@ class PoolPlaces:
         if known is not None and known[0] is state and same_arrays(known[1], asked):
             return known[2]
         before, had = None, {}
-        if known is not None and known[0].dead is state.dead and len(known[2].pools) == len(pools):
+        # A search that began before a chunk came in may get here after one that began behind it.
+        follows = known is not None and known[0].dead is state.dead and len(known[0].ids) <= len(state.ids)
+        if known is not None and follows and len(known[2].pools) == len(pools):
             before = known[2]
             # An id that was not there then may be there now.
             pairs = zip(known[1], (*before.pools, *before.samples), strict=True)

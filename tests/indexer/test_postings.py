@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from indexer.errors import DamagedError
+from indexer.store.bm25 import State
 from indexer.store.lexical import Bm25Oracle
+from indexer.store.pool_places import PoolPlaces
 from indexer.store.postings import PostingsIndex
 from tests.contracts.lexical_index import WORDS, LexicalIndexContract, assert_same, assert_same_pools, documents
 
@@ -89,6 +92,22 @@ def test_pools_are_looked_up_again_where_chunks_came_or_pools_are_others():
             one.add(np.array([3000, 3002]) + 2 * (len(oracle) - 1500), [["w59", "w50"], ["w59"]])
         assert_same_pools(index, oracle, terms, 40, pools, [none, odd[::3]])
         assert_same_pools(index, oracle, terms, 40, [pools[0], pools[1][5:400]], [none, odd[::3]])
+
+
+def test_a_search_of_an_earlier_moment_is_not_told_of_chunks_that_came_later():
+    """Two searches at once: one took its moment before a chunk came in, and looks pools up behind the other."""
+    ids = np.arange(40)
+    lengths, none = np.ones(40, np.int32), np.empty(0, np.intp)
+    later = State(ids, lengths, np.empty(0, np.bool_), none, 40)
+    earlier = replace(later, ids=ids[:30], lengths=lengths[:30], living_length=30)
+    pools, samples = [ids[::2], ids[1::2]], [ids[::4], ids[1::4]]
+    places = PoolPlaces()
+    for state in (later, earlier, later):
+        placed = places.placed(state, pools, samples)
+        n = len(state.ids)
+        for found, wanted in zip((*placed.pools, *placed.samples), (*pools, *samples), strict=True):
+            np.testing.assert_array_equal(found, wanted[wanted < n])
+        np.testing.assert_array_equal(placed.of, ids[:n] % 2)
 
 
 def test_a_score_is_the_same_whichever_way_it_was_found():
