@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
@@ -52,6 +52,29 @@ def days_of(first: int, second: int) -> list[Day]:
     """Return the days of no year that two numbers can mean: day and month, then month and day."""
     days = dict.fromkeys((Day(None, second, first), Day(None, first, second)))
     return [day for day in days if _is_day(day)]
+
+
+def may_tell(asked: Sequence[Day], told: Sequence[Day], authored_at: str | None) -> bool:
+    """Return whether a sentence may be about one of the days that are asked about, as far as dates tell.
+
+    It may not where its note was written before, or where it gives the month of all that it says; unless it names one
+    of those days.
+    """
+    if not asked or any(_agree(one, other) for one in asked for other in told):
+        return True
+    if authored_at is not None and all(_ends_before(day_of(authored_at), one) for one in asked):
+        return False
+    return not told or any(one.year is None or one.month is None for one in told)
+
+
+def _agree(one: Day, other: Day) -> bool:
+    pairs = ((one.year, other.year), (one.month, other.month), (one.day, other.day))
+    return all(left is None or right is None or left == right for left, right in pairs)
+
+
+def _ends_before(one: Day, other: Day) -> bool:
+    last = (one.year or 0, one.month or 12, one.day or 31)
+    return last < (other.year or 0, other.month or 1, other.day or 1)
 
 
 def _readings(match: re.Match[str]) -> Iterator[Day]:

@@ -26,6 +26,8 @@ class Forms:
     often: tuple[tuple[str, Decimal], ...]
     once: tuple[str, ...]
     once_parts: tuple[str, ...]
+    around: frozenset[str]
+    around_parts: tuple[str, ...]
     denies: dict[str, re.Pattern[str]]
     denied: tuple[str, ...]
     denied_words: frozenset[str]
@@ -62,6 +64,8 @@ def forms() -> Forms:
         ),
         once=tuple(form.replace("_", " ") for form in data["once"]["words"].split()),
         once_parts=tuple(data["once"]["parts"].split()),
+        around=frozenset(data["around"]["words"].split()),
+        around_parts=tuple(data["around"]["parts"].split()),
         denies={language: re.compile(pattern) for language, pattern in data["denies"].items()},
         denied=tuple(data["denied"]["words"].split()),
         denied_words=frozenset(" ".join(negations["words"].values()).split()),

@@ -195,6 +195,30 @@ def denials(text: str, language: str) -> list[Figure]:
     return [((Denial(),),)] if pattern is not None and pattern.search(_plain(text)) else []
 
 
+def days(text: str) -> list[Day]:
+    """Return what the dates and calendar years in a text can mean, one after the other."""
+    atoms = [atom for figure in figures(text) for reading in figure for atom in reading]
+    named = [atom for atom in atoms if isinstance(atom, Day)]
+    years = [atom for atom in atoms if isinstance(atom, Number) and atom.unit in (None, "year")]
+    return [*named, *(Day(int(one.value), None) for one in years if one.value in range(1900, 2101))]
+
+
+def asked_days(question: str) -> list[Day]:
+    """Return the days, months or years that a question asks about; none where it asks of a time before or after."""
+    plain = _plain(question)
+    bare, _ = cut_days(plain)
+    known = forms()
+    if not known.around.isdisjoint(_WORD.findall(bare)) or any(part in bare for part in known.around_parts):
+        return []
+    return [day for day in days(question) if day.year is not None]
+
+
+def only_dated(text: str) -> bool:
+    """Return whether the digits of a text are those of its dates."""
+    bare, found = cut_days(_plain(text))
+    return bool(found) and not any(character.isdigit() for character in bare)
+
+
 def _plain(text: str) -> str:
     """Return a copy in one form: small letters, half width, no accents, one sign for what is written in many ways."""
     raised = _SUPERSCRIPTS.sub(lambda match: "^" + match.group(), text)

@@ -13,6 +13,7 @@ from indexer.errors import ArgumentError
 from rag.cite import Statement
 from rag.context import ContextPassage
 from rag.crossing import crosses
+from rag.figures import only_dated
 from rag.phrases import parallel_lines, spoken
 from rag.support import Candidate, Meaning, supported
 
@@ -128,7 +129,12 @@ def _candidates(passages: Sequence[ContextPassage]) -> list[Candidate]:
 
 
 def _says_something(text: str) -> bool:
-    """Return whether a sentence is more than a title: it has digits, small letters, or a script without small ones."""
+    """Return whether a sentence is more than a title: it has figures, small letters, or a script without small ones.
+
+    The date of a title is no figure: "RECONCILIATION - CORRECTED 14 DEC 2022".
+    """
     letters = [character for character in text if character.isalpha()]
     titled = bool(letters) and all(character.isupper() for character in letters)
-    return any(character.isdigit() for character in text) or (bool(letters) and not titled)
+    if any(character.isdigit() for character in text):
+        return not (titled and only_dated(text))
+    return bool(letters) and not titled

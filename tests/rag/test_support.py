@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from indexer.build import index_notes
@@ -7,8 +8,10 @@ from indexer.encoders.encoder import HashingEncoder
 from indexer.library import Library
 from indexer.records import Note, Scope
 from rag.answer import AnswerRequest, answer
+from rag.context import ChunkSpan, ContextPassage
 from rag.generate import ExtractiveGenerator
 from rag.search import SearchRequest, search
+from rag.support import Candidate, Meaning, supported
 
 ENCODER = HashingEncoder()
 
@@ -72,3 +75,44 @@ def test_of_two_notes_the_one_with_the_word_comes_first(tmp_path):
         index_notes(collection, ENCODER, notes)
         first, second = search(collection, ENCODER, SearchRequest("INR", Scope(patient_id="P"))).hits
     assert (first.note_id, second.scores.dense, second.scores.lexical) == ("b", 0.0, None)
+
+
+LABS = {
+    "april": ("Potassium 4.4 mmol/L on 6 April 2021.", None),
+    "may": ("Kalium am 4.5.2021: 4,5 mmol/l.", None),
+    "old": ("Potassium 3.1 mmol/L.", "2019-02-01"),
+    "new": ("Potassium was 4.9 mmol/L.", "2021-06-30"),
+    "since": ("Potassium has been low since 2019.", None),
+}
+
+
+@pytest.mark.parametrize(
+    ("question", "quoted"),
+    [
+        ("What was the potassium in May 2021?", {"may", "new", "since"}),
+        ("2021年5月血钾是多少？", {"may", "new", "since"}),
+        ("令和3年5月4日のカリウム値は？", {"may", "new", "since"}),
+        ("¿Cuál era el potasio el 6 de abril de 2021?", {"april", "new", "since"}),
+        ("Калий в 2021 году?", {"april", "may", "new", "since"}),
+        ("What was the potassium in 2023?", {"since"}),
+        ("Wie war das Kalium vor Mai 2021?", set(LABS)),
+        ("What was the potassium?", set(LABS)),
+    ],
+)
+def test_a_question_about_a_time_is_not_answered_by_another_one(question, quoted):
+    candidates = []
+    for n, (note_id, (text, authored_at)) in enumerate(LABS.items(), start=1):
+        chunk = ChunkSpan(f"{note_id}:1:0", 0, len(text))
+        passage = ContextPassage(n, note_id, 1, "en", None, authored_at, None, 0, len(text), text, (chunk,))
+        candidates.append(Candidate(passage, text))
+    near = np.full(len(candidates), 0.9, np.float32)
+    meaning = Meaning(near, {"en": np.linspace(0.1, 0.2, 12, dtype=np.float32)})
+    assert {one.passage.note_id for one in supported(question, "en", candidates, meaning)} == quoted
+
+
+def test_a_title_with_a_date_is_no_answer(tmp_path):
+    text = "WARFARIN RECONCILIATION - CORRECTED 14 DEC 2022\nWARFARIN 5 MG DAILY\nSeen by Dr. Li."
+    with Library(tmp_path).create("titles", "hashing", ENCODER.spec) as collection:
+        index_notes(collection, ENCODER, [Note("n", text, language="en")])
+        said = answer(collection, ENCODER, AnswerRequest("warfarin"), ExtractiveGenerator(ENCODER))
+    assert [citation.quote for citation in said.citations] == ["WARFARIN 5 MG DAILY"]
