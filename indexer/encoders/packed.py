@@ -44,6 +44,7 @@ from indexer.records import EncoderSpec
 
 GROUP = 32
 FORMAT = 1
+_SETTINGS = ("heads", "epsilon", "layers", "dim", "max_length", "model_id", "query_prompt", "passage_prompt")
 # larger batches fall out of the processor's second-level cache: measured slower a text
 _CPU_TOKENS = 1024
 
@@ -150,6 +151,10 @@ class PackedEncoder:
         self._device = self._body.positions.device
         config = self._body.config
         self._tokenizer = load_tokenizer(folder)
+        rows, width = self._body.word_halves.shape[0], self._body.word_halves.shape[1] * 2
+        shape = (self._tokenizer.get_vocab_size(), int(config["dim"]), int(config["max_length"]))
+        if shape[0] > rows or shape[1] != width or shape[2] > len(self._body.positions):
+            raise EncoderUnavailableError(f"the tokenizer or config.json in {folder.name} is another model's")
         self._query_prompt = str(config["query_prompt"])
         self._passage_prompt = str(config["passage_prompt"])
         self._max_length = int(config["max_length"])
@@ -237,6 +242,9 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise EncoderUnavailableError(f"{folder.name} has no readable config.json: no packed model") from error
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         raise EncoderUnavailableError(f"{folder.name} is no packed model of format {FORMAT}")
+    lacking = [name for name in _SETTINGS if name not in config]
+    if lacking:
+        raise EncoderUnavailableError(f"config.json in {folder.name} does not say {', '.join(lacking)}")
     return config
 
 

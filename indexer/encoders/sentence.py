@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 
 from indexer.encoders.batches import (
     DEVICE_TOKENS,
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 
 _LONGEST_PASSAGE = 8192
 _CPU_TOKENS = 8192
+# What transformers and sentence-transformers raise for a file that is not what it should be.
+_DAMAGE = (OSError, ValueError, KeyError, ImportError, TypeError, AttributeError, RuntimeError, SafetensorError)
 
 
 class SentenceEncoder:
@@ -65,6 +68,7 @@ class SentenceEncoder:
         self._model = on_device(lambda name: _load(folder, pooling or "mean", name, dtype or best_dtype(name)), device)
         self._device = torch.device(self._model.device)
         self._tokenizer = _fast_tokenizer(self._model, folder)
+        _check_whole(self._model, folder)
         self._tokenizing = threading.Lock()  # Its padding and truncation are set anew for every call.
         prompts = {name: text for name, text in (self._model.prompts or {}).items() if text}
         self._query_prompt = prompts.get("query", "")
@@ -192,11 +196,55 @@ def _load(folder: Path, pooling: str, device: str, dtype: torch.dtype) -> Senten
             )
         else:
             raise EncoderUnavailableError(f"{folder.name} holds neither modules.json nor config.json: no model")
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        if isinstance(error, EncoderUnavailableError):
-            raise
-        raise EncoderUnavailableError(f"the model in {folder.name} cannot be loaded: {type(error).__name__}") from error
+    except EncoderUnavailableError:
+        raise
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        ImportError,
+        TypeError,
+        AttributeError,
+        RuntimeError,
+        SafetensorError,
+    ) as error:
+        if isinstance(error, RuntimeError) and device != "cpu":
+            raise  # the device's: see `on_device`
+        raise EncoderUnavailableError(
+            f"the model in {folder.name} cannot be loaded ({type(error).__name__}): a file of it is missing, damaged "
+            "or another model's; copy or fetch the model again"
+        ) from error
     return model.eval()
+
+
+def _check_whole(model: SentenceTransformer, folder: Path) -> None:
+    """Refuse a model that is partly made up, or that has no vectors for what its tokenizer gives.
+
+    transformers fills weights that a folder lacks with random numbers, other ones in each process, and says so in a log
+    line. It marks those that were read. A missing pooler is no fault: pooling is ours.
+
+    Raises:
+        EncoderUnavailableError: weights are missing, or the tokenizer is another model's.
+    """
+    body = getattr(model[0], "auto_model", None)
+    if body is None:
+        return
+    lacking = [
+        name
+        for name, weight in body.named_parameters()
+        if not getattr(weight, "_is_hf_initialized", False) and "pooler" not in name
+    ]
+    if lacking:
+        raise EncoderUnavailableError(
+            f"{folder.name} lacks {len(lacking)} of the model's weights (such as {lacking[0]}), so its vectors would "
+            "be made up in part; copy or fetch the whole model again"
+        )
+    rows = getattr(body.get_input_embeddings(), "num_embeddings", None)
+    if rows is not None and model.tokenizer.vocab_size > rows:
+        raise EncoderUnavailableError(
+            f"the tokenizer in {folder.name} is another model's: it has {model.tokenizer.vocab_size:,} tokens, "
+            f"the model {rows:,}"
+        )
 
 
 def _fast_tokenizer(model: SentenceTransformer, folder: Path) -> Any:

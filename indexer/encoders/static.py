@@ -46,9 +46,7 @@ class StaticEncoder:
         self._table = _table(place)
         if len(self._table) < self._tokenizer.get_vocab_size():
             raise EncoderUnavailableError(f"{folder.name} has fewer rows than its tokenizer has tokens")
-        path = folder / "config_sentence_transformers.json"
-        config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        prompts = config.get("prompts") or {}
+        prompts = _prompts(folder / "config_sentence_transformers.json")
         self._spec = EncoderSpec(
             model_id=model_id or folder.name,
             weights_sha256=weights_sha256(folder),
@@ -129,6 +127,14 @@ def _modules(folder: Path) -> list[dict[str, Any]]:
     except (OSError, ValueError):
         return []
     return [one for one in content if isinstance(one, dict)] if isinstance(content, list) else []
+
+
+def _prompts(path: Path) -> dict[str, str]:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        return dict(config.get("prompts") or {})
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise EncoderUnavailableError(f"{path.parent.name} has no readable {path.name}") from error
 
 
 def _table(folder: Path) -> Tensor:

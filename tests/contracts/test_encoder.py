@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -129,6 +132,52 @@ class TestSentence(EncoderContract):
         assert float(row @ mean / np.linalg.norm(mean)) > 0.999
 
 
+def _more_layers(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": config["num_hidden_layers"] + 1}))
+
+
+def _without_a_weight(folder: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(folder / "model.safetensors")
+    del weights["encoder.layer.1.output.dense.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def _more_tokens(folder: Path) -> None:
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    words = tokenizer["model"]["vocab"]
+    tokenizer["model"]["vocab"] = words | {f"new{n}": len(words) + n for n in range(50)}
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (_more_layers, "lacks 16 of the model's weights"),
+        (_without_a_weight, "lacks 1 of the model's weights"),
+        (_more_tokens, "the tokenizer in bert is another model's"),
+        (lambda folder: (folder / "tokenizer.json").unlink(), "cannot be loaded"),
+        (lambda folder: (folder / "model.safetensors").write_text("version https://git-lfs"), "cannot be loaded"),
+        (lambda folder: (folder / "config.json").write_text("null"), "cannot be loaded"),
+        (lambda folder: (folder / "tokenizer_config.json").write_text("[]"), "cannot be loaded"),
+        (lambda folder: (folder / "modules.json").write_text("null"), "cannot be loaded"),
+    ],
+)
+def test_a_model_that_is_not_whole_is_refused_not_filled_up(
+    tiny_folders: dict[str, Path], tmp_path: Path, damage: Callable[[Path], object], reason: str
+):
+    from indexer.encoders.catalog import load_encoder
+    from indexer.errors import EncoderUnavailableError
+
+    folder = Path(shutil.copytree(tiny_folders["bert"], tmp_path / "bert"))
+    damage(folder)
+    with pytest.raises(EncoderUnavailableError, match=reason):
+        load_encoder(str(folder))
+
+
 @pytest.fixture(scope="session", params=["", "passage: "])
 def static_encoder(
     request: pytest.FixtureRequest, tiny_folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
@@ -147,6 +196,23 @@ def static_encoder(
     folder = tmp_path_factory.mktemp("static")
     SentenceTransformer(modules=modules, prompts=prompts, device="cpu").save(str(folder), create_model_card=False)
     return load_encoder(str(folder))
+
+
+def test_a_table_whose_prompts_cannot_be_read_is_refused(tiny_folders: dict[str, Path], tmp_path: Path):
+    import torch
+    from safetensors.torch import save_file
+
+    from indexer.encoders.static import StaticEncoder
+    from indexer.errors import EncoderUnavailableError
+
+    shutil.copy(tiny_folders["bert"] / "tokenizer.json", tmp_path)
+    save_file({"embedding.weight": torch.ones(200, 8)}, tmp_path / "model.safetensors")
+    (tmp_path / "modules.json").write_text('[{"path": "", "type": "StaticEmbedding"}]')
+    assert StaticEncoder(tmp_path).spec.query_prompt == ""
+    for damaged in ("{", "null", "[]"):
+        (tmp_path / "config_sentence_transformers.json").write_text(damaged)
+        with pytest.raises(EncoderUnavailableError, match="no readable config_sentence"):
+            StaticEncoder(tmp_path)
 
 
 class TestStatic(EncoderContract):

@@ -113,6 +113,24 @@ def test_damaged_files_are_named_and_nothing_is_loaded(packed, tmp_path, name, d
         PackedEncoder(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"heads": None}, "does not say heads"),
+        ({"dim": 7}, "is another model's"),
+        ({"max_length": 100_000}, "is another model's"),
+    ],
+)
+def test_settings_that_are_not_of_these_weights_are_refused(packed, tmp_path, change, reason):
+    for path in packed.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    config = json.loads((tmp_path / "config.json").read_text()) | change
+    written = {name: value for name, value in config.items() if value is not None}
+    (tmp_path / "config.json").write_text(json.dumps(written))
+    with pytest.raises(EncoderUnavailableError, match=reason):
+        PackedEncoder(tmp_path)
+
+
 def test_loading_needs_neither_transformers_nor_sentence_transformers():
     heavy = ("transformers", "sentence_transformers")
     code = f"import sys, indexer.encoders.packed; print([m for m in {heavy} if m in sys.modules])"
