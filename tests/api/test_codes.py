@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import errno
 import re
+from pathlib import Path
 
 import pytest
 
 from api.codes import CODES, INTERNAL, code_of, message_of
+from api.problems import _HTTP
+from api.routes.health import _NOT_READY
 from indexer import errors
+
+DOCUMENTED = Path(__file__).parents[2] / "docs" / "http.md"
 
 
 def kinds(kind: type[errors.ClinragError]) -> list[type[errors.ClinragError]]:
@@ -53,3 +58,12 @@ def test_foreign_messages_are_not_shown():
         raise RuntimeError("Mrs Miller has pneumonia")
     except RuntimeError as error:
         assert re.fullmatch(r"internal error: RuntimeError in test_codes\.py:\d+", message_of(error))
+
+
+def test_the_documentation_has_every_code_and_no_other():
+    table = re.findall(r"^\| (\d{3}) \| (\d?) *\| `([a-z-]+)` \|", DOCUMENTED.read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(table) == len(set(table))
+    of_commands = {(str(code.status), str(code.exit_code), code.slug) for code in (*CODES.values(), INTERNAL)}
+    of_http = {(str(code.status), "", code.slug) for code in (*_HTTP.values(), _NOT_READY)}
+    assert of_commands - set(table) == set()
+    assert {(status, slug) for status, _, slug in table} == {(s, slug) for s, _, slug in of_commands | of_http}
