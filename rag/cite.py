@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,8 @@ Similarity = Callable[[str, Sequence[str]], NDArray[np.float32]]
 
 MOST_MORE = 3
 """So many sentences beside the likest ones are quoted for a statement's figures, where those do not hold them."""
+
+_Sentence = tuple[ContextPassage, Span, Said]
 
 _MARKS = re.compile(r"\[\s*\d{1,9}(?:\s*[,;，、]\s*\d{1,9})*\s*\]")
 _ROW = re.compile(_MARKS.pattern + r"(?:[\s,;，、]*" + _MARKS.pattern + ")*")
@@ -110,12 +113,13 @@ def cite(
     citations: list[Citation] = []
     lines: list[str] = []
     withheld = 0
+    read = cache(lambda n: _read(known[n]))
     for statement in statements:
         named = [known[n] for n in statement.passages if n in known]
         text = plain(statement.text)
         if not any(character.isalnum() for character in text):
             continue
-        quotes = _quotes(statement.text, named, similarity, language)
+        quotes = _quotes(statement.text, named, read, similarity, language)
         if not quotes:
             withheld += 1
             continue
@@ -160,8 +164,17 @@ def find_quote(statement: str, passage: ContextPassage, similarity: Similarity |
     return sentences[int(np.argmax(scores))]
 
 
+def _read(passage: ContextPassage) -> list[_Sentence]:
+    """Return a passage's sentences with what each says in figures."""
+    return [(passage, span, Said([passage.quote(span)])) for span in passage.sentences()]
+
+
 def _quotes(
-    statement: str, named: Sequence[ContextPassage], similarity: Similarity | None, language: str | None
+    statement: str,
+    named: Sequence[ContextPassage],
+    read: Callable[[int], list[_Sentence]],
+    similarity: Similarity | None,
+    language: str | None,
 ) -> list[tuple[ContextPassage, Span]]:
     """Return the sentences that a statement rests on, by passage; none where they do not hold its figures."""
     if not named:
@@ -174,7 +187,7 @@ def _quotes(
         [*(passage.quote(span) for passage, span in quotes), *(passage.section_title or "" for passage in named)],
         [passage.authored_at for passage in named],
     )
-    more = _more(statement, wanted, said, named)
+    more = _more(statement, wanted, said, [sentence for passage in named for sentence in read(passage.n)])
     if more is None:
         return []
     likest = max((_overlap(statement, passage.quote(span)) for passage, span in more), default=0.0)
@@ -187,23 +200,22 @@ def _quotes(
 
 
 def _more(
-    statement: str, wanted: Sequence[Figure], said: Said, named: Sequence[ContextPassage]
+    statement: str, wanted: Sequence[Figure], said: Said, sentences: Sequence[_Sentence]
 ) -> list[tuple[ContextPassage, Span]] | None:
     """Return the fewest likely sentences that hold what is wanted and not said yet, ``None`` where there are none."""
     lacking = said.lacks(wanted)
     more: list[tuple[ContextPassage, Span]] = []
     if not lacking:
         return more
-    others = [(passage, span) for passage in named for span in passage.sentences()]
-    read = [Said([passage.quote(span)]) for passage, span in others]
-    likeness = [_overlap(statement, passage.quote(span)) for passage, span in others]
+    likeness = [_overlap(statement, passage.quote(span)) for passage, span, _ in sentences]
     for _ in range(MOST_MORE):
-        left = [len((said | one).lacks(lacking)) for one in read]
-        at = min(range(len(others)), key=lambda n: (left[n], -likeness[n]))
+        left = [len((said | one).lacks(lacking)) for *_, one in sentences]
+        at = min(range(len(sentences)), key=lambda n: (left[n], -likeness[n]))
         if left[at] == len(lacking):
             return None
-        more.append(others[at])
-        said |= read[at]
+        passage, span, one = sentences[at]
+        more.append((passage, span))
+        said |= one
         lacking = said.lacks(lacking)
         if not lacking:
             return more
