@@ -96,7 +96,8 @@ def ask(
         for patient in patients:
             holds.release(connection, patient)
     holds.check(connection, patients)
-    nothing = not covered.known and not elsewhere(details)
+    aside = any(details.covers(one.note_id, one.patient_id) for one in put_aside(connection))
+    nothing = not covered.known and not aside and not elsewhere(details)
     # Whose notes were deleted before, nobody knows any more; what is left of them goes with every erasure.
     if nothing and (by == "notes" or not _tombstones(connection)):
         raise NoteNotFoundError(f"nothing of {'that patient' if by == 'patient' else 'those notes'} is stored")
@@ -157,7 +158,7 @@ def drop(connection: Connection, pending: Pending, withdrawn: int) -> Pending:
     newest: dict[int, int] = {}
     for row in rows:
         newest[row.note] = max(row.version, newest.get(row.note, 0))
-    counts = _drop_covered(connection, covered, newest, lambda patient: details.covers(None, patient)) | {
+    counts = _drop_covered(connection, covered, newest, details.covers) | {
         "versions": len(rows),
         "withdrawn": withdrawn,
     }
@@ -207,11 +208,11 @@ def _drop_covered(
     connection: Connection,
     covered: _Covered,
     newest: dict[int, int],
-    of_patient: Callable[[str | None], bool] = lambda patient: False,
+    covers: Callable[[str | None, str | None], bool] = lambda note_id, patient_id: False,
 ) -> dict[str, int]:
     """Delete rows, log that, and return the counts; ``newest`` is the last version that goes, by note.
 
-    ``of_patient`` says whose rows that were put aside go too.
+    ``covers`` says of a note id and a patient whether rows that were put aside go too.
     """
     held = {hold.patient_id for hold in holds.holds(connection)}
     chunks, vectors = drop_versions(connection, covered.versions)
@@ -227,7 +228,7 @@ def _drop_covered(
         "chunks": chunks,
         "vectors": vectors,
         "references": _drop_references(connection, covered.note_ids),
-        "quarantined": drop_put_aside(connection, covered.note_ids, covered.notes, of_patient, held),
+        "quarantined": drop_put_aside(connection, covered.note_ids, covered.notes, covers, held),
     }
 
 

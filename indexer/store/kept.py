@@ -9,6 +9,7 @@ from sqlalchemy import Connection, select
 from indexer.store import schema as t
 from indexer.store import truth
 from indexer.store.cipher import cipher_of, plain_rows
+from indexer.store.quarantine import put_aside
 
 _PAGE = 1000
 
@@ -46,11 +47,15 @@ def forgotten_ids(connection: Connection, note_ids: Iterable[str]) -> set[str]:
 
 
 def known_subjects(connection: Connection) -> tuple[set[str], set[str]]:
-    """Return all note ids, those of deleted notes too, and all patient ids."""
+    """Return all note ids and all patient ids, those of deleted notes and of what repairs put aside too."""
     patient = t.versions.c.patient_id
     patients = connection.execute(select(patient).where(patient.is_not(None)).distinct()).scalars()
     known = set(patients)
     cipher = cipher_of(connection)
     if cipher is not None:
         known = {one for one in map(cipher.patient_of, known) if one is not None}
-    return set(connection.execute(select(t.notes.c.note_id)).scalars()), known
+    ids = set(connection.execute(select(t.notes.c.note_id)).scalars())
+    for one in put_aside(connection):
+        ids |= {one.note_id} - {None}
+        known |= {one.patient_id} - {None}
+    return ids, known

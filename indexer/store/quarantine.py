@@ -46,17 +46,17 @@ def drop_put_aside(
     connection: Connection,
     note_ids: Collection[str],
     notes: Collection[int],
-    of_patient: Callable[[str | None], bool],
+    covers: Callable[[str | None, str | None], bool],
     held: Collection[str],
 ) -> int:
     """Delete what was put aside of erased notes and patients; return how many rows.
 
-    A row of which nobody can tell the note goes with every erasure, but for those of patients that are ``held``. From
-    rows of other notes references to the erased ones go.
+    ``covers`` says of a note id and a patient whether they are erased. A row of which nobody can tell the note goes
+    with every erasure, but for those of patients that are ``held``. From rows of others references to erased notes go.
     """
     gone = []
     for one in list(put_aside(connection)):
-        covered = one.note_id in note_ids or one.note in notes or of_patient(one.patient_id)
+        covered = one.note_id in note_ids or one.note in notes or covers(one.note_id, one.patient_id)
         if covered or (one.note_id is None and one.patient_id not in held):
             gone.append(one.id)
         else:

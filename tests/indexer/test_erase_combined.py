@@ -214,6 +214,18 @@ def test_erasing_a_patient_takes_what_a_repair_put_aside(library, plain):
         assert ward.verify() == []
 
 
+def test_what_a_repair_had_put_aside_by_the_time_of_a_backup_does_not_come_back(library, plain, tmp_path):
+    store(plain, note("note-of-p", RARE, patient_id="p"), note("b", "Kept.", patient_id="q"))
+    store(plain, note("note-of-p", "The newest version.", patient_id="p"))
+    plain.close()
+    with damaged(library, "The newest version.") as ward:
+        backup(ward, tmp_path / "b")
+        library.erase(ward, "patient", ["p"])
+    with restore(library, tmp_path / "b", "copy").collection as copy:
+        assert shown(copy) == {"b": 1}
+        assert copy.scan([RARE.encode()], ["note-of-p"]) == []
+
+
 def test_what_a_repair_put_aside_does_not_name_what_is_erased(library, plain):
     store(
         plain, note("secret-note", RARE), note("kin", "One.", appends="secret-note", replaces=("other", "secret-note"))
