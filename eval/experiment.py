@@ -199,16 +199,19 @@ def read_values(folder: Path, system: str) -> dict[str, tuple[str, dict[str, flo
     """Return a system's values of a run: set -> (main measure, value by query).
 
     Raises:
-        SourceError: the folder holds none.
+        SourceError: the folder holds none, or a file of them is not whole.
     """
     files = sorted((folder / system).glob("*.tsv"))
     if not files:
         raise SourceError(f"{folder.name} holds no values of a system '{system}'")
     found = {}
     for file in files:
-        header, *lines = file.read_text(encoding="utf-8").splitlines()
-        pairs = (line.rsplit("\t", 1) for line in lines)
-        found[file.stem] = (header.split("\t")[1], {query: float(value) for query, value in pairs})
+        try:
+            header, *lines = file.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+            pairs = (line.rsplit("\t", 1) for line in lines)
+            found[file.stem] = (header.split("\t")[1], {query: float(value) for query, value in pairs})
+        except (ValueError, IndexError) as error:
+            raise SourceError(f"{system}/{file.name} is not whole: the run did not end; run {system} again") from error
     return found
 
 

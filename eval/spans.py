@@ -57,7 +57,7 @@ def load_span_questions(path: Path) -> list[SpanQuestion]:
     """
     found: list[SpanQuestion] = []
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # a text may hold other line separators
     except (OSError, UnicodeDecodeError) as exc:
         raise SourceError(f"{path} cannot be read as UTF-8 text: {type(exc).__name__}") from exc
     for number, line in enumerate(lines, 1):

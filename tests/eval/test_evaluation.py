@@ -20,6 +20,7 @@ from eval.judged import JudgedSet, Text
 from eval.metrics import evaluate, language_shares, ranked
 from eval.report import load_results, table, write_report
 from eval.seeds import compare_seeds, seeds_table
+from eval.spans import load_span_questions
 from eval.statistics import bootstrap, holm, paired_bootstrap, welch
 from eval.systems import DenseSystem, FusedSystem, LexicalSystem, smaller
 from eval.tasks.declaration import FOLDER, SetDeclaration, Task, load_tasks
@@ -434,6 +435,25 @@ def _write_values(folder: Path, system: str, values: dict[str, list[float]]) -> 
     for name, row in values.items():
         lines = ["query\tRR@10", *(f"q{number}\t{value:.6f}" for number, value in enumerate(row))]
         (folder / system / f"{name}.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def test_values_that_a_cut_off_run_left_half_written_are_told_as_such(tmp_path: Path):
+    _write_values(tmp_path, "x", {"t.s": [0.1, 0.3]})
+    path = tmp_path / "x" / "t.s.tsv"
+    whole = path.read_text(encoding="utf-8")
+    for half in ("", "query", whole[: whole.rindex("\t")]):
+        path.write_text(half, encoding="utf-8")
+        with pytest.raises(SourceError, match=r"x/t\.s\.tsv is not whole"):
+            compare(tmp_path, "x", "x")
+    path.write_text(whole.replace("q1", "q\u2028 1"), encoding="utf-8")
+    assert compare(tmp_path, "x", "x")[0].difference.n == 2
+
+
+def test_a_judged_question_may_hold_any_line_separator(tmp_path: Path):
+    path = tmp_path / "judged.jsonl"
+    asked = {"id": "a", "question": "One\u2028two\x85three?", "relevant": [{"note_id": "n", "start": 0, "end": 2}]}
+    path.write_text(f"{json.dumps(asked, ensure_ascii=False)}\r\n\r\n", encoding="utf-8", newline="")
+    assert [question.text for question in load_span_questions(path)] == [asked["question"]]
 
 
 def test_what_cannot_be_compared_is_refused(tmp_path: Path):
