@@ -38,7 +38,7 @@ def read_parquet(source: SourceFile, *, wanted: str | None = None) -> Iterator[N
                         yield source.rejected(row, error)
     except RecordError as error:
         raise FileError(f"{error.field} {error.reason}") from None
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last for the name of a column
         # Arrow's message can quote values; its type says enough.
         raise FileError(f"is not Parquet or is damaged after row {row} ({type(error).__name__})") from None
 

@@ -318,6 +318,18 @@ def test_a_damaged_parquet_is_one_error(tmp_path):
     assert read(tmp_path, input_format="parquet")[1] == errors
 
 
+def test_a_parquet_whose_column_has_a_damaged_name_is_one_error(tmp_path):
+    pq.write_table(
+        pa.table({"id": ["a"], "text": ["x"], "Zyrkonabin": ["x"]}), tmp_path / "n.parquet", store_schema=False
+    )
+    damaged = (tmp_path / "n.parquet").read_bytes().replace(b"Zyrkonabin", b"\xf8yrkonabin")
+    (tmp_path / "n.parquet").write_bytes(damaged)
+    (tmp_path / "z.txt").write_text("x")
+    notes, (error,) = read(tmp_path)
+    assert [note.note_id for note in notes] == ["z.txt"]
+    assert error.reason == "is not Parquet or is damaged after row 0 (UnicodeDecodeError)"
+
+
 def test_parquet_without_the_columns_is_one_error(tmp_path):
     pq.write_table(pa.table({"a": ["x"]}), tmp_path / "n.parquet")
     assert [error.reason for error in read(tmp_path)[1]] == [
