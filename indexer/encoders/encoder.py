@@ -6,6 +6,7 @@ import hashlib
 import unicodedata
 import zlib
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -115,9 +116,14 @@ class HashingEncoder:
         for feature in sorted(counts):
             code = zlib.crc32(feature.encode())
             bucket, sign = code % self._spec.dim, 1.0 if (code // self._spec.dim) % 2 == 0 else -1.0
-            row[bucket] += sign * (1.0 + np.log(counts[feature]))
+            row[bucket] += sign * _weight(counts[feature])
         length = float(np.linalg.norm(row))
         return (row / length if length else row).astype(np.float32)
+
+
+@lru_cache(maxsize=1024)
+def _weight(count: int) -> float:
+    return float(1.0 + np.log(count))
 
 
 def _features(words: Sequence[str]) -> list[str]:
