@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import gc
 import json
 import multiprocessing
 import os
@@ -90,6 +93,10 @@ def apart(work: Callable[[], Figures]) -> Figures:
 
 
 def _report(work: Callable[[], Figures], to: Connection) -> None:
+    # What the texts left free is given back, or the work would fill that first and seem to take no memory.
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
     try:
         found = work()
     except Exception as error:  # the report names it and goes on
