@@ -198,16 +198,7 @@ def _load(folder: Path, pooling: str, device: str, dtype: torch.dtype) -> Senten
             raise EncoderUnavailableError(f"{folder.name} holds neither modules.json nor config.json: no model")
     except EncoderUnavailableError:
         raise
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        ImportError,
-        TypeError,
-        AttributeError,
-        RuntimeError,
-        SafetensorError,
-    ) as error:
+    except _DAMAGE as error:
         if isinstance(error, RuntimeError) and device != "cpu":
             raise  # the device's: see `on_device`
         raise EncoderUnavailableError(
