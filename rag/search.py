@@ -231,16 +231,28 @@ def _shown(view: View, ranked: Ranked, k: int) -> list[Copies]:
     start, wanted = 0, k
     while start < len(ranked.rows) and len(shown) < k:
         found = ranked.rows[start : start + wanted]
-        copies = view.copy_rows(found)
-        newest = [int(rows[-1]) for rows in copies]
-        passages = {passage.row: passage for passage in view.passages(newest)}
-        for row, alike, score in zip(newest, copies, ranked.scores[start:].tolist(), strict=False):
-            if row in passages:  # else it was deleted a moment ago
-                one = Copies(passages[row], alike.tolist(), score)
+        for copies, score in zip(_last_copies(view, found), ranked.scores[start:].tolist(), strict=False):
+            if copies is not None:  # else all of them were deleted a moment ago
+                passage, rows = copies
+                one = Copies(passage, rows, score)
                 if not joined(shown, one):
                     shown.append(one)
         start, wanted = start + wanted, k - len(shown) + _SPARE
     return shown[:k]
+
+
+def _last_copies(view: View, found: NDArray[np.int64]) -> list[tuple[Passage, list[int]] | None]:
+    """Return for each row the last authored passage that says the same, and all rows that do; ``None`` for none."""
+    copies = list(view.copy_rows(found))
+    read: dict[int, Passage] = {}
+    left = list(range(len(copies)))
+    while left:
+        read |= {passage.row: passage for passage in view.passages([int(copies[at][-1]) for at in left])}
+        left = [at for at in left if int(copies[at][-1]) not in read]
+        for at in left:  # It was deleted a moment ago: the one before it says the same.
+            copies[at] = copies[at][:-1]
+        left = [at for at in left if len(copies[at])]
+    return [(read[int(rows[-1])], rows.tolist()) if len(rows) else None for rows in copies]
 
 
 def _hits(

@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import pytest
 
+from indexer.records import Note
 from indexer.text.memory import forget
 from rag.copies import alike, wording
-from rag.search import SearchRequest, search
+from rag.search import SearchRequest, checked, search, search_view
+from tests.indexer.made_collections import LetterEncoder, new, store
 from tests.memory import holds
 from tests.rag.collections import ConceptEncoder, HeldCollection, HeldPassage
 from tests.rag.test_search import meanings
@@ -94,3 +96,18 @@ def test_no_passage_stays_in_memory_when_something_was_erased():
     there = holds(unheard)
     forget()
     assert (there, holds(unheard)) == (True, False)
+
+
+@pytest.mark.parametrize("gone", [["n2"], ["n1", "n2"], ["n0", "n2"]])
+def test_a_text_is_found_as_long_as_one_copy_of_it_is_there(tmp_path, gone):
+    notes = [
+        Note(f"n{n}", "chest pain.", patient_id="p1", language="en", authored_at=f"2024-01-0{n + 1}") for n in range(3)
+    ]
+    with new(tmp_path, "copied") as collection:
+        store(collection, *notes, languages=("en",), sections=(None,))
+        view = collection.view()
+        collection.delete_notes(gone)  # while somebody searches
+        request = checked(SearchRequest("chest pain"))
+        found = search_view(view, collection.name, LetterEncoder(), request).result
+    last = max({"n0", "n1", "n2"}.difference(gone))
+    assert [(hit.note_id, hit.text) for hit in found.hits] == [(last, "chest pain.")]
