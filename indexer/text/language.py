@@ -56,7 +56,8 @@ _JAPANESE_FORMS = frozenset(
 _CHINESE_FORMS = frozenset("们这说时为个对发现经检药应压图实气头颈岁脏肿诊疗见侧给术复无热结双边质节间")
 _UKRAINIAN_LETTERS = re.compile(r"[іїєґІЇЄҐ]")
 _UKRAINIAN_WORD = re.compile(r"[а-я][іїєґ]|[іїєґ][а-я]")  # in small letters: "АГ ІІ ст." is Russian all the same
-_OTHER_CYRILLIC = re.compile(r"[ђѓјљњћќўџәғқңөұүһѕѣ]")
+# Of none of the three; ѝ is Bulgarian.
+_OTHER_CYRILLIC = re.compile(r"[ѐђѓѕј-ќўџЀЂЃЅЈ-ЌЎЏ\u0460-\u048f\u0492-\u052f]")
 # Of Turkish, Vietnamese, Hungarian, Baltic and South Slavic languages, and of none that the models know.
 _OTHER_LATIN = re.compile(r"[ğĞıİơƠưƯőŐűŰđĐāĀēĒīĪūŪģĢķĶļĻņŅėĖįĮųŲ\u1ea0-\u1ef9]")
 _OTHER_LATIN_SHARE = 0.01
@@ -125,6 +126,18 @@ def _count(letters: re.Pattern[str], sample: str) -> int:
     return sum(map(len, letters.findall(sample)))
 
 
+def _count_beside_names(letters: re.Pattern[str], sample: str) -> int:
+    """Return how many of the letters stand in words that begin small, where any does.
+
+    A name says where a patient or a doctor comes from, not what the note is written in.
+    """
+    if not letters.search(sample):
+        return 0
+    words = _WORD.findall(sample)
+    small = [word for word in words if word[0].islower()] or words
+    return sum(len(letters.findall(word)) for word in small)
+
+
 def _script(sample: str) -> str | None:
     """Return "latin", "cyrillic", "cjk", a language code for a script of one language, or ``None``."""
     letters = _count(_LETTERS, sample)
@@ -144,7 +157,7 @@ def _identify_latin(sample: str) -> str | None:
     clear = _clear_winner(hits)
     if clear is not None:
         return _NORWEGIAN.get(clear, clear)
-    others = len(_OTHER_LATIN.findall(sample))
+    others = _count_beside_names(_OTHER_LATIN, sample)
     if others > 1 and others > _OTHER_LATIN_SHARE * _count(_LATIN, sample):
         return None
     if (
@@ -210,10 +223,9 @@ def _word_weights() -> dict[str, tuple[tuple[str, ...], float]]:
 
 
 def _identify_cyrillic(sample: str) -> str | None:
-    others, russian, ukrainian = (
-        len(letters.findall(sample)) for letters in (_OTHER_CYRILLIC, _RUSSIAN_LETTERS, _UKRAINIAN_WORD)
-    )
-    if others > 1 or (others and not russian):
+    others = _count_beside_names(_OTHER_CYRILLIC, sample)
+    russian, ukrainian = (len(letters.findall(sample)) for letters in (_RUSSIAN_LETTERS, _UKRAINIAN_WORD))
+    if others > 1 or (others and (ukrainian or not russian)):
         return None
     if russian or ukrainian:
         return "ru" if russian >= ukrainian else "uk"

@@ -60,6 +60,9 @@ def test_a_neighbour_is_not_taken_for_a_supported_language(language: str) -> Non
         "Hasta göğüs ağrısı nedeniyle yatırıldı. Ateşi yok, her gün aspirin kullanıyor",
         "Пацијент се жали на бол у грудима и отежано дисање",
         "Науқас кеудесінің ауырғанына шағымданады, қызуы жоқ, ыстығы қалыпты",
+        "НАУҚАС КЕУДЕСІНІҢ АУЫРҒАНЫНА ШАҒЫМДАНАДЫ, ҚЫЗУЫ ЖОҚ, ЫСТЫҒЫ ҚАЛЫПТЫ",
+        "Пацыент паступіў са скаргамі на боль у грудзях. Быў выпісаны дадому",
+        "Бемор бо шикоятҳо аз дарди қафаси сина омад, ҳолаташ миёна",
     ],
 )
 def test_texts_that_tell_no_language_have_none(text: str) -> None:
@@ -77,6 +80,10 @@ def test_texts_that_tell_no_language_have_none(text: str) -> None:
         ("Эрозия шейки матки", "ru"),
         ("АГ ІІ ст., риск 3, осмотр дома", "ru"),
         ("Больной Кириєнко, жалобы на одышку, отёки", "ru"),
+        ("Пациентка Айгүл Нұрғалиқызы, 45 лет, жалобы на боли в груди, одышку", "ru"),
+        ("НҰРҒАЛИҚЫЗЫ АЙГҮЛ, жалобы на боли в груди, одышку", "ru"),
+        ("Paciente Đặng Thị Hương, 45 años, neumonía derecha, tratamiento amoxicilina", "es"),
+        ("Hr. Yiğit Doğan, Pneumonie rechts, Amoxicillin, Röntgen Thorax: Infiltrat rechts", "de"),
         ("Хворий скаржиться на біль у грудях, задишку, набряки ніг", "uk"),
         ("Призначено амоксицилін тричі на добу", "uk"),
         ("患者は傾眠傾向。", "ja"),
