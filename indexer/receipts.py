@@ -220,7 +220,7 @@ def _parsed(content: bytes, path: Path) -> Receipt:
         counts = {str(name): int(count) for name, count in document.pop("counts").items()}
         texts = {str(name): str(value) for name, value in document.items()}
         return Receipt(**texts, notes=notes, subjects=subjects, counts=counts)  # type: ignore[arg-type]
-    except (ValueError, KeyError, TypeError, AttributeError) as exc:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as exc:
         raise DamagedError(f"{path.name} is not a receipt") from exc
 
 

@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from decimal import Decimal
 from functools import cache
 from pathlib import Path
 from typing import IO, Any
@@ -300,7 +301,8 @@ def metadata_matches(column: Column[Any], wanted: Mapping[str, Scalar]) -> Colum
         elif isinstance(value, str):
             same = and_(each.c.type == "text", each.c.value == value)
         else:
-            number = value if -(2**63) <= value < 2**63 else float(value)
+            # As SQLite reads a whole number of more than 64 bits: as a real one, infinite where `float` would overflow.
+            number = value if -(2**63) <= value < 2**63 else float(Decimal(value))
             same = and_(each.c.type.in_(("integer", "real")), each.c.value == number)
         tests.append(select(1).select_from(each).where(each.c.key == key, same).exists())
     return and_(*tests)

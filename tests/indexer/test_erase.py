@@ -15,7 +15,7 @@ import pytest
 
 from indexer import erasure
 from indexer.erasure import STEPS
-from indexer.errors import ErasurePendingError, HeldError, NoteNotFoundError, StorageError
+from indexer.errors import DamagedError, ErasurePendingError, HeldError, NoteNotFoundError, StorageError
 from indexer.library import Library
 from indexer.receipts import Receipts
 from indexer.records import Scope
@@ -390,3 +390,13 @@ def test_a_receipt_that_was_changed_does_not_verify(home, library, ward, name, t
     assert library.receipts.verify(good).good
     assert not other.verify(good).good
     assert other.verify(good, library.receipts.public_key()).good
+
+
+@pytest.mark.parametrize(
+    "content", ["[" * 100_000, '{"format": 1, "notes": [["a", Infinity, "b"]]}', "[]", '{"format": 2}', "\ud800"]
+)
+def test_what_is_no_receipt_is_named(home, tmp_path, content):
+    other = tmp_path / "other.json"
+    other.write_bytes(content.encode(errors="surrogatepass"))
+    with pytest.raises(DamagedError, match=r"other\.json is not a receipt"):
+        Receipts(home).verify(other)
