@@ -151,9 +151,10 @@ class JobRunner:
         Raises:
             JobNotFoundError: there is none of that id, or it was finished long ago.
         """
-        if not _JOB_ID.match(job_id) or not (self._folder / job_id / "state.json").exists():
-            raise JobNotFoundError("no such job; finished ones are kept for a while only")
-        return _read_state(self._folder / job_id)
+        with contextlib.suppress(FileNotFoundError):
+            if _JOB_ID.match(job_id):
+                return _read_state(self._folder / job_id)
+        raise JobNotFoundError("no such job; finished ones are kept for a while only")
 
     def stop(self) -> None:
         """Finish the running batch, leave the rest for the next start, and end the thread."""
@@ -177,6 +178,9 @@ class JobRunner:
 
     def _run_one(self, folder: Path) -> None:
         before = _read_state(folder)
+        if not (folder / "input.json").exists():
+            self._disown(folder.name)  # another server ended it while this one took it up
+            return
         state = replace(before, status="running", error=None)
 
         def now(outcome: Outcome) -> JobState:
@@ -192,7 +196,7 @@ class JobRunner:
             if not outcome.finished:
                 _save(folder, replace(now(outcome), status="queued"))
                 return
-            state = replace(now(outcome), status="done", finished_at=iso(now_us()))
+            _save(folder, replace(now(outcome), status="done", finished_at=iso(now_us())))
         except Exception as error:
             if isinstance(error, WriterBusyError) or code_of(error).status == _DISK_FULL:
                 # Somebody can mend this while the server runs: the job goes to the end of the queue, not to the bin.
@@ -201,10 +205,13 @@ class JobRunner:
                 self._stopping.wait(_RETRY_S)
                 self._queue.put(state.job_id)
                 return
-            stored = _read_state(folder)
-            state = replace(stored, status="failed", error=message_of(error), finished_at=iso(now_us()))
-        with contextlib.suppress(OSError):  # a full disk: the job stays and is taken up at the next start
-            _save(folder, state)
+            failed = replace(_read_state(folder), status="failed", error=message_of(error), finished_at=iso(now_us()))
+            try:
+                _save(folder, failed)
+            except OSError:  # the job stays and is taken up at the next start
+                self._disown(state.job_id)
+                return
+        with contextlib.suppress(OSError):
             forget_input(folder)
         self._disown(state.job_id)
         self._n_finished += 1

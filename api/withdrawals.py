@@ -64,7 +64,9 @@ class WaitingJobs:
         count = 0
         for partial in self._folder.glob(f"*/{_PARTIAL}"):
             if _abandoned(partial.parent):
-                partial.unlink(missing_ok=True)  # of a process that died before it accepted the job
+                # Under the lock: it may be what another erasure writes just now into a job that waits for a server.
+                with contextlib.suppress(FileNotFoundError), _input_lock(partial.parent):
+                    partial.unlink()  # of a process that died before it accepted the job
         for folder in self._jobs(collection):
             with _input_lock(folder):
                 (folder / _PARTIAL).unlink(missing_ok=True)
@@ -83,14 +85,16 @@ class WaitingJobs:
     def deleting(self, collection: str) -> Callable[[], None]:
         """Return what empties the jobs that wait for a collection now, to be called once it is deleted.
 
-        They fail when their turn comes; until then, and where no server runs, their notes would lie there.
+        They fail when their turn comes; until then, and where no server runs, their notes would lie there. One that is
+        being taken in is left to the server that does so, as long as it does not say which collection it is for.
         """
         folders = list(self._jobs(collection))
 
         def empty() -> None:
             for folder in folders:
                 with contextlib.suppress(FileNotFoundError), _input_lock(folder):
-                    if (folder / INPUT).exists():
+                    taken_in = (folder / STATE).exists()
+                    if taken_in and _for(folder) in (collection, None) and (folder / INPUT).exists():
                         write_private(folder / INPUT, json.dumps([WITHDRAWN] * len(_notes(folder))))
 
         return empty

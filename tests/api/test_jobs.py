@@ -190,14 +190,20 @@ def test_a_message_that_is_not_ours_is_not_kept(tmp_path: Path):
     assert state.error.startswith("internal error: KeyError")
 
 
-def test_a_busy_writer_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def full_disk() -> OSError:
+    return OSError(errno.ENOSPC, "No space left on device")
+
+
+# A full disk as the writing of a job's own state says it, not in the words of the store.
+@pytest.mark.parametrize("hindrance", [WriterBusyError("ward is being written by process 1"), full_disk()])
+def test_what_somebody_can_mend_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hindrance: Exception):
     monkeypatch.setattr(jobs_module, "_RETRY_S", 0.01)
     store, tries = Store(), [0]
 
     def work(*arguments: object) -> Outcome:
         tries[0] += 1
         if tries[0] < 3:
-            raise WriterBusyError("ward is being written by process 1")
+            raise hindrance
         return store(*arguments)  # type: ignore[arg-type]
 
     runner = JobRunner(tmp_path, work, 4)
@@ -207,21 +213,81 @@ def test_a_busy_writer_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert (state.status, state.stored, state.error) == ("done", 6, None)
 
 
-def test_a_disk_that_is_full_for_a_while_loses_no_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_disk_that_is_full_when_a_job_ends_does_not_leave_it_running_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(jobs_module, "_RETRY_S", 0.01)
-    store, tries = Store(), [0]
+    write, refused = jobs_module.write_private, []
 
-    def work(*arguments: object) -> Outcome:
-        tries[0] += 1
-        if tries[0] < 3:  # as the writing of a job's own state says it, not in the words of the store
-            raise OSError(errno.ENOSPC, "No space left on device")
-        return store(*arguments)  # type: ignore[arg-type]
+    def full_at_the_end(path: Path, text: str) -> None:
+        if '"done", ' in text and not refused:
+            refused.append(path.name)
+            raise full_disk()
+        write(path, text)
 
-    runner = JobRunner(tmp_path, work, 4)
+    monkeypatch.setattr(jobs_module, "write_private", full_at_the_end)
+    runner = JobRunner(tmp_path, Store(), 4)
     runner.start()
     state = finished(runner, runner.submit("ward", NOTES))
     runner.stop()
-    assert (state.status, state.stored, state.error) == ("done", 6, None)
+    assert refused == ["state.json"]
+    assert (state.status, state.stored, state.skipped, state.error) == ("done", 6, 0, None)
+    assert not (tmp_path / "jobs" / state.job_id / "input.json").exists()
+
+
+def test_a_job_that_another_server_ended_just_before_it_is_taken_up_stays_as_it_ended(tmp_path: Path):
+    store = Store()
+    store.gated = True
+    runner = JobRunner(tmp_path, store, 4)
+    runner.start()
+    first, ended = (runner.submit("ward", NOTES) for _ in range(2))
+    assert store.reached.wait(20)
+    folder = tmp_path / "jobs" / ended
+    state = json.loads((folder / "state.json").read_text()) | {"status": "done", "done": 6, "stored": 6}
+    (folder / "state.json").write_text(json.dumps(state))
+    (folder / "input.json").unlink()
+    last = runner.submit("ward", NOTES)
+    store.batches.release(20)
+    assert finished(runner, last).status == finished(runner, first).status == "done"
+    assert runner.state(ended).status == "done"
+    runner.stop()
+
+
+def test_a_deletion_empties_the_jobs_of_its_collection_and_none_that_is_taken_in_for_another(tmp_path: Path):
+    runner = JobRunner(tmp_path, Store(), 4)  # never started
+    own, other, coming = (tmp_path / "jobs" / runner.submit(name, NOTES) for name in ("ward", "odd", "odd"))
+    state = (coming / "state.json").read_text()
+    (coming / "state.json").unlink()  # its notes are written, what it is for is not
+    empty = WaitingJobs(tmp_path).deleting("ward")
+    (coming / "state.json").write_text(state)
+    empty()
+    assert "text" not in (own / "input.json").read_text()
+    assert [json.loads((folder / "input.json").read_text()) for folder in (other, coming)] == [NOTES, NOTES]
+    (coming / "state.json").unlink()
+    WaitingJobs(tmp_path).deleting("ward")()
+    assert json.loads((coming / "input.json").read_text()) == NOTES
+    runner.stop()
+
+
+def test_two_erasures_at_once_do_not_take_each_others_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    runner = JobRunner(tmp_path, Store(), 4)
+    folder = tmp_path / "jobs" / runner.submit("ward", NOTES)
+    runner.stop()  # no server has it now
+    fsync, others = os.fsync, []
+
+    def meanwhile(descriptor: int) -> None:
+        fsync(descriptor)
+        if not others and Path(f"/proc/self/fd/{descriptor}").readlink().name == "input.partial":
+            nothing = Details("notes", "00" * 32, ())
+            others.append(threading.Thread(target=WaitingJobs(tmp_path).withdraw, args=("odd", nothing)))
+            others[0].start()
+            others[0].join(0.2)  # as far as it comes
+
+    monkeypatch.setattr(os, "fsync", meanwhile)
+    details = Details("notes", "00" * 32, (salted("00" * 32, "notes", "n3"),))
+    assert WaitingJobs(tmp_path).withdraw("ward", details) == 1
+    others[0].join(20)
+    assert "text 3" not in (folder / "input.json").read_text()
 
 
 @pytest.mark.parametrize("damaged", ["", "{", "[]", '{"job_id": "x"}'])
