@@ -62,7 +62,7 @@ def print_search(result: SearchResponse, out: Console | None = None) -> None:
     out = out or console()
     for hit in result.hits:
         out.print(_heading(hit))
-        out.print(_body(snippet(printable(hit.text), result.query), result.query, out))
+        out.print(_body(printable(snippet(hit.text, result.query)), result.query, out))
     if not result.hits:
         out.print(Text(f"nothing found in {_coverage(result.coverage)}"))
     if not result.coverage.notes_searched:
@@ -93,7 +93,7 @@ def print_answer(result: AnswerResponse, out: Console | None = None) -> None:
         heading.append(" · " + " · ".join(_facts(citation)))
         heading.append(f" · characters {citation.start}-{citation.end}", style="dim")
         out.print(heading)
-        quote = "“" + " ".join(printable(citation.quote).split()) + "”"
+        quote = "“" + printable(" ".join(citation.quote.split())) + "”"  # CR LF is a line end, not a character to show
         out.print(Text(_wrapped(quote, "      ", out), style="italic"))
     _without(result.degraded, out)
     out.print(Text(f"  searched {_coverage(result.coverage)}", style="dim"))

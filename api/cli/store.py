@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -16,6 +17,9 @@ from api.cli.options import ColumnMap, collection_option, json_option
 from api.cli.terminal import counted, say
 from indexer.errors import SourceError
 from indexer.records import Note, RowError
+
+if TYPE_CHECKING:
+    from indexer.readers import WithoutNotes
 
 _SHOWN = 5
 _PUBLISH_SHARE = 0.02
@@ -53,7 +57,7 @@ def index(  # noqa: PLR0913 (a command has as many parameters as it has options)
     JSON lines, CSV, TSV, Parquet, plain text, FHIR R4, C-CDA, HL7 v2, MIMIC, OMOP and BRAT are told apart by content.
     """
     from api.cli.progress import IndexProgress, busy
-    from indexer.readers import read_sources
+    from indexer.readers import WithoutNotes, read_sources
 
     context.if_interrupted = "nothing lost; run the same command again to go on"
     started = time.perf_counter()
@@ -71,7 +75,9 @@ def index(  # noqa: PLR0913 (a command has as many parameters as it has options)
                 f"{skipped} cannot be written: {error.strerror}; check the path and its permissions",
                 param_hint="--skipped",
             ) from None
-    items = _readable(read_sources(paths, column_map=column_map, input_format=input_format, without=without), skipped)
+    none_in = WithoutNotes()
+    read = read_sources(paths, column_map=column_map, input_format=input_format, without=without, without_notes=none_in)
+    items = _readable(read, skipped)
     target = context.service.open_or_create(collection, encoder)
     with IndexProgress(paths, column_map, input_format, without, quiet=quiet or as_json) as progress:
         report = context.service.index(target, items, progress.update)
@@ -99,8 +105,7 @@ def index(  # noqa: PLR0913 (a command has as many parameters as it has options)
             f"skipped {report.skipped:,} unchanged, rejected {len(report.rejected):,}, in {seconds:.1f} s"
         )
         _show_rejected(report.rejected, skipped)
-        if not report.stored + report.skipped + len(report.rejected):
-            click.echo("  no notes were found there; --format says what the files are", err=True)
+        _show_without_notes(none_in, nothing=not report.stored + report.skipped + len(report.rejected))
     context.if_interrupted = "all is stored; the next import writes the files that make searching quick"
     with busy("writing the files that make searching quick"):
         context.close()
@@ -143,6 +148,19 @@ def write_skipped(path: Path, rejected: Iterable[RowError]) -> None:
         for row in rejected:
             record = {"file": row.file, "line": row.line, "field": row.field, "reason": row.reason}
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+def _show_without_notes(found: WithoutNotes, *, nothing: bool) -> None:
+    """Say which files hold no note, and, where there was ``nothing`` at all, why."""
+    if found.n_files:
+        kinds = ", ".join(f"{kind} {n:,}" for kind, n in found.resources.most_common(_SHOWN))
+        kinds += ", ..." if len(found.resources) > _SHOWN else ""
+        more = f" and {found.n_files - len(found.files):,} more" if found.n_files > len(found.files) else ""
+        say(f"  no notes in {', '.join(found.files)}{more}: FHIR resources of other types ({kinds})", err=True)
+    elif nothing and not found.n_read:
+        click.echo("  no file was found there (hidden ones are passed over)", err=True)
+    elif nothing:
+        click.echo("  no notes were found there; --format says what the files are", err=True)
 
 
 def _show_rejected(rejected: list[RowError], skipped: Path | None) -> None:

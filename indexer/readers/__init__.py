@@ -4,6 +4,6 @@
 """
 
 from indexer.readers.record import RecordError, parse_record
-from indexer.readers.sources import read_sources
+from indexer.readers.sources import WithoutNotes, read_sources
 
-__all__ = ["RecordError", "parse_record", "read_sources"]
+__all__ = ["RecordError", "WithoutNotes", "parse_record", "read_sources"]

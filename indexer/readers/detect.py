@@ -78,6 +78,8 @@ def detect(head: bytes, name: str) -> Format:
     if not head:
         raise FileError("is empty")
     by_name = _NAMED.get(suffix)
+    if by_name and by_name[0][0] in (Format.JSONL, Format.JSON) and head.startswith(_UTF16_BOMS):
+        raise FileError("is UTF-16; JSON has to be UTF-8")
     found = _by_content(head, suffix)
     if by_name and found not in by_name[0]:
         # A table may hold anything in its header, so a file with the name of one that is plain text is one.

@@ -51,7 +51,7 @@ def read_resource(source: SourceFile, line: int | None, resource: Element, depth
         return
     if kind != "Bundle":
         package = Package([(None, resource)], source.binaries)
-        yield from _placed(source, line, "", _notes(resource, None, package))
+        yield from _placed(source, line, "", _notes(source, resource, None, package))
         return
     try:
         entries = [(text_of(entry, "fullUrl"), object_of(entry, "resource")) for entry in objects_of(resource, "entry")]
@@ -65,7 +65,7 @@ def read_resource(source: SourceFile, line: int | None, resource: Element, depth
         if inner.get("resourceType") == "Bundle":
             yield from read_resource(source, line, inner, depth + 1)
         elif inner:
-            yield from _placed(source, line, f"entry[{index}].", _notes(inner, full_url, package))
+            yield from _placed(source, line, f"entry[{index}].", _notes(source, inner, full_url, package))
 
 
 def _placed(source: SourceFile, line: int | None, place: str, found: Found) -> Iterator[Note | RowError]:
@@ -76,7 +76,7 @@ def _placed(source: SourceFile, line: int | None, place: str, found: Found) -> I
             yield source.placed(line, item)
 
 
-def _notes(resource: Element, full_url: str | None, package: Package) -> Found:
+def _notes(source: SourceFile, resource: Element, full_url: str | None, package: Package) -> Found:
     kind = str(resource.get("resourceType", ""))
     make = _MAKERS.get(kind)
     if make is None:
@@ -84,6 +84,8 @@ def _notes(resource: Element, full_url: str | None, package: Package) -> Found:
         meant = next((name for name in ("Bundle", *_MAKERS) if name.casefold() == kind.strip().casefold()), None)
         if meant is not None or not kind:
             yield RecordError("resourceType", f"has to be written {meant}" if meant else "is missing")
+        else:
+            source.pass_over(kind)
         return
     try:
         yield from make(resource, _note_id(resource, full_url), package)

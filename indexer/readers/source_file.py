@@ -5,7 +5,9 @@ from __future__ import annotations
 import gzip
 import io
 import os
+import re
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -27,6 +29,8 @@ MAX_JSON_BYTES = 256 * 2**20
 READ_ERRORS = (OSError, EOFError, zlib.error)
 """What reading a damaged file can raise; a truncated or garbled gzip file raises the last two."""
 _GZIP_MAGIC = b"\x1f\x8b"
+_TYPE_NAME = re.compile(r"[A-Za-z]{1,40}\Z")
+_MOST_TYPES = 200  # FHIR has fewer; a file may name as many as it has lines
 
 
 class FileError(Exception):
@@ -35,12 +39,21 @@ class FileError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class SourceFile:
-    """A file of a run. ``relative`` is its path below the folder that was given, or its name, with forward slashes."""
+    """A file of a run. ``relative`` is its path below the folder that was given, or its name, with forward slashes.
+
+    ``others`` are the FHIR resources of this file that are no notes, by type.
+    """
 
     path: Path
     relative: str
     column_map: Mapping[str, str] = field(default_factory=dict)
     binaries: Binaries | None = None
+    others: Counter[str] = field(default_factory=Counter)
+
+    def pass_over(self, resource_type: str) -> None:
+        """Count a FHIR resource that is no note, under its type; what is no name of one is not repeated."""
+        known = resource_type in self.others or len(self.others) < _MOST_TYPES
+        self.others[resource_type if known and _TYPE_NAME.match(resource_type) else "unknown type"] += 1
 
     def error(self, line: int | None, field: str | None, reason: str) -> RowError:
         """Return the skip report's row for a record of this file."""

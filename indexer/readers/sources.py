@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import stat
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path, PurePath, PurePosixPath
 
@@ -21,6 +23,28 @@ from indexer.readers.text_files import TYPES, read_document
 from indexer.records import Note, RowError
 
 _BRAT_FILES = frozenset((".ann", ".conf"))
+_NAMED_FILES = 5
+
+
+@dataclass(slots=True)
+class WithoutNotes:
+    """What a run read that gives no notes and is no fault: FHIR resources of other types, in files without any note.
+
+    ``files`` are the first few of the ``n_files``, ``resources`` count what they hold, by type; ``n_read`` is how many
+    files there were at all.
+    """
+
+    n_read: int = 0
+    n_files: int = 0
+    files: list[str] = field(default_factory=list)
+    resources: Counter[str] = field(default_factory=Counter)
+
+    def add(self, source: SourceFile) -> None:
+        """Take in a file that gave neither a note nor an error."""
+        self.n_files += 1
+        self.resources.update(source.others)
+        if len(self.files) < _NAMED_FILES:
+            self.files.append(shown(source.path))
 
 
 def read_sources(
@@ -29,6 +53,7 @@ def read_sources(
     column_map: Mapping[str, str] | None = None,
     input_format: str | None = None,
     without: Sequence[Path] = (),
+    without_notes: WithoutNotes | None = None,
 ) -> Iterator[Note | RowError]:
     """Return an iterator over the notes of files and folders, with an error in the place of each record not taken.
 
@@ -40,6 +65,7 @@ def read_sources(
         column_map: Field of a note to the column (of a table) or key (of JSON lines) that holds it.
         input_format: A `Format`, where the content is not to decide.
         without: Folders that are passed over: databases that this process has open would lose their locks.
+        without_notes: Is told, as the run goes on, which files hold none.
 
     Raises:
         SourceError: a path is not there, cannot be read or lies in such a folder; raised by this call, before anything
@@ -52,7 +78,8 @@ def read_sources(
     for path in paths:
         _check_outside(path, without)
         _check_readable(path)
-    return _Run(paths, column_map or {}, None if input_format is None else Format(input_format), without).read()
+    wanted = None if input_format is None else Format(input_format)
+    return _Run(paths, column_map or {}, wanted, without, without_notes or WithoutNotes()).read()
 
 
 class _Run:
@@ -62,8 +89,10 @@ class _Run:
         column_map: Mapping[str, str],
         wanted: Format | None,
         without: Sequence[Path],
+        without_notes: WithoutNotes,
     ) -> None:
         self._paths = paths
+        self._without_notes = without_notes
         self._without = {os.path.realpath(folder) for folder in without}
         self._column_map = column_map
         self._wanted = wanted
@@ -75,9 +104,18 @@ class _Run:
                 if isinstance(source, RowError):
                     yield source
                 else:
-                    yield from self._read(source)
+                    yield from self._counted(source)
         finally:
             self._binaries.close()
+
+    def _counted(self, source: SourceFile) -> Iterator[Note | RowError]:
+        self._without_notes.n_read += 1
+        gave_any = False
+        for item in self._read(source):
+            gave_any = True
+            yield item
+        if source.others and not gave_any:
+            self._without_notes.add(source)
 
     def _read(self, source: SourceFile) -> Iterator[Note | RowError]:
         try:

@@ -26,6 +26,11 @@ def read_document(source: SourceFile, kind: str) -> Iterator[Note | RowError]:
     Raises:
         FileError: the file is over the limit.
     """
+    try:
+        source.relative.encode()
+    except UnicodeEncodeError:  # bytes of another encoding, as an old archive leaves them
+        yield source.error(None, "id", "is the path, whose name is not UTF-8; rename the file")
+        return
     data = source.content()
     try:
         text = decode_text(data) if TYPES[kind] == "text/plain" else extract(data, TYPES[kind])

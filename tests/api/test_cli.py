@@ -290,6 +290,19 @@ def test_control_characters_of_a_note_do_not_reach_the_terminal():
     assert printable("dose \u202e51\u202c mg\u2067") == "dose �51� mg�"
 
 
+def test_line_ends_of_windows_are_line_ends_for_people(indexed: Clinrag, tmp_path: Path):
+    wrapped = (
+        "Warfarin five milligrams in the evening until the next visit of the\r\nanticoagulation clinic.\x1b[2J\r\n"
+    )
+    (tmp_path / "letter.txt").write_bytes(f"Treatment:\r\n{wrapped}".encode())
+    assert indexed("index", tmp_path / "letter.txt", "-c", "ward").exit_code == 0
+    found = indexed("search", "warfarin", "-c", "ward", "--source", "text").stdout
+    answered = indexed("ask", "Warfarin?", "-c", "ward", "--source", "text").stdout
+    assert "visit of the anticoagulation clinic.␛[2J" in found
+    assert "“Warfarin five milligrams in the evening until the next visit of the anticoagulation clinic" in answered
+    assert "␍" not in found + answered
+
+
 def test_what_others_wrote_is_shown_and_not_sent(indexed: Clinrag, tmp_path: Path):
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a\x1b[2J\u202e.jsonl").write_text('{"id": "x"}\n')

@@ -259,7 +259,34 @@ def test_a_folder_without_notes_is_said(indexed: Clinrag, tmp_path: Path):
     (tmp_path / "empty").mkdir()
     result = indexed("index", tmp_path / "empty", "-c", "ward")
     assert result.exit_code == 0
-    assert "no notes were found" in result.stderr
+    assert result.stderr == "  no file was found there (hidden ones are passed over)\n"
+    (tmp_path / "empty" / "header.csv").write_text("id,text\n")
+    assert "no notes were found" in indexed("index", tmp_path / "empty", "-c", "ward").stderr
+
+
+def test_files_of_other_fhir_resources_are_named(indexed: Clinrag, notes_file: Path, tmp_path: Path):
+    folder = tmp_path / "export"
+    folder.mkdir()
+    patient = {"resourceType": "Patient", "id": "p"}
+    for n in range(7):
+        (folder / f"{n}.ndjson").write_text(
+            "".join(json.dumps({"resourceType": kind, "id": "p"}) + "\n" for kind in ("Observation", "Observatoin"))
+        )
+    (folder / "odd.json").write_text(json.dumps(patient | {"resourceType": "Zyrkonabin was stopped\x1b[2J"}))
+    alone = indexed("index", folder, "-c", "ward")
+    assert alone.exit_code == 0
+    said = alone.stderr.removeprefix(f"  no notes in {folder / '0.ndjson'}, ")
+    assert said.endswith(" and 3 more: FHIR resources of other types (Observation 7, Observatoin 7, unknown type 1)\n")
+    assert "no notes" not in said
+
+    letter = {"resourceType": "DocumentReference", "id": "d", "status": "current"}
+    letter["content"] = [{"attachment": {"contentType": "text/plain", "data": "QWZlYnJpbGUu"}}]
+    both = tmp_path / "both.json"
+    both.write_text(json.dumps({"resourceType": "Bundle", "entry": [{"resource": patient}, {"resource": letter}]}))
+    beside = indexed("index", notes_file, both, folder / "odd.json", "-c", "ward")
+    assert "stored 1 note " in beside.stdout
+    assert beside.stderr == f"  no notes in {folder / 'odd.json'}: FHIR resources of other types (unknown type 1)\n"
+    assert indexed("index", both, "-c", "ward").stderr == ""
 
 
 def test_the_home_is_a_file(clinrag: Clinrag, notes_file: Path, home: Path):

@@ -256,6 +256,7 @@ def test_files_that_are_no_text_are_named_and_the_run_goes_on(tmp_path):
     (tmp_path / "k.pdf").write_bytes(b"no pdf")
     (tmp_path / "l.hl7").write_bytes(b"no hl7")
     (tmp_path / "m.gz").write_bytes(b"\x1f\x8b broken")
+    (tmp_path / "n.jsonl").write_bytes('{"id": "a", "text": "b"}\n'.encode("utf-16"))  # as PowerShell writes it
     (tmp_path / "z.txt").write_bytes(b"ok")
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "link").symlink_to(tmp_path, target_is_directory=True)
@@ -275,6 +276,7 @@ def test_files_that_are_no_text_are_named_and_the_run_goes_on(tmp_path):
         "k.pdf": "is named .pdf but is not PDF",
         "l.hl7": "is named .hl7 but is not HL7 v2",
         "m.gz": "cannot be read to its end",
+        "n.jsonl": "is UTF-16; JSON has to be UTF-8",
         "pipe": "is not a regular file",
         "link": "is a link to a folder, which is not followed; give its path",
     }
@@ -298,6 +300,7 @@ def test_a_file_name_that_is_no_unicode_is_an_error_with_a_printable_name(tmp_pa
     notes, errors = read(tmp_path)
     assert notes == []
     assert [(error.field, error.file.rsplit("/", 1)[-1]) for error in errors] == [("id", "\ufffd.txt")]
+    assert errors[0].reason == "is the path, whose name is not UTF-8; rename the file"
 
 
 def test_missing_paths_are_refused_before_anything_is_read(tmp_path):
