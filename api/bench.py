@@ -23,6 +23,7 @@ from indexer.encoders.catalog import load_encoder
 from indexer.encoders.encoder import Encoder
 from indexer.library import Library
 from indexer.records import EncoderSpec
+from indexer.store.background import serve_evenly
 from rag import crossing
 from rag.search import Mode, SearchRequest, search
 
@@ -70,6 +71,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, help="a file for the figures, as JSON")
     given = parser.parse_args(argv)
     questions = [one.question for one in bundled.load_questions() if one.language in LANGUAGES][: given.questions]
+    serve_evenly()  # as the server does
     with Library(given.home).open(given.collection) as collection:
         encoder = KnownVectors(load_encoder(collection.encoder_name), questions)
         # The hashing encoder compares spellings; what is timed is the path that a cross-lingual one takes.

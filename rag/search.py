@@ -5,16 +5,18 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal, get_args
+from functools import partial
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from indexer.beside import Beside
 from indexer.errors import ArgumentError, TooLargeError
 from indexer.records import Coverage, Scope
 from indexer.text.analysis import analyze_query
 from indexer.text.language import identify
-from rag.arms import EMPTY_ARM, dense_arm, lexical_arm
+from rag.arms import EMPTY_ARM, Arm, dense_arm, lexical_arm
 from rag.copies import Copies, joined
 from rag.crossing import crosses
 from rag.expansion import Expansion, expanded
@@ -180,34 +182,50 @@ def search_view(view: View, collection_name: str, encoder: Encoder | None, reque
     """
     started = time.perf_counter()
     vector = _query_vector(encoder, request)
-    words = request.mode != "dense" or vector is None
     degraded = ("dense",) if request.mode != "lexical" and vector is None else ()
-    terms, expansions = _terms(view, request) if words else ({}, ())
-    balanced = request.language_policy == "balanced"
     # Texts of an encoder that compares spellings are near for their language alone: there nothing is to be evened out.
-    crossing = balanced and vector is not None and encoder is not None and crosses(encoder)
+    crossing = request.language_policy == "balanced" and vector is not None and encoder is not None and crosses(encoder)
     depth = max(64, 4 * request.k)
     while True:
-        dense = dense_arm(view, vector, depth, crossing) if vector is not None else EMPTY_ARM
-        lexical = lexical_arm(view, terms, depth, balanced) if terms else EMPTY_ARM
-        ranked = fused(view, dense, lexical, fill=crossing)
+        if vector is None:
+            dense, words = EMPTY_ARM, _words(view, request, depth)
+        elif request.mode == "dense":
+            dense, words = dense_arm(view, vector, depth, crossing), _NO_WORDS
+        else:
+            # FAISS scans without the interpreter, which the other arm needs: they take turns on nothing.
+            with Beside(partial(_words, view, request, depth)) as beside:
+                dense, words = dense_arm(view, vector, depth, crossing), beside.result()
+        ranked = fused(view, dense, words.arm, fill=crossing)
         shown = _shown(view, ranked, request.k)
-        if len(shown) >= request.k or (dense.exhausted and lexical.exhausted):
+        if len(shown) >= request.k or (dense.exhausted and words.arm.exhausted):
             break
         depth *= 4
-    hits = _hits(view, shown, vector, terms)
+    hits = _hits(view, shown, vector, words.terms)
     took_ms = round((time.perf_counter() - started) * 1000, 3)
     result = SearchResult(
-        request.query, collection_name, took_ms, view.scope, view.plan, degraded, view.coverage, hits, expansions
+        request.query, collection_name, took_ms, view.scope, view.plan, degraded, view.coverage, hits, words.expansions
     )
     return Found(result, tuple(one.passage for one in shown))
 
 
-def _terms(view: View, request: SearchRequest) -> tuple[Mapping[str, float], tuple[Expansion, ...]]:
-    """Return the weighted terms to look for in the languages of the scope, and what was added to the query's own."""
+class _Words(NamedTuple):
+    """The weighted terms that were looked for, which of them were added to the query's own, and what they found."""
+
+    terms: Mapping[str, float]
+    expansions: tuple[Expansion, ...]
+    arm: Arm
+
+
+_NO_WORDS = _Words({}, (), EMPTY_ARM)
+
+
+def _words(view: View, request: SearchRequest, depth: int) -> _Words:
+    """Return what the query's words find in the languages of the scope."""
     languages = sorted(language for language in view.language_pools() if language is not None)
-    terms = analyze_query(request.query, languages)
-    return expanded(request.query, terms, languages) if request.expand else (terms, ())
+    own = analyze_query(request.query, languages)
+    terms, expansions = expanded(request.query, own, languages) if request.expand else (own, ())
+    balanced = request.language_policy == "balanced"
+    return _Words(terms, expansions, lexical_arm(view, terms, depth, balanced) if terms else EMPTY_ARM)
 
 
 def _query_vector(encoder: Encoder | None, request: SearchRequest) -> NDArray[np.float32] | None:

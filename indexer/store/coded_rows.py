@@ -9,12 +9,13 @@ how much is scanned, never what an exact search finds.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from indexer.beside import shared_out
 from indexer.store.faiss_codes import Asked, Lists, RowCodes, parted, selector_of
 from indexer.store.faiss_short import ShortCodes, missed
 from indexer.store.row_matrix import Positions, RowState
@@ -87,8 +88,8 @@ class CodedRows:
         self.shorter = shorter
         self._cut: _Cut | None = None
         self._near_cut: _Cut | None = None
-        self._short = np.ones(len(codes), np.bool_)
-        self._short[codes.long_residuals] = False
+        self._short = _all_but(codes.long_residuals, len(codes))
+        self._near_short = self._short[:0] if shorter is None else _all_but(shorter.long, len(codes))
 
     @classmethod
     def of(cls, rows: Rows, exact_scope: int) -> CodedRows:
@@ -167,26 +168,26 @@ class CodedRows:
             found = [self.near_pool(at, n) for at in every]
         return found
 
-    def near(self, state: RowState, asked: Asked, k: int, pool: Pool) -> Candidates | None:
+    def near(self, state: RowState, query: Scores, k: int, pool: Pool) -> Candidates | None:
         """Return rows of the base among which nearly all of a pool's k best are, all with their exact scores.
 
         ``None`` where so many would have to be scored that rows are better scanned.
         """
         shorter = self.shorter
         assert shorter is not None
-        if not asked.query.any():
+        if not query.any():
             return None
         fetch = shorter.count(k)
         while True:
             if pool.cut is None:
-                places, rough = shorter.first(asked, fetch, pool.selector)
+                places, rough = shorter.first(query, fetch, pool.selector)
             else:
-                places, rough = pool.cut.scanned(shorter.turned(asked), pool.lists, min(fetch, pool.n_coded))
+                places, rough = pool.cut.scanned(shorter.turned(query), pool.lists, min(fetch, pool.n_coded))
             whole = len(places) < fetch
             if len(pool.long):
-                kept = ~np.isin(places, pool.long)
+                kept = self._near_short[places]  # The others are added in any case.
                 places, rough = np.concatenate([places[kept], pool.long]), rough[kept]
-            scores = row_scores(state.rows_at(places), asked.query)
+            scores = row_scores(state.rows_at(places), query)
             if whole or len(places) > k >= missed(rough, scores, k) / MISSED:
                 return Candidates(places, scores) if len(places) >= min(k, pool.n_coded) else None
             fetch *= 4
@@ -224,18 +225,22 @@ class CodedRows:
         cuts = {id(pool.cut): pool.cut for pool in pools if pool.cut is not None}
         for cut in cuts.values():
             those = [number for number, pool in enumerate(pools) if pool.cut is cut]
-            groups = np.full((len(those), max(len(pools[number].lists) for number in those)), -1, np.int64)
-            for row, number in zip(groups, those, strict=True):
-                row[: len(pools[number].lists)] = pools[number].lists
-            drafts.update(zip(those, cut.scanned_each(asked, groups, fetch), strict=True))
+            parts = [partial(cut.scanned, asked.rotated, pools[number].lists, fetch) for number in those]
+            drafts.update(zip(those, shared_out(parts), strict=True))
         found = []
         for number, pool in enumerate(pools):
             if pool.cut is None:
-                drafts[number] = self._in_order.scanned(asked, _ONE_LIST, fetch, pool.selector)
+                drafts[number] = self._in_order.scanned(asked.rotated, _ONE_LIST, fetch, pool.selector)
             places, rough = drafts[number]
             kept = self._short[places]  # The others are added in any case.
             found.append(_Draft(places[kept], rough[kept], _left(rough, pool.n_coded)))
         return found
+
+
+def _all_but(long: Positions, n: int) -> NDArray[np.bool_]:
+    short = np.ones(n, np.bool_)
+    short[long] = False
+    return short
 
 
 def _heads(state: RowState, asked: Asked, k: int, drafts: Sequence[_Draft]) -> list[Scores]:

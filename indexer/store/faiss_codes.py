@@ -258,49 +258,30 @@ class Lists:
         self._distances = np.zeros(n_lists, np.float32)
 
     def scanned(
-        self, asked: Asked, lists: NDArray[np.int64], fetch: int, selector: Any = None
+        self, rotated: Scores, lists: NDArray[np.int64], fetch: int, selector: Any = None
     ) -> tuple[Positions, Scores]:
-        """Return the ``fetch`` best ``(positions, rough scores)`` of some lists, best first.
+        """Return the ``fetch`` best ``(positions, rough scores)`` of some lists for a rotated query, best first.
 
         ``selector`` is FAISS's, of the positions that may be found. Some rows of the least score may be missing.
         """
         if faiss.omp_get_max_threads() != 1:  # A setting of each thread: more of them make one query slower.
             faiss.omp_set_num_threads(1)
-        return self._scanned(asked, lists[None], fetch, selector)[0]
-
-    def scanned_each(self, asked: Asked, groups: NDArray[np.int64], fetch: int) -> list[tuple[Positions, Scores]]:
-        """Return what `scanned` finds in each of some groups of lists, ``(n, most)``, minus one where there is none.
-
-        Each is a query of its own to FAISS. On one thread: while other work keeps the processors busy, a search that
-        shares its groups out waits for the slowest, three times as long as it takes for all of them by itself.
-        """
-        faiss.omp_set_num_threads(1)
-        return self._scanned(asked, groups, fetch, None)
-
-    def _scanned(
-        self, asked: Asked, groups: NDArray[np.int64], fetch: int, selector: Any
-    ) -> list[tuple[Positions, Scores]]:
-        n, most = groups.shape
-        query = np.zeros((n, self._width), np.float32)
-        query[:, : len(asked.rotated)] = asked.rotated
-        distances = self._distances if n == 1 else np.zeros(groups.shape, np.float32)
-        scores, found = np.empty((n, fetch), np.float32), np.empty((n, fetch), np.int64)
+        query = np.zeros(self._width, np.float32)
+        query[: len(rotated)] = rotated
+        scores, found = np.empty(fetch, np.float32), np.empty(fetch, np.int64)
         # Straight to the library: its Python layer costs as much as the scan of a thousand rows.
         self._index.search_preassigned_c(
-            n,
+            1,
             faiss.swig_ptr(query),
             fetch,
-            faiss.swig_ptr(groups),
-            faiss.swig_ptr(distances),
+            faiss.swig_ptr(lists),
+            faiss.swig_ptr(self._distances),
             faiss.swig_ptr(scores),
             faiss.swig_ptr(found),
             False,
-            _untyped.IVFSearchParameters(sel=selector, nprobe=most),
+            _untyped.IVFSearchParameters(sel=selector, nprobe=len(lists)),
         )
-        return [
-            (at, rough) if at[-1] >= 0 else (at[at >= 0], rough[at >= 0])
-            for at, rough in zip(found, scores, strict=True)
-        ]
+        return (found, scores) if found[-1] >= 0 else (found[found >= 0], scores[found >= 0])
 
 
 def laid_out(quantizer: Any, codes: NDArray[np.uint8]) -> Any:

@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from indexer.beside import shared_out
 from indexer.errors import DamagedError, MissingExtraError
 from indexer.store.coded_rows import SCREENED, Candidates, CodedRows, Pool, scan_only
-from indexer.store.faiss_codes import Asked
 from indexer.store.known_pools import KnownPools
 from indexer.store.row_matrix import Positions, RowMatrix, RowState, Touch, exact_best
 from indexer.store.vectors import Ids, Rows, Scores, best, checked_query, row_scores
@@ -225,9 +225,8 @@ class FaissVectorIndex:
         n_allowed = None if allowed is None else len(allowed)
         near = self.plan(n_allowed) == "approximate"
         if self._coded is not None and (n_allowed is None or n_allowed >= SCREENED):
-            asked = self._coded.codes.asked(vector)
             pool = self._pool(state, allowed, near=near and k <= _MOST_NEAR)
-            return self._found(state, asked, k, [pool])[0]
+            return self._found(state, vector, k, [pool])[0]
         at = None if allowed is None and not state.n_dead else state.wanted(allowed)
         if self._structure is not None and near:
             places = self._proposed(state, vector, k, at)
@@ -246,8 +245,7 @@ class FaissVectorIndex:
         searched = self._known_pools.searched(state, near, pools, partial(self._pools, n=len(state.ids), near=near))
         if self._coded is None:
             return [self._scanned(state, vector, k, pool.at) for pool in searched]
-        asked = self._coded.codes.asked(vector)
-        return self._found(state, asked, k, searched)
+        return self._found(state, vector, k, searched)
 
     def _pools(self, wanted: list[Positions], n: int, *, near: bool) -> list[Pool]:
         """Return how each of several pools is searched."""
@@ -278,33 +276,33 @@ class FaissVectorIndex:
         state = self._matrix.state
         return state.rows_at(state.wanted(ids))
 
-    def _found(self, state: RowState, asked: Asked, k: int, pools: Sequence[Pool]) -> list[tuple[Ids, Scores]]:
+    def _found(self, state: RowState, query: Scores, k: int, pools: Sequence[Pool]) -> list[tuple[Ids, Scores]]:
         """Return the k best of each pool, by the codes where that helps."""
         assert self._coded is not None
         if any(pool.near for pool in pools):
-            return [self._found_near(state, asked, k, pool) for pool in pools]
-        narrowed = [self._few_fresh(state, asked.query, k, pool) for pool in pools]
-        candidates = self._coded.candidates(state, asked, k, narrowed)
+            return shared_out([partial(self._found_near, state, query, k, pool) for pool in pools])
+        narrowed = [self._few_fresh(state, query, k, pool) for pool in pools]
+        candidates = self._coded.candidates(state, self._coded.codes.asked(query), k, narrowed)
         beyond = [_to_score(near) for near in candidates]
-        scores = row_scores(state.rows_at(np.concatenate(beyond)), asked.query)
+        scores = row_scores(state.rows_at(np.concatenate(beyond)), query)
         found = []
         for pool, near, own in zip(pools, candidates, _split(scores, beyond), strict=True):
             if near is None:
-                found.append(self._scanned(state, asked.query, k, pool.at))
+                found.append(self._scanned(state, query, k, pool.at))
             elif len(near.at) > _SCORED:
-                found.append(self._scanned(state, asked.query, k, np.sort(near.at)))
+                found.append(self._scanned(state, query, k, np.sort(near.at)))
             else:
                 found.append(best(state.ids[near.at], np.concatenate([near.known, own]), k))
         return found
 
-    def _found_near(self, state: RowState, asked: Asked, k: int, pool: Pool) -> tuple[Ids, Scores]:
+    def _found_near(self, state: RowState, query: Scores, k: int, pool: Pool) -> tuple[Ids, Scores]:
         """Return nearly the k best of a pool, by the short codes; exactly those where it is too small for that."""
         assert self._coded is not None
-        near = self._coded.near(state, asked, k, pool) if pool.near else None
+        near = self._coded.near(state, query, k, pool) if pool.near else None
         if near is None:
-            return self._found(state, asked, k, [self._coded.pool(pool.at, len(state.ids))])[0]
-        fresh = self._best_fresh(state, pool.fresh, asked.query, k)
-        scores = np.concatenate([near.known, row_scores(state.rows_at(fresh), asked.query)])
+            return self._found(state, query, k, [self._coded.pool(pool.at, len(state.ids))])[0]
+        fresh = self._best_fresh(state, pool.fresh, query, k)
+        scores = np.concatenate([near.known, row_scores(state.rows_at(fresh), query)])
         return best(state.ids[np.concatenate([near.at, fresh])], scores, k)
 
     def _few_fresh(self, state: RowState, query: Scores, k: int, pool: Pool) -> Pool:

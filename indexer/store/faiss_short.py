@@ -18,14 +18,15 @@ from __future__ import annotations
 
 import math
 import struct
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from indexer.beside import shared_out
 from indexer.errors import DamagedError, MissingExtraError
-from indexer.store.faiss_codes import Asked, Lists, laid_out, selector_of
+from indexer.store.faiss_codes import Lists, laid_out, selector_of
 from indexer.store.row_matrix import Positions
 from indexer.store.vectors import Rows, Scores, widened
 
@@ -119,33 +120,35 @@ class ShortCodes:
             return None
         return cls(mean, turns, points, counts, long, codes)
 
-    def turned(self, asked: Asked) -> Asked:
-        """Return the query as these codes see it."""
-        return asked._replace(rotated=asked.query @ self._turns[1])
+    def turned(self, query: Scores) -> Scores:
+        """Return a query as these codes see it."""
+        turned: Scores = query @ self._turns[1]
+        return turned
 
     @cached_property
-    def _whole(self) -> Any:
-        return laid_out(self.quantizer, self.codes)
+    def _whole(self) -> list[tuple[int, Any]]:
+        """All rows in two halves, each with its first position."""
+        half = (len(self) + 1) // 2
+        starts = range(0, len(self), max(half, 1))
+        return [(start, laid_out(self.quantizer, self.codes[start : start + half])) for start in starts]
 
     @cached_property
     def _listed(self) -> Lists:
         return Lists(self, np.zeros(len(self), np.int8), 1)
 
-    def first(self, asked: Asked, fetch: int, selector: Any = None) -> tuple[Positions, Scores]:
+    def first(self, query: Scores, fetch: int, selector: Any = None) -> tuple[Positions, Scores]:
         """Return the ``fetch`` first rows by their codes and their rough scores, best first, less than the mean's.
 
         ``selector`` is FAISS's, of the rows that are wanted.
         """
         fetch = min(fetch, len(self))
         if selector is not None:
-            return self._listed.scanned(self.turned(asked), _ONE_LIST, fetch, selector)
-        if faiss.omp_get_max_threads() != 1:  # A setting of each thread: more of them make one query slower.
-            faiss.omp_set_num_threads(1)
-        turned = self.turned(asked).rotated
-        scores, found = np.empty(fetch, np.float32), np.empty(fetch, np.int64)
-        # What scans all rows keeps thousands of the first for two thirds of what lists take.
-        self._whole.search_c(1, faiss.swig_ptr(turned), fetch, faiss.swig_ptr(scores), faiss.swig_ptr(found), None)
-        return (found, scores) if found[-1] >= 0 else (found[found >= 0], scores[found >= 0])
+            return self._listed.scanned(self.turned(query), _ONE_LIST, fetch, selector)
+        turned = self.turned(query)
+        parts = shared_out([partial(_first, part, offset, turned, fetch) for offset, part in self._whole])
+        found, scores = (np.concatenate(each) for each in zip(*parts, strict=True))
+        order = np.argsort(-scores)[:fetch]
+        return found[order], scores[order]
 
     def count(self, depth: int) -> int:
         """Return how many of the first rows by their codes hold nearly all of the ``depth`` nearest."""
@@ -214,7 +217,7 @@ class ShortCodes:
             selector = None if every == 1 else selector_of(among)
             ranks = np.full(near.shape, np.inf)
             for query, own, wanted, rank in zip(queries, drawn, near, ranks, strict=True):
-                first, _ = self.first(Asked(query, query, 0.0, 0.0), _SCORED_MOST, selector)
+                first, _ = self.first(query, _SCORED_MOST, selector)
                 first = first[~np.isin(first, own)]
                 if not len(first):  # To a query of zeros nothing is near: rows are scanned for it.
                     rank[:] = 1.0
@@ -230,6 +233,17 @@ class ShortCodes:
                 ]
                 counts = np.maximum(counts, np.array(needed, np.float32))
         return counts if np.isfinite(counts).all() else None
+
+
+def _first(part: Any, offset: int, turned: Scores, fetch: int) -> tuple[Positions, Scores]:
+    """Return the first rows of what is laid out from a position on."""
+    if faiss.omp_get_max_threads() != 1:  # A setting of each thread: more of them make one query slower.
+        faiss.omp_set_num_threads(1)
+    scores, found = np.empty(fetch, np.float32), np.empty(fetch, np.int64)
+    # What scans all rows keeps thousands of the first for two thirds of what lists take.
+    part.search_c(1, faiss.swig_ptr(turned), fetch, faiss.swig_ptr(scores), faiss.swig_ptr(found), None)
+    there = found >= 0
+    return found[there] + offset, scores[there]
 
 
 def missed(rough: Scores, exact: Scores, k: int) -> float:
