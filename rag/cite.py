@@ -28,7 +28,7 @@ _ROW = re.compile(_MARKS.pattern + r"(?:[\s,;，、]*" + _MARKS.pattern + ")*")
 _DOUBLED = re.compile(r"\[\s*(" + _ROW.pattern + r")\s*\]")
 _NUMBER = re.compile(r"\d+")
 _WIDE = str.maketrans("［］【】〔〕", "[][][]")
-_MARKS_AFTER_STOP = re.compile(r"([.!?。！？…]+[\"'”’»」』）)]*)((?:\s*" + _MARKS.pattern + r")+)")
+_MARKS_AFTER_STOP = re.compile(r"(?<![.!?。！？…])([.!?。！？…]+[\"'”’»」』）)]*)((?:\s*" + _MARKS.pattern + r")+)")
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 
-from indexer.text.lexemes import normalized
+from indexer.text.spelling import normalized
 from rag.days import Day, cut_days, day_of, days_of
 from rag.figure_forms import TIMES, WORD, forms
 
@@ -49,7 +49,7 @@ _GLUED = (
 _NUMBER = re.compile(r"(?<!\d)(?<!\d[.,])(?:\d{1,3}(?:[ '’]\d{3})+(?![\d])|\d+(?:[.,]\d+)*|(?<![^\W_])\.\d+)")
 _POWER = re.compile(r"(?<!\d)(?<!\d[.,])(?:(\d+(?:[.,]\d+)?)\s*[x*]\s*)?10\s*(?:\^|\*{1,2}|e)\s*(\d{1,2})(?!\d)")
 _NAME = re.compile(r"([^\W\d_぀-ヿ㐀-鿿豈-﫿]+)-?\Z")
-_NAMED = re.compile(r"([^\W\d_぀-ヿ㐀-鿿豈-﫿]{2,})[- :=]{0,2}(\d+(?:[.,]\d+)?)(?![\d.,]\d)")
+_NAMED = re.compile(r"(?<![^\W\d_぀-ヿ㐀-鿿豈-﫿])([^\W\d_぀-ヿ㐀-鿿豈-﫿]{2,})[- :=]{0,2}(\d+(?:[.,]\d+)?)(?![\d.,]\d)")
 _LETTERS = r"[^\W\d_぀-ヿ㐀-鿿豈-﫿]+|[぀-ヿ㐀-鿿豈-﫿]+"
 _UNIT = re.compile(rf"(?: |-(?!\w\d))?(%|{_LETTERS})")
 _BELOW = re.compile(rf"(?:\s?/\s?| (?:per|pro|por|par|al|на|в) )({_LETTERS})")
@@ -336,8 +336,8 @@ def _in_words(text: str) -> Iterator[Atom]:
     if any(part in plain for part in known.once_parts) and not any(sign in plain for sign in ("回", "次")):
         yield Number(Decimal(1), TIMES)
     for one in _plain_numbers(plain):
-        if one.unit == "h" and one.value and 24 % one.value == 0:
-            yield Number(24 / one.value, TIMES)  # "every 12 hours"
+        if one.unit == "h" and one.value and (often := 24 / one.value) == often.to_integral_value():
+            yield Number(often, TIMES)  # "every 12 hours"
         if one.unit == TIMES and one.value:
             yield Number(24 / one.value, "h")
     words = [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from eval.bundled import notes_path
@@ -143,6 +143,11 @@ def test_a_number_is_told_from_every_other_number(value, other):
     assert said.lacks(figures(f"creatinine {shifted} mg/dL"))
 
 
-@given(st.text(alphabet="0123456789., /-:年月日次回x^*½²IVabmglкг\n", max_size=60))
+@given(st.text(alphabet="0123456789., /-:年月日次回x^*½²IVabmglhкг\n", max_size=60))
+@example(f"0.{'0' * 40}1 h")
 def test_any_text_says_its_own_figures(text):
     assert Said([text]).lacks(figures(text)) == []
+
+
+def test_letters_without_end_are_read_in_one_go():
+    assert Said(["A" * 500_000]).lacks(figures("5 mg"))

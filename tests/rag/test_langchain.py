@@ -130,9 +130,10 @@ def test_a_draft_without_any_mark_goes_to_the_gate_as_it_is():
     assert said_by(AIMessage("NOT_FOUND")) == []
 
 
-def test_blanks_without_end_and_half_characters_are_no_obstacle():
+def test_signs_without_end_and_half_characters_are_no_obstacle():
     blanks = "\t" * 100_000 + " " * 100_000
     assert said_by(AIMessage(f"Warfarin{blanks}5 mg [1]{blanks}.")) == [("Warfarin 5 mg.", (1,))]
+    assert said_by(AIMessage("Warfarin 5 mg [1]. " + "!?." * 100_000)) == [("Warfarin 5 mg.", (1,))]
     assert said_by(AIMessage("Warfarin 5 mg \ud83d [1].")) == [("Warfarin 5 mg?.", (1,))]
 
 
