@@ -9,66 +9,88 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Sequence
-from functools import cached_property, partial
+from collections.abc import Iterator, Sequence
+from functools import cache, cached_property
 from typing import Literal
 
 import numpy as np
 import torch
 
-from indexer.store.row_matrix import Positions, RowMatrix, RowState, exact_best
-from indexer.store.vectors import Ids, Rows, Scores, checked_query, row_scores, same_arrays
+from indexer.encoders.batches import fault_of, reason_of
+from indexer.store.row_matrix import Positions, RowMatrix, RowState
+from indexer.store.vectors import Ids, Rows, Scores, best, checked_query, row_scores, same_arrays
 
 DType = Literal["float16", "bfloat16", "float32"]
 
 # How far a rough score may be off, as a part of the product of both lengths, and how many candidates make up for it.
-# Halves: the query and the sum are rounded to 11 bits; bfloat16: rows, query and sum to 8.
-_ROUNDING: dict[DType, tuple[float, int]] = {"float16": (2e-3, 128), "bfloat16": (1.6e-2, 512), "float32": (4e-6, 24)}
+# Halves: query and score are rounded to 11 bits; bfloat16: rows, query and score to 8. Sums are float32's: see `_SUM`.
+_ROUNDING: dict[DType, tuple[float, int]] = {"float16": (1e-3, 128), "bfloat16": (1.2e-2, 512), "float32": (0.0, 24)}
+_SUM = 1.2e-7  # The same of a float32 sum and of the exact one it is compared with, for each dimension.
+_SMALLEST = 6e-8  # What a half cannot tell from nothing.
+_OVERFLOWS = 6e4  # Rows as long as this may have a score that a half cannot hold.
 _UPLOADED_AT_ONCE = 65_536
+_GATHERED_BYTES = 64 * 2**20
 
 
 class _Within:
-    """Where a search looks: at some positions (``None``: everywhere), sent to the device when it first asks."""
+    """Where a search looks: at some positions (``None``: all that were not removed), sent to the device when asked."""
 
-    def __init__(self, at: Positions | None, rows: torch.Tensor) -> None:
-        """Keep the positions; ``rows`` are those on the device, ``(n, dim)``."""
-        self.at = at
+    def __init__(self, at: Positions | None, state: RowState, rows: torch.Tensor) -> None:
+        """Keep the positions; ``rows`` are those on the device, ``(n, dim)``, the first of the state's."""
+        self._at = at
+        self._state = state
         self._rows = rows
+        self.n = state.n_alive if at is None else len(at)
+
+    @property
+    def at(self) -> Positions:
+        """The positions."""
+        return self._state.wanted(None) if self._at is None else self._at
+
+    @cached_property
+    def late(self) -> Positions:
+        """Those of them whose rows the device had no room for."""
+        if self._at is None:
+            return self._state.living(np.arange(len(self._rows), len(self._state.ids)))
+        return self._at[np.searchsorted(self._at, len(self._rows)) :]
 
     @cached_property
     def chosen(self) -> torch.Tensor | None:
-        """The positions ``(m,)`` where they are few: then these rows are gathered."""
-        if self.at is None or 8 * len(self.at) >= len(self._rows):
+        """Those on the device, ``(m,)``, where they are few: then these rows are gathered."""
+        n_near = self.n - len(self.late)
+        if self._at is None or 8 * n_near >= len(self._rows):
             return None
-        return torch.from_numpy(self.at).to(self._rows.device)
+        return torch.from_numpy(np.array(self._at[:n_near])).to(self._rows.device)
 
     @cached_property
-    def mask(self) -> torch.Tensor | None:
-        """True at the positions, ``(n,)``, where they are many: then the rest is masked."""
-        if self.at is None or self.chosen is not None:
+    def hidden(self) -> torch.Tensor | None:
+        """False at those on the device, ``(n,)``, where they are many: then the rest is masked."""
+        if self._at is not None and self.chosen is None:
+            hidden = np.ones(len(self._rows), np.bool_)
+            hidden[self._at[: self.n - len(self.late)]] = False
+        elif self._at is None and self._state.n_dead:
+            hidden = np.zeros(len(self._rows), np.bool_)
+            alive = self._state.alive[: len(hidden)]
+            hidden[: len(alive)] = ~alive
+        else:
             return None
-        mask = np.zeros(len(self._rows), np.bool_)
-        mask[self.at] = True
-        return torch.from_numpy(mask).to(self._rows.device)
+        return torch.from_numpy(hidden).to(self._rows.device)
 
 
 class _Resident:
-    """One moment: the rows that the host knows, ``(n, dim)`` on the device, and which of them may be found."""
+    """One moment: the rows that the host knows, those on the device, ``(n, dim)``, and which of them may be found."""
 
-    def __init__(self, state: RowState, rows: torch.Tensor) -> None:
-        """Keep both; what follows from them is worked out when it is first asked for."""
+    def __init__(self, state: RowState, rows: torch.Tensor, longest: float) -> None:
+        """Keep these (``longest`` is a row's length); what follows from them is worked out when first asked for."""
         self.state = state
         self.rows = rows
+        self.longest = longest
+        self._living = _Within(None, state, rows)
         self._pools: tuple[Sequence[Ids], list[_Within]] = ((), [])
-
-    @cached_property
-    def living(self) -> _Within:
-        """All that was not removed."""
-        return _Within(self.state.wanted(None) if self.state.n_dead else None, self.rows)
 
     def within(self, allowed: Ids | None) -> _Within:
         """Return where a search among the sorted ids looks."""
-        return self.living if allowed is None else _Within(self.state.wanted(allowed), self.rows)
+        return self._living if allowed is None else _Within(self.state.wanted(allowed), self.state, self.rows)
 
     def pools(self, pools: Sequence[Ids]) -> list[_Within]:
         """Return each pool as a search uses it; what was sent to the device for the last pools stays there."""
@@ -82,12 +104,13 @@ class _Resident:
 class TorchScan:
     """Vectors scanned on a device. Exact under every scope; deletes take effect at once.
 
-    ``device`` is a torch device name, ``auto`` for a GPU where there is one. A device that is missing or too small is
-    replaced by the CPU with a warning. ``tile_rows`` bounds the memory that a search needs beside the rows.
+    ``device`` is a torch device name, ``auto`` for a GPU where there is one. A device that is missing, too small or out
+    of order is replaced by the CPU with a warning; rows that no longer fit are scanned on the host beside it.
+    ``tile_rows`` bounds the scores that a search holds at once.
     """
 
     def __init__(
-        self, dim: int, device: str = "auto", dtype: DType | None = None, *, tile_rows: int = 1_048_576
+        self, dim: int, device: str = "auto", dtype: DType | None = None, *, tile_rows: int = 4_194_304
     ) -> None:
         """Start empty. Without ``dtype``: float16 on a GPU, float32 on the CPU, where halves are slower."""
         self._device = _usable(device)
@@ -95,8 +118,11 @@ class TorchScan:
         self._tile_rows = tile_rows
         self._write = threading.Lock()
         self._matrix = RowMatrix(np.empty(0, np.int64), np.empty((0, dim), np.float16))
+        self._longest = 0.0
+        self._full = False
+        self._n_uploaded = 0
         self._buffer = self._room(0)
-        self._now = _Resident(self._matrix.state, self._buffer)
+        self._publish()
 
     @classmethod
     def from_matrix(
@@ -106,12 +132,14 @@ class TorchScan:
         device: str = "auto",
         dtype: DType | None = None,
         *,
-        tile_rows: int = 1_048_576,
+        tile_rows: int = 4_194_304,
     ) -> TorchScan:
         """Return an index over a whole float16 matrix, which stays on the host (it may be memory-mapped)."""
         index = cls(rows.shape[1], device, dtype, tile_rows=tile_rows)
         index._matrix = RowMatrix(np.ascontiguousarray(ids, np.int64), np.ascontiguousarray(rows))
-        index._upload(rows, 0)
+        index._upload(rows, "searching on the CPU")
+        if index._full and index._device.type != "cpu":
+            return cls.from_matrix(ids, rows, "cpu", tile_rows=tile_rows)
         index._publish()
         return index
 
@@ -132,9 +160,8 @@ class TorchScan:
     def add(self, ids: Ids, vectors: Rows) -> None:
         """Add rows under new ids."""
         with self._write:
-            n = len(self._matrix.state.ids)
             self._matrix.add(ids, vectors)
-            self._upload(vectors, n)
+            self._upload(vectors, "newer ones are searched on the CPU")
             self._publish()
 
     def remove(self, ids: Ids) -> None:
@@ -174,40 +201,55 @@ class TorchScan:
         return {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}[self._dtype]
 
     def _searched(self, now: _Resident, queries: Sequence[Scores], k: int, within: _Within) -> list[tuple[Ids, Scores]]:
-        lengths = np.array([np.linalg.norm(query) or 1.0 for query in queries], np.float32)
+        """Return the k best for each query; the host alone scans where rows are few, or where the device fails."""
+        few = within.n <= 2 * (k + _ROUNDING[self._dtype][1])
+        if not few and len(within.late) < within.n and now.longest < _OVERFLOWS:
+            try:
+                return self._by_device(now, queries, k, within)
+            except RuntimeError as error:  # Others took its memory since, or it is lost.
+                _warn_once(f"{self._device} cannot search ({reason_of(error)}); searching on the CPU")
+        return [_ranked(now.state, within.at, query, k) for query in queries]
+
+    def _by_device(
+        self, now: _Resident, queries: Sequence[Scores], k: int, within: _Within
+    ) -> list[tuple[Ids, Scores]]:
+        lengths = [float(np.linalg.norm(query.astype(np.float64))) or 1.0 for query in queries]
         # A unit query cannot overflow a half; the rough scores are scaled back.
-        on_device = torch.from_numpy(np.stack(queries) / lengths[:, None]).to(now.rows.device, self._torch_dtype)
+        units = np.stack([query / length for query, length in zip(queries, lengths, strict=True)]).astype(np.float32)
+        on_device = torch.from_numpy(units).to(now.rows.device, self._torch_dtype)
         rounding, spare = _ROUNDING[self._dtype]
-        first: list[tuple[Positions, Scores, float]] = []
+        off = (rounding + _SUM * self.dim) * now.longest + _SMALLEST
+        found = []
+        for number, (near, bound) in enumerate(_narrowed(now.rows, on_device, k + spare, within, self._tile_rows)):
+            ids, scores = _ranked(now.state, np.concatenate([near, within.late]), queries[number], k)
+            least = float(scores[-1]) / lengths[number] - off
+            # Rows that were left out may reach the k-th place by rounding, or by being equal to what is there: then
+            # all that may are looked at.
+            if not bound < least:
+                near = _reaching(now.rows, on_device[number : number + 1], least, within, self._tile_rows)
+                ids, scores = _ranked(now.state, np.concatenate([near, within.late]), queries[number], k)
+            found.append((ids, scores))
+        return found
 
-        def narrow(number: int, fetch: int) -> tuple[Positions, Scores, float]:
-            if fetch > k + spare:  # One of many has a tie to settle.
-                alone = on_device[number : number + 1]
-                places, rough, bound = _narrowed(now.rows, alone, fetch, within, self._tile_rows)[0]
-            else:
-                first[:] = first or _narrowed(now.rows, on_device, fetch, within, self._tile_rows)
-                places, rough, bound = first[number]
-            return places, rough * lengths[number], bound * float(lengths[number])
-
-        return [
-            exact_best(now.state, query, k, within.at, partial(narrow, number), rounding=rounding, spare=spare)
-            for number, query in enumerate(queries)
-        ]
-
-    def _upload(self, rows: Rows, start: int) -> None:
-        """Write rows behind the first ``start`` of the device's buffer, on the CPU where the device is full."""
+    def _upload(self, rows: Rows, otherwise: str) -> None:
+        """Write rows behind those on the device; where they do not fit, they and all that follow stay on the host."""
+        if self._full:
+            return
+        start = self._n_uploaded
         try:
             self._buffer = self._room(start + len(rows), start)
-        except torch.OutOfMemoryError:
-            warnings.warn(
-                f"{self._device} is too small for the vectors; searching on the CPU", RuntimeWarning, stacklevel=3
-            )
-            self._device = torch.device("cpu")
-            self._buffer = self._buffer.cpu()
-            self._buffer = self._room(start + len(rows), start)
-        for first in range(0, len(rows), _UPLOADED_AT_ONCE):
-            part = np.array(rows[first : first + _UPLOADED_AT_ONCE], np.float16)
-            self._buffer[start + first : start + first + len(part)].copy_(torch.from_numpy(part))
+            for first in range(0, len(rows), _UPLOADED_AT_ONCE):
+                part = np.array(rows[first : first + _UPLOADED_AT_ONCE], np.float16)
+                there = self._buffer[start + first : start + first + len(part)]
+                there.copy_(torch.from_numpy(part))
+                length = torch.linalg.vector_norm(there, dim=1, dtype=torch.float32).max()
+                self._longest = max(self._longest, float(length))
+        except RuntimeError as error:
+            reason = "is too small for the vectors" if isinstance(error, torch.OutOfMemoryError) else "cannot be used"
+            warnings.warn(f"{self._device} {reason} ({reason_of(error)}); {otherwise}", RuntimeWarning, stacklevel=3)
+            self._full = True
+        else:
+            self._n_uploaded += len(rows)
 
     def _room(self, n: int, used: int = 0) -> torch.Tensor:
         """Return a buffer with room for n rows that holds the first ``used`` of the present one."""
@@ -223,50 +265,95 @@ class TorchScan:
 
     def _publish(self) -> None:
         """Make the matrix and what the device holds visible together."""
-        state: RowState = self._matrix.state
-        self._now = _Resident(state, self._buffer[: len(state.ids)])
+        self._now = _Resident(self._matrix.state, self._buffer[: self._n_uploaded], self._longest)
+
+
+def _ranked(state: RowState, places: Positions, query: Scores, k: int) -> tuple[Ids, Scores]:
+    """Return the k best of the positions by their exact scores."""
+    scores = np.empty(len(places), np.float32)
+    for start in range(0, len(places), _UPLOADED_AT_ONCE):
+        part = places[start : start + _UPLOADED_AT_ONCE]
+        scores[start : start + len(part)] = row_scores(state.rows_at(part), query)
+    return best(state.ids[places], scores, k)
 
 
 @torch.inference_mode()
 def _narrowed(
     rows: torch.Tensor, queries: torch.Tensor, fetch: int, within: _Within, tile_rows: int
-) -> list[tuple[Positions, Scores, float]]:
-    """Return for each of ``(q, dim)`` queries its best positions, their rough scores, and a bound on all others.
-
-    A tile holds about ``tile_rows`` scores.
-    """
-    chosen, mask = within.chosen, within.mask
-    n_candidates = len(rows) if chosen is None else len(chosen)
-    step = max(fetch, tile_rows // len(queries))
-    places, values, bounds = [], [], []
-    for start in range(0, n_candidates, step):
-        stop = min(start + step, n_candidates)
-        tile = rows[start:stop] if chosen is None else rows[chosen[start:stop]]  # (t, dim)
-        rough = (queries @ tile.T).float()  # (q, t)
-        if mask is not None:
-            rough.masked_fill_(~mask[start:stop], -torch.inf)
-        top, where = rough.topk(min(fetch, stop - start))  # (q, f)
-        if stop - start > fetch:
-            bounds.append(top[:, -1])
+) -> list[tuple[Positions, float]]:
+    """Return for each of ``(q, dim)`` queries its best positions, and what no other row's rough score exceeds."""
+    places, values = [], []
+    for start, rough in _tiles(rows, queries, within, tile_rows):
+        top, where = rough.topk(min(fetch, rough.shape[1]))  # (q, f)
         values.append(top)
-        places.append(where + start if chosen is None else chosen[where + start])
-    found, scores = torch.cat(places, 1).cpu().numpy(), torch.cat(values, 1).cpu().numpy()
-    most = torch.stack(bounds).amax(0).cpu().numpy() if bounds else np.full(len(queries), -np.inf)
-    inside = np.isfinite(scores)
-    return [(found[n][inside[n]], scores[n][inside[n]], float(most[n])) for n in range(len(queries))]
+        places.append(where + start)
+    every = torch.cat(values, 1)
+    # Of all tiles together: each candidate costs the host a row of the matrix.
+    top, where = every.topk(min(fetch, every.shape[1]))
+    at = torch.cat(places, 1).gather(1, where)
+    found = (at if within.chosen is None else within.chosen[at]).cpu().numpy()
+    scores = top.float().cpu().numpy()
+    bounds = scores[:, -1] if within.n - len(within.late) > fetch else np.full(len(queries), -np.inf)
+    inside = scores > -np.inf
+    return [(found[n][inside[n]], float(bounds[n])) for n in range(len(queries))]
+
+
+@torch.inference_mode()
+def _reaching(rows: torch.Tensor, query: torch.Tensor, least: float, within: _Within, tile_rows: int) -> Positions:
+    """Return the positions whose rough scores with a ``(1, dim)`` query reach ``least``."""
+    found = [
+        (rough[0].float() >= least).nonzero()[:, 0] + start for start, rough in _tiles(rows, query, within, tile_rows)
+    ]
+    at = torch.cat(found)
+    places: Positions = (at if within.chosen is None else within.chosen[at]).cpu().numpy()
+    return places
+
+
+def _tiles(
+    rows: torch.Tensor, queries: torch.Tensor, within: _Within, tile_rows: int
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """Yield the rough scores ``(q, t)`` of tile after tile and where the tile begins; what is masked has -inf."""
+    chosen, hidden = within.chosen, within.hidden
+    n = len(rows) if chosen is None else len(chosen)
+    step = max(1, tile_rows // len(queries))
+    if chosen is not None:
+        step = max(1, min(step, _GATHERED_BYTES // (rows.shape[1] * rows.element_size())))
+    for start in range(0, n, step):
+        stop = min(start + step, n)
+        tile = rows[start:stop] if chosen is None else rows[chosen[start:stop]]  # (t, dim)
+        rough = queries @ tile.T
+        yield start, rough if hidden is None else rough.masked_fill_(hidden[start:stop], -torch.inf)
 
 
 def free_bytes() -> int | None:
-    """Return how much memory of the CUDA device is free, ``None`` where torch sees no such device."""
-    return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else None
+    """Return how much memory of the CUDA device is free, ``None`` without one; of one that does not work it is told."""
+    if not torch.cuda.is_available():
+        return None
+    reason = fault_of("cuda")
+    if reason is not None:
+        _warn_once(f"the CUDA device cannot be used ({reason})")
+        return None
+    torch.cuda.empty_cache()  # What an index before this one had is kept by torch, and would not count as free.
+    return torch.cuda.mem_get_info()[0]
 
 
 def _usable(device: str) -> torch.device:
-    """Return the device of that name, or the CPU with a warning where it is not there."""
+    """Return the device of that name, or the CPU with a warning where it is not there or does not work."""
     if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     wanted = torch.device(device)
-    if wanted.type == "cuda" and not torch.cuda.is_available():
-        warnings.warn(f"there is no {device}; searching on the CPU", RuntimeWarning, stacklevel=3)
+    if wanted.type != "cuda":
+        return wanted
+    reason = fault_of(device)
+    if reason is not None:
+        warnings.warn(f"{device} cannot be used ({reason}); searching on the CPU", RuntimeWarning, stacklevel=3)
         return torch.device("cpu")
+    # Parts of a long sum would be rounded to halves: more than `_ROUNDING` allows for.
+    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
     return wanted
+
+
+@cache
+def _warn_once(text: str) -> None:
+    warnings.warn(text, RuntimeWarning, stacklevel=3)

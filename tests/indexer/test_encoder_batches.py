@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from indexer.encoders import batches
 from indexer.encoders.batches import ahead, best_dtype, by_length, on_device, padded
-from indexer.errors import ArgumentError
+from indexer.errors import ArgumentError, EncoderUnavailableError
 from rag.training.export import export_packed
 from rag.training.folder import write_pooling
 from tests import tiny_models
@@ -167,6 +167,7 @@ def test_a_missing_device_falls_back_to_the_cpu_with_one_warning():
 
 
 def test_a_full_device_falls_back_to_the_cpu_with_one_warning(monkeypatch):
+    monkeypatch.setattr(batches, "fault_of", lambda device: None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
 
     def load(name: str) -> str:
@@ -177,6 +178,45 @@ def test_a_full_device_falls_back_to_the_cpu_with_one_warning(monkeypatch):
     with pytest.warns(RuntimeWarning, match="it is full") as caught:
         assert on_device(load, None) == "cpu"
     assert len(caught) == 1
+
+
+def test_a_device_that_is_seen_and_does_not_work_is_replaced_before_anything_is_loaded(monkeypatch):
+    loaded = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(batches, "fault_of", lambda device: "CUDA error: no kernel image is available for execution")
+    with pytest.warns(RuntimeWarning, match="cuda cannot be used .CUDA error: no kernel image"):
+        on_device(loaded.append, None)
+    assert loaded == ["cpu"]
+
+
+def test_a_device_that_only_emulates_bfloat16_computes_in_float16(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    assert best_dtype("cuda") == torch.float16
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
+    assert best_dtype("cuda:1") == torch.bfloat16
+
+
+def test_a_batch_that_does_not_fit_is_halved_until_it_does(encoder, monkeypatch):
+    texts, forward, sizes = some_texts(40), type(encoder)._forward, []
+    want = encoder.encode_passages(texts)
+
+    def small(self, features):
+        sizes.append(len(features["input_ids"]))
+        if sizes[-1] > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(self, features)
+
+    monkeypatch.setattr(type(encoder), "_forward", small)
+    np.testing.assert_allclose(encoder.encode_passages(texts), want, atol=1e-5)
+    assert max(sizes) > 3
+
+    def never(self, features):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(type(encoder), "_forward", never)
+    with pytest.raises(EncoderUnavailableError, match="has no room for a text of 11 tokens"):
+        encoder.encode_passages(["fever", "fever"])
 
 
 def test_an_error_that_is_not_the_devices_is_not_hidden():

@@ -42,6 +42,7 @@ def cuda_with(monkeypatch, free_bytes: int) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free_bytes, 2**40))
     monkeypatch.setattr(torch_scan, "_usable", lambda device: torch.device("cpu"))
+    monkeypatch.setattr(torch_scan, "fault_of", lambda device: None)
 
 
 def test_without_a_gpu_the_cpus_own_engine_is_used_and_torch_is_not_asked(monkeypatch):

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from indexer.errors import ArgumentError
+from indexer.store import torch_scan
 from indexer.store.torch_scan import TorchScan
 from indexer.store.vectors import ExactVectorIndex
 from tests.contracts.vector_index import DIM, VectorIndexContract, assert_same, halves
@@ -87,27 +88,177 @@ def test_pools_answer_as_searches_within_them_and_after_deletes():
     assert index.search_pools(query, 6, []) == []
 
 
+@pytest.fixture
+def scored(monkeypatch) -> list[int]:
+    """Return how many rows were scored exactly, call by call."""
+    counts: list[int] = []
+    exact = torch_scan.row_scores
+
+    def counting(rows, query):
+        counts.append(len(rows))
+        return exact(rows, query)
+
+    monkeypatch.setattr(torch_scan, "row_scores", counting)
+    return counts
+
+
+def both(rows: np.ndarray, dtype: str = "float16", **options) -> tuple[TorchScan, ExactVectorIndex]:
+    index = TorchScan.from_matrix(np.arange(len(rows)), rows, "cpu", dtype, **options)
+    oracle = ExactVectorIndex(rows.shape[1])
+    oracle.add(np.arange(len(rows)), rows)
+    return index, oracle
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_a_tie_of_many_costs_the_host_those_that_tie_and_no_others(scored, dtype):
+    rows = halves(np.random.default_rng(1), 9000)
+    rows[100:9000:4] = rows[100]
+    index, oracle = both(rows, dtype, tile_rows=2000)
+    n_equal = len(range(100, 9000, 4))
+    query = rows[100].astype(np.float32)
+    for allowed in (None, np.arange(50, 9000, 2), np.arange(0, 9000, 9)):
+        scored.clear()
+        assert_same(index, oracle, query, 10, allowed)
+        assert (
+            0 < sum(scored) < n_equal + 1200
+        )  # Rows that are only alike to the format's rounding are looked at as well.
+
+
+def test_however_many_tiles_there_are_the_host_scores_the_candidates_of_one(scored):
+    rows = halves(np.random.default_rng(1), 9000)
+    index, oracle = both(rows, tile_rows=3000)
+    queries = rows[:8].astype(np.float32)
+    for query, (ids, _) in zip(queries, index.search_many(queries, 5), strict=True):
+        assert ids.tolist() == oracle.search(query, 5)[0].tolist()
+    assert sum(scored) == 8 * (5 + 128)
+
+
+def test_rounding_that_works_against_the_best_row_cannot_hide_it():
+    """A query between two halves everywhere, and a row whose products are all rounded down."""
+    h, d = 1.03125 / 16, 240
+    query = np.append(h * (1 + 4.5e-4 * np.where(np.arange(d) % 2, 1, -1)), np.sqrt(1 - d * h * h)).astype(np.float32)
+    rows = np.zeros((600, d + 1), np.float16)
+    rows[:, 0] = 1.5e-4 / h
+    rows[0, 0] = 4.2e-4 / h
+    rows[599, :d] = np.where(np.arange(d) % 2, h, -h)  # 4.5e-4 exactly, and nothing in halves.
+    index, oracle = both(rows)
+    assert oracle.search(query, 1)[0].tolist() == [599]
+    assert index.search(query, 1)[0].tolist() == [599]
+
+
+def test_scores_that_no_half_can_hold_are_ranked_as_well():
+    rng = np.random.default_rng(1)
+    rows = halves(rng, 2000)
+    rows[3:2000:7] = (rng.choice([-1, 1], (286, DIM)) * 6e4).astype(np.float16)
+    index, oracle = both(rows)
+    for query in (np.ones(DIM, np.float32), rows[3].astype(np.float32), np.full(DIM, 1e18, np.float32)):
+        for allowed in (None, np.arange(0, 2000, 3)):
+            assert index.search(query, 9, allowed)[0].tolist() == oracle.search(query, 9, allowed)[0].tolist()
+
+
+def test_rows_of_a_scope_are_gathered_a_part_at_a_time(monkeypatch):
+    monkeypatch.setattr(torch_scan, "_GATHERED_BYTES", 40 * DIM * 2)
+    parts = []
+    tiles = torch_scan._tiles
+
+    def counting(*args):
+        for start, rough in tiles(*args):
+            parts.append(rough.shape[1])
+            yield start, rough
+
+    monkeypatch.setattr(torch_scan, "_tiles", counting)
+    index, oracle = both(halves(np.random.default_rng(1), 6000))
+    assert_same(index, oracle, np.ones(DIM, np.float32), 10, np.arange(0, 6000, 13))
+    assert max(parts) <= 40 < sum(parts)
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
 def test_missing_device_falls_back_to_the_cpu_with_one_warning():
-    with pytest.warns(RuntimeWarning, match="there is no cuda") as caught:
+    with pytest.warns(RuntimeWarning, match="cuda cannot be used .there is none.; searching on the CPU") as caught:
         index = TorchScan(DIM, "cuda")
     assert (len(caught), index.device) == (1, "cpu")
     index.add(np.arange(3), halves(np.random.default_rng(0), 3))
     assert len(index.search(np.ones(DIM, np.float32), 5)[0]) == 3
 
 
-def test_full_device_falls_back_to_the_cpu_with_one_warning(monkeypatch):
-    index = TorchScan(DIM, "cpu")
-    rows = halves(np.random.default_rng(0), 3)
-    index.add(np.arange(3), rows)
-    room, failures = TorchScan._room, [torch.OutOfMemoryError("full")]
+def full_from(monkeypatch, limit: int) -> list[int]:
+    """Let a device have room for so many rows, and return how many were asked for each time."""
+    room, asked = TorchScan._room, []
 
-    def full_once(self, n, used=0):
-        if failures:
-            raise failures.pop()
+    def limited(self, n, used=0):
+        if not n:
+            return torch.empty((0, DIM))
+        asked.append(n)
+        if self._device.type == "cuda" or n > limit:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB\nand more")
         return room(self, n, used)
 
-    monkeypatch.setattr(TorchScan, "_room", full_once)
-    with pytest.warns(RuntimeWarning, match="too small"):
-        index.add(np.arange(3, 6), rows)
-    assert index.search(rows[0].astype(np.float32), 2)[0].tolist() == [0, 3]
+    monkeypatch.setattr(TorchScan, "_room", limited)
+    return asked
+
+
+def test_a_device_that_is_full_from_the_start_is_replaced_by_the_cpu_with_one_warning(monkeypatch):
+    full_from(monkeypatch, 10**6)
+    monkeypatch.setattr(torch_scan, "_usable", torch.device)
+    rows = halves(np.random.default_rng(0), 1000)
+    with pytest.warns(
+        RuntimeWarning, match="cuda is too small for the vectors .CUDA out.*GiB.; searching on"
+    ) as caught:
+        index = TorchScan.from_matrix(np.arange(1000), rows, "cuda")
+    assert (len(caught), index.device) == (1, "cpu")
+    oracle = ExactVectorIndex(DIM)
+    oracle.add(np.arange(1000), rows)
+    assert_same(index, oracle, rows[7].astype(np.float32), 10)
+
+
+def test_rows_that_no_longer_fit_are_scanned_beside_the_device_with_one_warning(monkeypatch):
+    rows = halves(np.random.default_rng(0), 3000)
+    index, oracle = both(rows[:1000])
+    asked = full_from(monkeypatch, 1200)
+    index.add(np.arange(1000, 1100), rows[1000:1100])
+    oracle.add(np.arange(1000, 1100), rows[1000:1100])
+    with pytest.warns(RuntimeWarning, match="newer ones are searched on the CPU") as caught:
+        for start in range(1100, 3000, 190):
+            new = np.arange(start, start + 190)
+            for one in (index, oracle):
+                one.add(new, rows[new])
+                one.remove(np.arange(start - 300, start - 290))
+            for allowed in (None, np.arange(0, 3000, 2), np.arange(900, 3000, 40), np.arange(1150, 2990)):
+                assert_same(index, oracle, rows[start - 1].astype(np.float32), 8, allowed)
+    assert (len(caught), len(asked)) == (1, 2)  # A full device is not asked again.
+    assert len(index) == len(oracle)
+
+
+def test_a_device_that_fails_is_answered_for_by_the_host_with_one_warning(monkeypatch):
+    def lost(*_):
+        raise RuntimeError("CUDA error: unspecified launch failure\nCUDA kernel errors might be reported later")
+
+    rows = halves(np.random.default_rng(0), 2000)
+    index, oracle = both(rows)
+    monkeypatch.setattr(torch_scan, "_narrowed", lost)
+    torch_scan._warn_once.cache_clear()
+    with pytest.warns(RuntimeWarning, match="cannot search .CUDA error: unspecified launch failure.; sea") as caught:
+        for allowed in (None, np.arange(0, 2000, 2)):
+            assert_same(index, oracle, rows[9].astype(np.float32), 10, allowed)
+    assert len(caught) == 1
+
+
+def test_a_device_that_is_seen_and_does_not_work_counts_as_none(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch_scan, "fault_of", lambda device: "CUDA error: no kernel image is available")
+    torch_scan._warn_once.cache_clear()
+    with pytest.warns(RuntimeWarning, match="the CUDA device cannot be used .CUDA error: no kernel image") as caught:
+        assert torch_scan.free_bytes() is None
+        assert torch_scan.free_bytes() is None
+    assert len(caught) == 1
+    with pytest.warns(RuntimeWarning, match="no kernel image"):
+        assert TorchScan(DIM, "cuda").device == "cpu"
+
+
+def test_what_torch_keeps_of_an_earlier_index_counts_as_free(monkeypatch):
+    kept = [2**30]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch_scan, "fault_of", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "empty_cache", kept.clear)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (2**31 - sum(kept), 2**32))
+    assert torch_scan.free_bytes() == 2**31
