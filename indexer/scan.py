@@ -67,37 +67,71 @@ def traces(folder: Path, texts: Sequence[bytes], ids: Sequence[str], kept: Itera
 
 
 class _Windows:
-    """All windows of some texts, by hash and by content."""
+    """All windows of some texts, by hash: where each begins in them, and whether it is still looked for."""
 
     def __init__(self, texts: Sequence[bytes]) -> None:
-        every = {text[at : at + WINDOW] for text in texts for at in range(len(text) - WINDOW + 1)}
-        # No note holds a NUL, and every database holds rows of them.
-        self.left = {window for window in every if b"\0" not in window}
-        self.settle()
-
-    def settle(self) -> None:
-        """Look only for what is left from now on."""
-        self._sorted = distinct(window_hashes(b"".join(sorted(self.left)))[::WINDOW])
+        raw = b"\0".join(texts)
+        self._words = _words(raw)
+        every = window_hashes(raw)
+        # No note holds a NUL, and every database holds rows of them. No window crosses from a text into the next.
+        sought = np.ones(len(every), np.bool_)
+        nuls = np.flatnonzero(np.frombuffer(raw, np.uint8) == 0)
+        for before in range(WINDOW):
+            at = nuls - before
+            sought[at[(at >= 0) & (at < len(every))]] = False
+        at = np.flatnonzero(sought)
+        hashes = every[at]
+        del every
+        order = np.argsort(hashes)
+        at, hashes = at[order], hashes[order]
+        del order
+        again = np.zeros(len(at), np.bool_)
+        again[1:] = (hashes[1:] == hashes[:-1]) & self._same(at[1:], self._words, at[:-1])
+        self._at, self._hashes = at[~again], hashes[~again]
+        self._left = np.ones(len(self._at), np.bool_)
 
     def leave_out(self, raw: bytes) -> None:
         """Forget the windows that a kept string holds."""
-        at = self._candidates(raw)
-        if len(at):
-            self.left.difference_update(raw[n : n + WINDOW] for n in at.tolist())
+        for _, numbers in self._found(raw):
+            self._left[numbers] = False
+
+    def settle(self) -> None:
+        """Look only for what is left from now on."""
+        self._at, self._hashes = self._at[self._left], self._hashes[self._left]
+        self._left = self._left[self._left]
 
     def places(self, path: Path) -> list[int]:
-        """Return at which bytes of a file a window is that is left."""
-        if not self.left:
+        """Return at which bytes of a file a window is that is left; `settle` was called."""
+        if not len(self._at):
             return []
         return [
-            start + n
+            start + place
             for start, raw in _blocks(path, WINDOW)
-            for n in self._candidates(raw).tolist()
-            if raw[n : n + WINDOW] in self.left
+            for places, _ in self._found(raw)
+            for place in places.tolist()
         ]
 
-    def _candidates(self, raw: bytes) -> NDArray[np.intp]:
-        return _members(window_hashes(raw), self._sorted)
+    def _found(self, raw: bytes) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp]]]:
+        """Yield the bytes at which windows begin in ``raw``, and which windows they are."""
+        words, hashes = _words(raw), window_hashes(raw)
+        places = _members(hashes, self._hashes)
+        hashes = hashes[places]
+        numbers = np.searchsorted(self._hashes, hashes)
+        while len(places):
+            same = self._same(self._at[numbers], words, places)
+            yield places[same], numbers[same]
+            # Other windows with the same hash, of which there are hardly ever any, stand beside.
+            numbers = numbers + 1
+            more = np.flatnonzero(numbers < len(self._hashes))
+            more = more[self._hashes[numbers[more]] == hashes[more]]
+            places, numbers, hashes = places[more], numbers[more], hashes[more]
+
+    def _same(self, at: NDArray[np.intp], words: Hashes, places: NDArray[np.intp]) -> NDArray[np.bool_]:
+        """Return whether the windows that begin ``at`` are those at places of other bytes, given as words."""
+        same: NDArray[np.bool_] = self._words[at] == words[places]
+        for further in range(_WORD, WINDOW, _WORD):
+            same &= self._words[at + further] == words[places + further]
+        return same
 
 
 class _Words:
@@ -106,25 +140,24 @@ class _Words:
     def __init__(self, ids: Sequence[str]) -> None:
         self.left = {raw for one in ids if len(raw := one.encode()) >= SHORTEST_ID}
         self._sorted = distinct(np.frombuffer(b"".join(raw[:_WORD] for raw in self.left), "<u8").astype(np.uint64))
-        self._longest = max(map(len, self.left), default=_WORD)
+        self._lengths = sorted({len(raw) for raw in self.left})
 
     def leave_out(self, raw: bytes) -> None:
         """Forget the ids that a kept string holds."""
-        for _, one in list(self._in(raw)):
-            self.left.discard(one)
+        self.left.difference_update([one for _, one in self._in(raw)])
 
     def places(self, path: Path) -> list[int]:
         """Return at which bytes of a file an id is that is left."""
         if not self.left:
             return []
-        return [start + n for start, raw in _blocks(path, self._longest) for n, _ in self._in(raw)]
+        # A short one at the end of a block is at the beginning of the next one too.
+        return sorted({start + n for start, raw in _blocks(path, self._lengths[-1]) for n, _ in self._in(raw)})
 
     def _in(self, raw: bytes) -> Iterator[tuple[int, bytes]]:
         for n in _members(_words(raw), self._sorted).tolist():
-            for one in self.left:
-                if raw.startswith(one, n):
+            for length in self._lengths:
+                if (one := raw[n : n + length]) in self.left:
                     yield n, one
-                    break
 
 
 class _Values:
@@ -180,7 +213,9 @@ def window_hashes(raw: bytes) -> Hashes:
         return words[:0]
     first, second, third = (np.uint64(factor) for factor in _FACTORS)
     last = len(raw) - WINDOW + 1
-    mixed: Hashes = words[:last] * first + words[_WORD : _WORD + last] * second + words[2 * _WORD :] * third
+    mixed: Hashes = words[:last] * first
+    mixed += words[_WORD : _WORD + last] * second
+    mixed += words[2 * _WORD :] * third
     return mixed
 
 

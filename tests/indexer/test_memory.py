@@ -12,6 +12,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
+from indexer.scan import traces
 from indexer.store.postings import PostingsIndex
 
 IMPORTING = """
@@ -86,6 +87,14 @@ def test_terms_are_put_in_order_in_little_more_than_their_own_memory():
     size = sum(array.nbytes for array in frozen(lambda: None).values())
     assert size > 5e6
     assert peak_over(lambda: frozen(lambda: None)) < size + 18e6
+
+
+def test_a_scan_takes_memory_for_its_text_and_not_for_every_window(tmp_path):
+    text = np.random.default_rng(2).bytes(100_000).hex().encode()
+    (tmp_path / "file").write_bytes(text[-2000:])
+    found = []
+    assert peak_over(lambda: found.extend(traces(tmp_path, [text], [], [text[-1000:].decode()]))) < 100 * len(text)
+    assert [one.places for one in found] == [1000]
 
 
 def test_codes_are_made_in_little_more_than_their_own_memory():

@@ -48,6 +48,12 @@ def test_equal_windows_have_equal_hashes(raw):
         assert np.array_equal(window_hashes(raw[n : n + WINDOW]), [one])
 
 
+def test_an_id_is_counted_once_wherever_blocks_end(tmp_path, monkeypatch):
+    (tmp_path / "file").write_bytes(b"ward-031." * 10)
+    monkeypatch.setattr(scan, "_BLOCK", 30)
+    assert [one.places for one in traces(tmp_path, [], ["ward-031", "ward-031-of-the-year-before-last"], [])] == [10]
+
+
 @pytest.fixture
 def ward(tmp_path):
     with new(tmp_path) as collection:
@@ -63,6 +69,18 @@ def test_a_deleted_note_leaves_traces_and_an_erased_one_none(tmp_path, ward):
     library = Library(tmp_path)
     library.erase(ward, "notes", ["note-number-1"])
     assert ward.scan([SECRET.encode()], ["note-number-1"]) == []
+
+
+def test_an_id_that_another_one_begins_with_is_told_from_it(tmp_path, ward):
+    store(ward, note("discharge-1", SECRET), note("discharge-10", "Some other text, and it is kept."))
+    ward.publish()
+    ids = ["discharge-1", "discharge-10"]
+    assert ward.scan([], ids) == []
+    Library(tmp_path).erase(ward, "notes", ids[:1])
+    assert ward.scan([], ids) == []
+    Library(tmp_path).erase(ward, "notes", ids[1:])
+    (ward.path.parent / "left").write_text(ids[1])
+    assert [(Path(one.where).name, one.places) for one in ward.scan([], ids)] == [("left", 1)]
 
 
 def test_a_short_id_is_looked_up_in_the_tables(tmp_path, ward):
