@@ -71,8 +71,9 @@ def _circles(graph: dict[int, list[int]]) -> Iterator[set[int]]:
                 if work:
                     low[work[-1][0]] = min(low[work[-1][0]], low[node])
                 if low[node] == index[node]:
-                    part = set(stack[stack.index(node) :])
-                    del stack[stack.index(node) :]
+                    part = {stack.pop()}
+                    while node not in part:
+                        part.add(stack.pop())
                     on_stack -= part
                     if len(part) > 1:
                         yield part

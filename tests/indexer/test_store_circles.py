@@ -19,6 +19,11 @@ def test_two_circles_each_show_their_last():
     assert replaced(sources, targets, np.array([4, 3, 1, 2])).tolist() == [2, 3]
 
 
+def test_a_long_chain_hides_all_but_its_newest_also_where_that_comes_first():
+    sources = np.arange(50_000, 0, -1)  # With a look through the chain at each note this would take a minute.
+    assert np.array_equal(replaced(sources, sources - 1, sources), np.arange(50_000))
+
+
 @given(st.sets(st.tuples(st.integers(0, 7), st.integers(0, 7))))
 def test_every_replaced_note_hides_but_the_last_of_a_closed_circle(edges):
     pairs = sorted(edges)
