@@ -13,9 +13,11 @@ passages begin and end, and when notes were stored.
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, cast
+from weakref import WeakSet
 
 from cryptography.exceptions import InvalidTag
 from sqlalchemy import Connection, Engine, Row
@@ -25,6 +27,7 @@ from indexer.records import Scalar
 from indexer.store import truth
 from indexer.store.data_key import DataKey, Owner, decrypted, encrypted
 from indexer.store.keyring import Keyring
+from indexer.text.memory import forgets
 
 DETAILS = (
     *("content_hash", "text_hash", "encounter_id", "note_type"),
@@ -39,6 +42,9 @@ _ID_BYTES = 8
 
 AnyRow = Row[*tuple[Any, ...]]
 
+_in_use: WeakSet[RowCipher] = WeakSet()
+_entering = threading.Lock()
+
 
 class RowCipher:
     """Seals and opens what one collection's truth holds."""
@@ -47,7 +53,9 @@ class RowCipher:
         """Use the collection's keys."""
         self.keyring = keyring
         self.metadata: dict[int, Mapping[str, Scalar]] = {}
-        """The metadata of the versions of one truth, by number, as far as somebody asked for it."""
+        """The metadata of the versions of one truth, by number, as far as somebody asked for it since an erasure."""
+        with _entering:
+            _in_use.add(self)
 
     # --- writing
 
@@ -145,6 +153,14 @@ class RowCipher:
         """Return whose token this is, ``None`` where the key was destroyed and nobody knows any more."""
         found = self.keyring.named(token)
         return None if found is None else found.owner.id
+
+
+@forgets
+def _forget_metadata() -> None:
+    with _entering:
+        ciphers = list(_in_use)
+    for cipher in ciphers:
+        cipher.metadata = {}
 
 
 class DecryptedRow:

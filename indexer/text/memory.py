@@ -26,9 +26,10 @@ def remembered(most: int) -> Callable[[Callable[Given, Result]], Callable[Given,
     return remembering
 
 
-def forgets(clear: Callable[[], None]) -> None:
-    """Have something called whenever all is to be forgotten."""
+def forgets(clear: Callable[[], None]) -> Callable[[], None]:
+    """Have something called whenever all is to be forgotten, and return it."""
     _FORGETTING.append(clear)
+    return clear
 
 
 def forget() -> None:

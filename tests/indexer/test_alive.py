@@ -12,12 +12,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from indexer.encryption import MasterKey
 from indexer.library import Library
 from indexer.records import Scope
 from indexer.store import failpoints
 from indexer.store.background import Attendant, Errand, serve_evenly
 from indexer.text.analysis import analyze
-from tests.indexer.made_collections import new, note, second, store, vector
+from tests.indexer.made_collections import SPEC, new, note, second, shown, store, vector
 from tests.memory import holds
 
 IDS = "abcd"
@@ -341,3 +342,25 @@ def test_one_errand_at_a_time_and_closing_waits_for_it():
     errand.start(lambda: done.append("third"))
     assert done == ["first"]
     assert not errand.running
+
+
+def test_no_process_keeps_the_metadata_of_an_erased_note_that_was_sealed(tmp_path):
+    word = "".join(["qzost", "erif"])
+    (tmp_path / "master.key").write_text("ab" * 32)
+    master = MasterKey(tmp_path / "master.key")
+
+    with (
+        Library(tmp_path, master=master).create("ward", "letters", SPEC, encrypted=True) as ward,
+        Library(tmp_path, master=master).open("ward") as other,
+    ):
+        sealed = note("secret", patient_id="p", metadata={"ward": f"{word}orm", "bed": 3})
+        store(ward, sealed, note("kept", metadata={"bed": 3}))
+        del sealed
+        for one in (ward, other):
+            assert shown(one, Scope(metadata={"bed": 3})) == {"secret": 1, "kept": 1}
+            one._replica._attendant.close()
+        assert holds(word)
+        Library(tmp_path, master=master).erase(ward, "patient", ["p"])
+        assert other.view().coverage.notes_searched == 1
+        assert not holds(word)
+        assert shown(other, Scope(metadata={"bed": 3})) == {"kept": 1}
