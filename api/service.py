@@ -14,12 +14,14 @@ from api.posted import PostedNotes
 from api.settings import Settings
 from api.withdrawals import RawNote, WaitingJobs, WaitingNotes
 from indexer.errors import (
+    ClinragError,
     CollectionNotFoundError,
     DamagedError,
     EncoderMismatchError,
     EncoderUnavailableError,
     KeysError,
     StorageError,
+    WriterBusyError,
 )
 from indexer.records import Note, RowError, Scope
 
@@ -257,7 +259,7 @@ class Service:
             expand=question.expand,
         )
         encoder = None if question.mode == "lexical" else self.encoder_or_none(collection)
-        with _unless_deleted(collection):
+        with _unless_replaced(collection):
             return SearchResponse.model_validate(search(collection, encoder, request))
 
     def ask(self, question: Question, generator: str | None = None) -> AnswerResponse:
@@ -272,7 +274,7 @@ class Service:
             question=question.text, scope=question.scope, k=question.k, language_policy=question.language_policy
         )
         writer = self.generator(generator, encoder)
-        with _unless_deleted(collection):
+        with _unless_replaced(collection):
             found = answer(collection, encoder, request, writer)
         return AnswerResponse.model_validate(
             {
@@ -304,7 +306,7 @@ class Service:
 
         encoder = self.encoder(collection.encoder_name)
         collection.check_encoder(encoder.spec)
-        with _unless_deleted(collection):
+        with _unless_replaced(collection):
             return index_notes(
                 collection,
                 encoder,
@@ -339,10 +341,10 @@ class Service:
         withdrawn = notes.withdrawn if isinstance(notes, WaitingNotes) else None
         try:
             result = self.index(collection, posted, on_progress, withdrawn)
-        except EncoderMismatchError:
+        except (EncoderMismatchError, WriterBusyError):
             if collection.present():
                 raise
-            # It was cut over to another encoder meanwhile: what is stored already is skipped.
+            # It was cut over to another encoder, or repaired, meanwhile: what is stored already is skipped.
             return self.index_posted(name, notes, report, stopping)
         rejected = tuple(
             Rejected(index, row.field, row.reason) for index, row in zip(result.positions, result.rejected, strict=True)
@@ -357,7 +359,14 @@ class Service:
             NoteNotFoundError: nothing of them is stored; nothing was erased.
             ErasurePendingError: readers or a writer did not end in time; it goes on when the collection is opened next.
         """
-        return self.library.erase(self.collection(name), by, subjects)
+        collection = self.collection(name)
+        try:
+            return self.library.erase(collection, by, subjects)
+        except EncoderMismatchError:
+            if collection.present():
+                raise
+            # It was cut over to another encoder meanwhile, and so nothing was erased: what answers now is asked.
+            return self.erase(name, by, subjects)
 
     def close(self) -> None:
         """Close every collection."""
@@ -377,11 +386,13 @@ def _made_once(made: dict[str, Made], name: str, lock: threading.Lock, make: Cal
 
 
 @contextmanager
-def _unless_deleted(collection: Collection) -> Iterator[None]:
-    """Whatever a deletion in the middle makes of files that are gone, say that this is what happened."""
+def _unless_replaced(collection: Collection) -> Iterator[None]:
+    """Whatever a deletion, a repair or a cutover in the middle makes of files that are gone, say what happened."""
     try:
         yield
     except Exception as error:
-        if isinstance(error, CollectionNotFoundError | EncoderMismatchError) or collection.present():
-            raise
-        raise CollectionNotFoundError(f"collection {collection.name!r} was deleted meanwhile") from error
+        try:
+            collection.check_present()
+        except ClinragError as happened:
+            raise happened from error
+        raise

@@ -102,6 +102,8 @@ class Collection:
             self.spec = truth.spec_of(facts["spec"])
             self.collection_id = facts["collection_id"]
             self.keyrings = keyrings
+            self.finished: tuple[Receipt, ...] = ()
+            """Receipts of the erasures that opening it brought to their end."""
             use_cipher(self._engine, cipher_for(facts, keyrings))
             self._checked_version = 0
             self._droppable = False
@@ -148,8 +150,18 @@ class Collection:
         self._engine.dispose()
 
     def present(self) -> bool:
-        """Return whether this is still the collection of its name: not deleted, made anew or cut over by a process."""
+        """Return whether this is still the collection of its name: not deleted, made anew, repaired or cut over."""
         return self._presence.live()
+
+    def check_present(self) -> None:
+        """Return if `present`.
+
+        Raises:
+            CollectionNotFoundError: it was deleted, perhaps made anew.
+            EncoderMismatchError: it was cut over to another encoder.
+            WriterBusyError: it was repaired; the same can be done again.
+        """
+        self._presence.check()
 
     def check_encoder(self, spec: EncoderSpec) -> None:
         """Return if the encoder's vectors fit those stored.
@@ -170,8 +182,9 @@ class Collection:
         """Give the collection's one writer for the block; hold it for a batch, not longer.
 
         Raises:
-            WriterBusyError: another process or thread is writing; names it.
+            WriterBusyError: another process or thread is writing, and named; or a repair came since it was opened.
             CollectionNotFoundError: it was deleted since it was opened, perhaps made anew.
+            EncoderMismatchError: it was cut over to another encoder since it was opened.
         """
         self._presence.check()
         with exclusive(self._folder / LOCK, f"collection {self.name!r}", timeout_s):

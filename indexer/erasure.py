@@ -23,13 +23,14 @@ import errno
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
 from indexer.errors import (
     ClinragError,
+    EncoderMismatchError,
     ErasurePendingError,
     HeldError,
     StorageError,
@@ -118,38 +119,56 @@ class Eraser:
             NoteNotFoundError: nothing of them is stored or waits to be; nothing was erased.
             ErasurePendingError: readers or a writer did not end within ``wait_s``; the erasure goes on later.
             StorageError: a file cannot be removed, or the disk fails; the erasure goes on later.
+            EncoderMismatchError: the collection was cut over since it was opened; nothing was erased.
         """
         deadline = time.monotonic() + wait_s
         self._check_droppable()
         wanted = list(dict.fromkeys(subjects))
         pending, missing = self._ask(by, wanted, deadline, again=again)
         self._reached("asked")
-        with _pending(), self.writer(max(0.0, deadline - time.monotonic())):
-            self._finish(deadline)
+        try:
+            with _pending(), self.writer(max(0.0, deadline - time.monotonic())):
+                self._finish(deadline)
+        except EncoderMismatchError:
+            # The collection was cut over: nobody would look here again, but for who rolls back, perhaps weeks later.
+            if self._issued(pending) is None:
+                with suppress(StorageError), write_transaction(self.engine) as connection:
+                    erasing.forget(connection, [pending.erasure_id])
+                raise
         return Erased(self._receipt(pending), missing)
 
-    def _receipt(self, pending: Pending) -> Receipt:
-        try:
+    def _issued(self, pending: Pending) -> Receipt | None:
+        with suppress(FileNotFoundError):
             return self.receipts.get(pending.erasure_id)
-        except FileNotFoundError:
+        return None
+
+    def _receipt(self, pending: Pending) -> Receipt:
+        issued = self._issued(pending)
+        if issued is None:
             # Whoever held the lock between our asking and our turn set a hold, or found one.
             with read_transaction(self.engine) as connection:
                 erasing.check_held(connection, pending.details)
-            raise HeldError("a patient of these notes came under legal hold meanwhile; nothing was erased") from None
+            raise HeldError("a patient of these notes came under legal hold meanwhile; nothing was erased")
+        return issued
 
-    def resume(self) -> None:
-        """Finish what an earlier process began, where nobody else does or is in the way. Says so in the log."""
-        if not self.pending():
-            return
+    def resume(self) -> list[Receipt]:
+        """Finish what an earlier process began, where nobody else does or is in the way, and return the receipts.
+
+        The log says whether that was possible.
+        """
+        pending = self.pending()
+        if not pending:
+            return []
         self._check_droppable()
         try:
             with _pending(), self.writer(0.0):
                 finished = self._finish(time.monotonic())
         except ErasurePendingError:
             logger.warning("an erasure from collection %r is not complete yet: %s", self.name, _AGAIN)
-            return
+            return []
         if finished:
             logger.warning("an erasure from collection %r that was interrupted is complete now", self.name)
+        return [issued for one in pending if (issued := self._issued(one)) is not None]
 
     def _check_droppable(self) -> None:
         with read_transaction(self.engine) as connection:

@@ -6,8 +6,8 @@ Locks are taken in one order, the live space's before the one beside, so that no
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -138,6 +138,12 @@ class Follower:
         failpoint("reencode.finished")
         with read_transaction(self._target) as target:
             Witness(self._folder).write(truth.last_change(target))
+
+    @contextmanager
+    def unasked(self) -> Iterator[None]:
+        """Let nobody ask the live truth for an erasure within the block: nobody may be told that it goes on there."""
+        with write_transaction(self._source):
+            yield
 
     def _missing(self) -> list[int]:
         with read_transaction(self._source) as source, read_transaction(self._target) as target:

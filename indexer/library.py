@@ -21,6 +21,7 @@ from indexer.errors import (
     CollectionNotFoundError,
     DamagedError,
     HeldError,
+    NoteNotFoundError,
     StorageError,
     WriterBusyError,
 )
@@ -137,7 +138,7 @@ class Library:
             # Whatever a deletion in the middle makes of files and keys that are gone, this is what happened.
             raise _not_found(name) from exc
         try:
-            opened.eraser(self.receipts, self._waiting).resume()
+            opened.finished = tuple(opened.eraser(self.receipts, self._waiting).resume())
         except ClinragError as exc:
             # Reading must stay possible: whoever erases next, or looks with verify, meets the same error.
             log.warning("an erasure from collection %r is not complete: %s", name, exc)
@@ -161,7 +162,14 @@ class Library:
         """
         if by == "patient" and not again and collection.cipher is not None:
             self._check_held_elsewhere(collection, subjects)
-        return collection.eraser(self.receipts, self._waiting).erase(by, subjects, wait_s, again=again)
+        try:
+            return collection.eraser(self.receipts, self._waiting).erase(by, subjects, wait_s, again=again)
+        except NoteNotFoundError:
+            # Asked again for what was pending, and what opening the collection brought to its end.
+            for receipt in collection.finished:
+                if receipt.by == by and all(map(receipt.covers, subjects)):
+                    return Erased(receipt, ())
+            raise
 
     def folder(self, name: str) -> Path:
         """Return where the collection of that name lies, whether there is one or not."""

@@ -1,4 +1,4 @@
-"""Whether an open collection is still the one of its name: not deleted, made anew or cut over by another process."""
+"""Whether an open collection is still the one of its name: not deleted, made anew, repaired or cut over since."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import weakref
 from pathlib import Path
 
-from indexer.errors import CollectionNotFoundError, EncoderMismatchError
+from indexer.errors import CollectionNotFoundError, EncoderMismatchError, WriterBusyError
 from indexer.spaces import TRUTH, Spaces
 
 
@@ -14,7 +14,7 @@ class Presence:
     """The space that a collection was opened in, told from any other that may be in its place later."""
 
     def __init__(self, name: str, space: Path, spaces: Spaces) -> None:
-        """Remember the folder and the file of now.
+        """Remember the folders and the file of now.
 
         Raises:
             CollectionNotFoundError: there is none.
@@ -22,19 +22,22 @@ class Presence:
         self._name = name
         self._space = space
         self._spaces = spaces
+        # While a folder is held open its number is nobody else's: one made anew is never taken for this one.
+        self._held: dict[Path, int] = {}
+        weakref.finalize(self, _let_go, self._held)
         try:
             self._inode = (space / TRUTH).stat().st_ino
-            # While the folder is held open its number is nobody else's: one made anew is never taken for this one.
-            self._held = os.open(space, os.O_RDONLY | os.O_DIRECTORY)
+            for folder in (spaces.root, space):
+                if folder not in self._held:
+                    self._held[folder] = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         except (FileNotFoundError, NotADirectoryError) as exc:
             raise CollectionNotFoundError(
                 f"no collection {name!r}; 'clinrag collections list' names those there are"
             ) from exc
-        weakref.finalize(self, os.close, self._held)
 
     def live(self) -> bool:
         """Return whether it is there, and is what whoever opens the name gets."""
-        return self._there() and self._spaces.live() == self._space
+        return all(map(self._in_place, self._held)) and self._truth_there() and self._spaces.live() == self._space
 
     def check(self) -> None:
         """Return if it is there and live.
@@ -42,17 +45,30 @@ class Presence:
         Raises:
             CollectionNotFoundError: it was deleted, perhaps made anew.
             EncoderMismatchError: it was cut over to another encoder.
+            WriterBusyError: a repair put another database in the place of its own.
         """
-        if self._there() and self._spaces.live() != self._space:
+        if not self._in_place(self._spaces.root):
+            raise CollectionNotFoundError(f"collection {self._name!r} was deleted while it was in use")
+        if self._spaces.live() != self._space or not self._in_place(self._space):
             raise EncoderMismatchError(
                 f"collection {self._name!r} was cut over to another encoder while it was in use; do the same again"
             )
-        if not self._there():
-            raise CollectionNotFoundError(f"collection {self._name!r} was deleted while it was in use")
+        if not self._truth_there():
+            raise WriterBusyError(f"collection {self._name!r} was repaired while it was in use; do the same again")
 
-    def _there(self) -> bool:
+    def _in_place(self, folder: Path) -> bool:
         try:
-            in_place = os.path.samestat(self._space.stat(), os.fstat(self._held))
-            return in_place and (self._space / TRUTH).stat().st_ino == self._inode
+            return os.path.samestat(folder.stat(), os.fstat(self._held[folder]))
         except FileNotFoundError:
             return False
+
+    def _truth_there(self) -> bool:
+        try:
+            return (self._space / TRUTH).stat().st_ino == self._inode
+        except FileNotFoundError:
+            return False
+
+
+def _let_go(held: dict[Path, int]) -> None:
+    for descriptor in held.values():
+        os.close(descriptor)

@@ -140,6 +140,7 @@ def _switch(
     with (
         _follower(collection, folder, encoder) as follower,
         collection.writer(WRITER_TIMEOUT_S),
+        follower.unasked(),
     ):
         follower.finish()
         live = collection.path.parent

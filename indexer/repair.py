@@ -10,7 +10,8 @@ from __future__ import annotations
 import shutil
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,13 +27,14 @@ from indexer.spaces import DAMAGED, LOCK, REPAIRING, TRUTH, Spaces
 from indexer.store import salvage, truth
 from indexer.store import schema as t
 from indexer.store.embedded import Vectors
+from indexer.store.erasing import carry_asked
 from indexer.store.failpoints import failpoint
-from indexer.store.folders import sync_folder
+from indexer.store.folders import bytes_of, sync_folder
 from indexer.store.lock import exclusive
 from indexer.store.packing import empty_log
 from indexer.store.salvage import Quarantined, Rebuilder, Row
 from indexer.store.snapshots import DERIVED
-from indexer.store.sqlite import create_file, open_engine, replacing, write_transaction
+from indexer.store.sqlite import Engine, create_file, open_engine, read_transaction, replacing, write_transaction
 from indexer.store.stored import Prepared
 from indexer.store.witness import FILE as WITNESS
 from indexer.text.chunks import DEFAULT_CHUNK_TOKENS, split_chunks
@@ -158,25 +160,54 @@ def _put_in_place(path: Path, made: Path) -> Path:
         WriterBusyError: somebody read such a state for seconds; nothing was changed.
     """
     folder = path.parent
+    kept = folder / f"{DAMAGED}{iso(now_us()).replace(':', '')}.sqlite"
+    with _log_emptied(path, made):
+        kept.hardlink_to(path)
+        shutil.rmtree(folder / DERIVED, ignore_errors=True)
+        (folder / WITNESS).unlink(missing_ok=True)
+        with replacing(path, DELETE_TIMEOUT_S):
+            for ending in ("-wal", "-shm"):
+                path.with_name(path.name + ending).unlink(missing_ok=True)
+            # Before the new file has the name: it must not meet the old log, whatever a power cut keeps.
+            sync_folder(folder)
+            failpoint("repair.cleared")
+            made.replace(path)
+        sync_folder(folder)
+    return kept
+
+
+@contextmanager
+def _log_emptied(path: Path, made: Path) -> Iterator[None]:
+    """Keep the old database from being written to within the block, with its log in it.
+
+    An erasure is asked for without the writer lock: what came since the database was read is written into the new one.
+
+    Raises:
+        WriterBusyError: somebody reads a state that needs the log, or writes, for seconds.
+    """
     engine = open_engine(path)
+    with ExitStack() as stack:
+        stack.callback(engine.dispose)
+        try:
+            while True:
+                if not empty_log(engine, path, time.monotonic() + DELETE_TIMEOUT_S):
+                    raise WriterBusyError("a process reads an older state of the collection; try again when it is done")
+                with ExitStack() as still:
+                    still.enter_context(write_transaction(engine))
+                    if not bytes_of([path.with_name(f"{path.name}-wal")]):
+                        _carry_asked(engine, made)
+                        stack.enter_context(still.pop_all())
+                        break
+        except DamagedError:
+            pass  # then nobody can ask it for anything either
+        yield
+
+
+def _carry_asked(old: Engine, made: Path) -> None:
+    engine = open_engine(made)
     try:
-        if not empty_log(engine, path, time.monotonic() + DELETE_TIMEOUT_S):
-            raise WriterBusyError("a process reads an older state of the collection; try again when it is done")
-    except DamagedError:
-        pass
+        with read_transaction(old) as source, write_transaction(engine) as target:
+            carry_asked(source, target)
+        empty_log(engine, made, 0.0)
     finally:
         engine.dispose()
-    kept = folder / f"{DAMAGED}{iso(now_us()).replace(':', '')}.sqlite"
-    kept.hardlink_to(path)
-    shutil.rmtree(folder / DERIVED, ignore_errors=True)
-    (folder / WITNESS).unlink(missing_ok=True)
-    with replacing(path, DELETE_TIMEOUT_S):
-        for ending in ("-wal", "-shm"):
-            path.with_name(path.name + ending).unlink(missing_ok=True)
-        sync_folder(
-            folder
-        )  # before the new file has the name: it must not meet the old log, whatever a power cut keeps
-        failpoint("repair.cleared")
-        made.replace(path)
-    sync_folder(folder)
-    return kept

@@ -10,12 +10,13 @@ import hashlib
 import json
 import secrets
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from sqlalchemy import Connection, delete, func, or_, select, update
 
-from indexer.errors import NoteNotFoundError
+from indexer.errors import DamagedError, NoteNotFoundError
 from indexer.store import holds, truth
 from indexer.store import schema as t
 from indexer.store.cipher import cipher_of, plain_rows
@@ -52,7 +53,11 @@ class Details:
     def covers(self, note_id: object, patient_id: object) -> bool:
         """Say whether a note of this id and patient is to be erased."""
         subject = patient_id if self.by == "patient" else note_id
-        return subject is not None and salted(self.salt, self.by, str(subject)) in self.subjects
+        return subject is not None and self.asked_for(str(subject))
+
+    def asked_for(self, subject: str) -> bool:
+        """Say whether a note id, or a patient where ``by`` says so, was named."""
+        return salted(self.salt, self.by, subject) in self.subjects
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +86,8 @@ def ask(
     """Write down that these notes, or those of this patient, are to be erased; return that, and unknown note ids.
 
     ``elsewhere`` says whether something outside of the truth is covered: then nothing need be stored here. ``again``:
-    see `Details`; holds that are in the way end.
+    see `Details`; holds that are in the way end. What an erasure has dropped that is not done yet is not asked for a
+    second time: that one is returned.
 
     Raises:
         HeldError: one of the notes belongs to a patient under legal hold; nothing is written.
@@ -91,19 +97,25 @@ def ask(
     covered_subjects = tuple(sorted({salted(salt, by, subject) for subject in subjects}))
     details = Details(by, salt, covered_subjects, again=again)
     covered = _covered(connection, details)
+    aside = any(details.covers(one.note_id, one.patient_id) for one in put_aside(connection))
+    nothing = not covered.known and not aside and not elsewhere(details)
+    under_way = [one for one in pending_erasures(connection) if one.details.by == by and one.state != ASKED]
+    if nothing:
+        for one in under_way:
+            if all(map(one.details.asked_for, subjects)):
+                return one, ()
     patients = _patients(connection, details, covered)
     if again:
         for patient in patients:
             holds.release(connection, patient)
     holds.check(connection, patients)
-    aside = any(details.covers(one.note_id, one.patient_id) for one in put_aside(connection))
-    nothing = not covered.known and not aside and not elsewhere(details)
     # Whose notes were deleted before, nobody knows any more; what is left of them goes with every erasure.
     if nothing and (by == "notes" or not _tombstones(connection)):
         raise NoteNotFoundError(f"nothing of {'that patient' if by == 'patient' else 'those notes'} is stored")
     pending = Pending(secrets.token_hex(16), iso(now_us()), ASKED, details)
     connection.execute(t.erasures.insert().values(_values(pending)))
     known = covered.note_ids if by == "notes" else set(subjects)
+    known |= {subject for subject in subjects if any(one.details.asked_for(subject) for one in under_way)}
     return pending, tuple(subject for subject in subjects if subject not in known)
 
 
@@ -123,6 +135,16 @@ def take_over(connection: Connection) -> None:
         forget(connection, [one.erasure_id])
         own = replace(one, erasure_id=secrets.token_hex(16), details=replace(one.details, again=True))
         connection.execute(t.erasures.insert().values(_values(own)))
+
+
+def carry_asked(source: Connection, target: Connection) -> None:
+    """Ask one truth for what the other was asked for, as far as that can be read."""
+    known = set(target.execute(select(t.erasures.c.id)).scalars())
+    for row in source.execute(select(t.erasures)).all():
+        with suppress(DamagedError):
+            truth.check_row("erasures", truth.ERASURE_FIELDS, row)
+            if row.id not in known:
+                target.execute(t.erasures.insert().values(**row._mapping))
 
 
 def pending_erasures(connection: Connection) -> list[Pending]:

@@ -89,7 +89,7 @@ def test_a_hold_stops_the_command_with_its_reason(indexed: Clinrag):
     assert indexed("notes", "erase", "--patient", "4711", "-c", "ward", "--yes").exit_code == 0
 
 
-def test_an_erasure_that_a_reader_holds_up_exits_with_1_and_the_next_command_ends_it(
+def test_an_erasure_that_a_reader_holds_up_exits_with_1_and_the_same_command_ends_it(
     indexed: Clinrag, home: Path, monkeypatch: pytest.MonkeyPatch
 ):
     defaults = Library.erase.__defaults__
@@ -102,6 +102,8 @@ def test_an_erasure_that_a_reader_holds_up_exits_with_1_and_the_next_command_end
         assert "it stays pending and goes on when the collection is opened next" in done.stderr
         assert list((home / "receipts").glob("*.json")) == []
         assert indexed("notes", "show", "lab-2", "-c", "ward").exit_code == 2, "it is gone for every reader that begins"
+    again = indexed("notes", "erase", "--patient", "4711", "--collection", "ward", "--yes")
+    assert (again.exit_code, "erased 2 notes" in again.stdout) == (0, True), again.output
     assert indexed("collections", "verify", "ward").exit_code == 0
     assert b"4711" not in bytes_under(home / "collections")
     (receipt,) = (home / "receipts").glob("*.json")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -12,8 +14,12 @@ from api.jobs import Outcome
 from api.service import Question, Service
 from api.settings import Settings
 from api.wiring import build_service
+from indexer.encoders.encoder import HashingEncoder
 from indexer.errors import CollectionNotFoundError, StorageError
+from indexer.library import Library
 from indexer.records import Scope
+from indexer.reencoding import cutover, reencode
+from indexer.repair import repair
 
 NOTES = [{"id": f"n{number}", "text": f"fever {number}"} for number in range(10)]
 
@@ -47,6 +53,42 @@ def test_a_collection_deleted_in_the_middle_of_an_import_is_named_and_nothing_go
         with pytest.raises(CollectionNotFoundError):
             other.describe("ward")
     other.close()
+
+
+def test_notes_that_were_taken_in_are_stored_where_a_repair_comes_between_their_batches(service: Service, home: Path):
+    service.index_posted("ward", NOTES[:2])
+
+    before = service.collection("ward")
+
+    def repaired(so_far: Outcome) -> None:
+        if so_far.done == 4 and before.present():
+            with closing(sqlite3.connect(before.path, isolation_level=None)) as connection:
+                connection.execute("DELETE FROM vectors WHERE key = 1")
+            assert repair(Library(home), "ward", lambda name: HashingEncoder()).embedded == 1
+
+    assert service.index_posted("ward", NOTES, repaired).done == len(NOTES)
+    assert service.describe("ward").notes == len(NOTES)
+    assert service.collection("ward").verify() == []
+
+
+def test_an_erasure_that_meets_a_cutover_erases_from_what_answers_then(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+):
+    service.index_posted("ward", NOTES)
+    live, wide = service.collection("ward"), HashingEncoder(1024)
+    reencode(live, "wide", wide)
+    real = service.library.erase
+
+    def meets(*given: object) -> object:
+        if live.present():
+            cutover(live, lambda: wide)
+        return real(*given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(service.library, "erase", meets)
+    assert service.erase("ward", "notes", ["n3"]).receipt.counts["notes"] == 1
+    now = service.collection("ward")
+    assert (now.encoder_name, now.info().notes) == ("wide", len(NOTES) - 1)
+    assert len(service.library.receipts.all()) == 1
 
 
 def test_a_collection_whose_only_import_stored_nothing_is_opened_without_a_warning(
