@@ -13,15 +13,17 @@ from __future__ import annotations
 
 import itertools
 import threading
+import warnings
 from collections.abc import Sequence
 from typing import Any, Literal, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from indexer.errors import DamagedError, MissingExtraError
 from indexer.store.faiss_index import EXACT_SCOPE, FaissVectorIndex, Plan
-from indexer.store.row_matrix import Positions, RowMatrix, RowState, rounded_off
-from indexer.store.vectors import Ids, Rows, Scores, best, checked_query, row_scores
+from indexer.store.row_matrix import Positions, RowMatrix, RowState
+from indexer.store.vectors import Ids, Rows, Scores, best, checked_query, row_scores, same_arrays, widened
 
 import faiss  # isort: skip - behind the module that says which extra it needs
 
@@ -34,7 +36,12 @@ MOST_CANDIDATES = 2048
 _UPLOADED_AT_ONCE = 65_536
 _TRAINING_PER_CELL = 64
 _SPARE = 128  # Candidates beyond k: float16 sums make up for their rounding with these.
-_ROUNDING = 2e-3  # How far a float16 sum may be off, as a part of the product of both lengths.
+_WORKING_BYTES = 256 * 2**20  # What a search takes for a while on each device.
+
+# How far a score may be off, as a part of the product of both lengths: the query is rounded to 11 bits, and sums of
+# float32 differ for each dimension.
+_ROUNDING = 1e-3
+_SUM = 1.2e-7
 
 # What `GpuIndexIVFPQ` takes: parts of a vector, and dimensions of a part.
 _PARTS = (64, 56, 48, 40, 32, 28, 24, 20, 16, 12, 8, 4, 3, 2, 1)
@@ -79,6 +86,11 @@ class GpuDevices:
             raise RuntimeError("FAISS sees no GPU")
         self._faiss = library
         self._resources = [library.StandardGpuResources() for _ in range(library.get_num_gpus())]
+        for one in self._resources:
+            # An index has its own, which threads could not share: by default 1.5 GiB of the device, and of the host
+            # 256 MiB that are for batches of queries larger than any here.
+            one.setTempMemory(_WORKING_BYTES)
+            one.setPinnedMemory(0)
 
     @property
     def count(self) -> int:
@@ -87,17 +99,22 @@ class GpuDevices:
 
     def place(self, index: Index, device: int) -> Index:
         """Return a copy on one device."""
-        options = self._faiss.GpuClonerOptions()
-        options.useFloat16 = options.useFloat16CoarseQuantizer = True
+        options = self._options(self._faiss.GpuClonerOptions())
         placed: Index = self._faiss.index_cpu_to_gpu(self._resources[device], device, index, options)
         return placed
 
     def spread(self, index: Index) -> Index:
         """Return a copy over all devices, each with a share of its rows."""
-        options = self._faiss.GpuMultipleClonerOptions()
-        options.useFloat16 = options.useFloat16CoarseQuantizer = options.shard = True
+        options = self._options(self._faiss.GpuMultipleClonerOptions())
+        options.shard = True
         placed: Index = self._faiss.index_cpu_to_gpu_multiple_py(self._resources, index, options)
         return placed
+
+    @staticmethod
+    def _options(options: Any) -> Any:
+        options.useFloat16 = options.useFloat16CoarseQuantizer = True
+        options.use_cuvs = False  # A build with cuVS would take other kernels, of other limits and other rounding.
+        return options
 
     def fetch(self, index: Index) -> Index:
         """Return a copy in the host's memory."""
@@ -119,6 +136,9 @@ class FaissGpuIndex(FaissVectorIndex):
         self._device_kind: DeviceKind = kind
         self._placed: Index | None = None
         self._asking = threading.Lock()
+        self._longest = 0.0  # A row's length.
+        self._warned = False
+        self._last_pools: tuple[RowState, tuple[Ids, ...], list[Positions]] | None = None
 
     @classmethod
     def from_base(
@@ -140,9 +160,10 @@ class FaissGpuIndex(FaissVectorIndex):
             if kept.ntotal != len(rows) or kept.d != rows.shape[1]:
                 raise DamagedError("the FAISS structure belongs to another matrix: rebuild the collection")
             index._placed = index._devices.spread(kept)
+        elif len(rows) and kind == "flat":
+            index._placed, index._longest = _flat(rows, index._devices)
         elif len(rows):
-            build = _flat if kind == "flat" else _ivf
-            index._placed = build(rows, index._devices)
+            index._placed = _ivf(rows, index._devices)
         return index
 
     def rebuilt(self) -> FaissGpuIndex:
@@ -168,24 +189,40 @@ class FaissGpuIndex(FaissVectorIndex):
     def search(self, query: Scores, k: int, allowed: Ids | None = None) -> tuple[Ids, Scores]:
         """Return the k best ids and scores."""
         vector = checked_query(query, k, self.dim)
-        if allowed is None or len(allowed) > EXACT_SCOPE:
-            found = self._from_devices(self._matrix.state, vector, k, allowed)
-            if found is not None:
-                return found
-        return super().search(vector, k, allowed)
+        state = self._matrix.state
+        at = None if allowed is None else state.wanted(allowed)
+        return self._best_of(state, vector, k, at)
 
     def search_pools(self, query: Scores, k: int, pools: Sequence[Ids]) -> list[tuple[Ids, Scores]]:
         """Return for each pool (sorted ids) what `search` finds in it. What was passed must not be changed."""
-        if any(len(pool) > EXACT_SCOPE for pool in pools):
-            return [self.search(query, k, pool) for pool in pools]
-        return super().search_pools(query, k, pools)
+        vector = checked_query(query, k, self.dim)
+        state, known = self._matrix.state, self._last_pools
+        if known is None or known[0] is not state or not same_arrays(known[1], pools):
+            known = self._last_pools = state, tuple(pools), [state.wanted(pool) for pool in pools]
+        return [self._best_of(state, vector, k, at) for at in known[2]]
 
-    def _from_devices(self, state: RowState, query: Scores, k: int, allowed: Ids | None) -> tuple[Ids, Scores] | None:
+    def _best_of(self, state: RowState, query: Scores, k: int, at: Positions | None) -> tuple[Ids, Scores]:
+        """Return the k best of the positions (``None``: all), by the devices where that is quicker than the host."""
+        if at is None or len(at) > EXACT_SCOPE:
+            try:
+                found = self._from_devices(state, query, k, at)
+            except RuntimeError as error:  # what FAISS raises for a full device
+                found = None
+                if not self._warned:
+                    self._warned = True
+                    reason = (str(error).splitlines() or ["no reason given"])[-1]
+                    warnings.warn(f"GPUs cannot search ({reason}); searching on the CPU", RuntimeWarning, stacklevel=3)
+            if found is not None:
+                return found
+        if at is None and state.n_dead:
+            at = state.wanted(None)
+        return self._scanned(state, query, k, at)
+
+    def _from_devices(self, state: RowState, query: Scores, k: int, at: Positions | None) -> tuple[Ids, Scores] | None:
         """Return the k best of the devices' candidates and the newer rows, ``None`` where others may be better."""
         n_base, n = len(state.base), len(state.ids)
         if self._placed is None:
             return None
-        at = None if allowed is None else state.wanted(allowed)
         if at is None:
             newer, n_kept = state.living(np.arange(n_base, n)), n_base - min(state.n_dead, n_base)
         else:
@@ -196,13 +233,13 @@ class FaissGpuIndex(FaissVectorIndex):
         fetch = min(n_base, -(-wanted * n_base // max(n_kept, 1)))
         while fetch <= MOST_CANDIDATES:
             found, rough = self._proposed_by_devices(query, fetch)
-            kept = state.living(found) if at is None else found[np.isin(found, at)]
+            kept = state.living(found) if at is None else _those_in(found, at)
             places = np.concatenate([kept, newer])
             ids, scores = best(state.ids[places], row_scores(state.rows_at(places), query), k)
             if self._device_kind == "ivf":
                 sure = len(kept) >= min(wanted, n_kept)
             else:
-                slack = rounded_off(rough, query, _ROUNDING)
+                slack = (_ROUNDING + _SUM * self.dim) * self._longest * float(np.linalg.norm(query))
                 sure = fetch == n_base or (len(scores) == k and float(rough[-1]) < float(scores[-1]) - slack)
             if sure:
                 return ids, scores
@@ -221,25 +258,39 @@ class FaissGpuIndex(FaissVectorIndex):
         return found[0][filled].astype(np.intp), scores[0][filled] * np.float32(length)
 
 
-def _flat(rows: Rows, devices: Devices) -> Index:
-    """Return float16 rows on the devices, neighbours on one device, uploaded a part at a time."""
+def _those_in(found: Positions, at: Positions) -> Positions:
+    """Return those that are among the ascending ``at``, in their order: looked up, as ``at`` may be millions."""
+    if not len(at):
+        return found[:0]
+    inside: NDArray[np.bool_] = at[np.minimum(np.searchsorted(at, found), len(at) - 1)] == found
+    return found[inside]
+
+
+def _flat(rows: Rows, devices: Devices) -> tuple[Index, float]:
+    """Return float16 rows on the devices, neighbours on one device, and the length of the longest.
+
+    They are uploaded a part at a time, and FAISS moves what is there to a larger place for each: for a moment a device
+    holds its rows twice.
+    """
     dim = rows.shape[1]
     cuts = np.linspace(0, len(rows), devices.count + 1).astype(int)
-    parts = []
+    parts, longest = [], 0.0
     for device, (start, stop) in enumerate(itertools.pairwise(cuts.tolist())):
-        part: Any = devices.place(faiss.IndexFlatIP(dim), device)
+        placed: Any = devices.place(faiss.IndexFlatIP(dim), device)
         for first in range(start, stop, _UPLOADED_AT_ONCE):
-            part.add(rows[first : min(first + _UPLOADED_AT_ONCE, stop)].astype(np.float32))
-        parts.append(part)
+            part = widened(rows[first : min(first + _UPLOADED_AT_ONCE, stop)])
+            longest = max(longest, float(np.vecdot(part, part).max()) ** 0.5)
+            placed.add(part)
+        parts.append(placed)
     if len(parts) == 1:
         only: Index = parts[0]
-        return only
+        return only, longest
     untyped: Any = faiss.IndexShards
     shards = untyped(dim, True, True)  # Searched by a thread each; numbers go on from shard to shard.
-    for part in parts:
-        shards.add_shard(part)
+    for one in parts:
+        shards.add_shard(one)
     joined: Index = shards
-    return joined
+    return joined, longest
 
 
 def _ivf(rows: Rows, devices: Devices) -> Index:
@@ -253,7 +304,7 @@ def _ivf(rows: Rows, devices: Devices) -> Index:
     trained.train(rows[np.linspace(0, n - 1, n_training).astype(np.intp)].astype(np.float32))
     filled: Any = devices.spread(devices.fetch(trained))
     for first in range(0, n, _UPLOADED_AT_ONCE):
-        part = rows[first : first + _UPLOADED_AT_ONCE].astype(np.float32)
+        part = widened(rows[first : first + _UPLOADED_AT_ONCE])
         filled.add_with_ids(part, np.arange(first, first + len(part)))
     built: Index = filled
     return built

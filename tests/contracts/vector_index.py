@@ -32,6 +32,22 @@ def assert_same(index: VectorIndex, oracle: ExactVectorIndex, query: np.ndarray,
     np.testing.assert_array_equal(ids, want_ids)
 
 
+def against_the_best_row(make) -> tuple[VectorIndex, ExactVectorIndex, np.ndarray]:
+    """Return an index of ``make(ids, rows)``, its oracle, and a query whose rounding to halves favours other rows.
+
+    It lies between two halves everywhere; the best row, the last of 600, has a product of nothing once it is rounded.
+    """
+    h, d = 1.03125 / 16, 240
+    query = np.append(h * (1 + 4.5e-4 * np.where(np.arange(d) % 2, 1, -1)), np.sqrt(1 - d * h * h)).astype(np.float32)
+    rows = np.zeros((600, d + 1), np.float16)
+    rows[:, 0] = 1.5e-4 / h
+    rows[0, 0] = 4.2e-4 / h
+    rows[599, :d] = np.where(np.arange(d) % 2, h, -h)
+    oracle = ExactVectorIndex(d + 1)
+    oracle.add(np.arange(600), rows)
+    return make(np.arange(600), rows), oracle, query
+
+
 class VectorIndexContract:
     """Subclass with an ``empty`` fixture: a factory of an empty index of a given width."""
 

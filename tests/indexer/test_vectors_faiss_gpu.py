@@ -14,14 +14,14 @@ from indexer.store import faiss_gpu
 from indexer.store.faiss_gpu import MOST_CANDIDATES, FaissGpuIndex, GpuDevices
 from indexer.store.faiss_index import FaissVectorIndex
 from indexer.store.vectors import ExactVectorIndex
-from tests.contracts.vector_index import DIM, VectorIndexContract, assert_same
+from tests.contracts.vector_index import DIM, VectorIndexContract, against_the_best_row, assert_same
 
 HAS_GPU = hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus() > 0
 NEEDS_GPU = "needs a GPU and the extra gpu"
 
 
 class Placed:
-    """An index that can do no more than one on a GPU: no deletes, no masks, 2,048 results, float16 sums."""
+    """An index that can do no more than one on a GPU: no deletes, no masks, 2,048 results, queries in halves."""
 
     def __init__(self, index: faiss.Index) -> None:
         self.index = index
@@ -41,7 +41,7 @@ class Placed:
         assert 1 <= k <= MOST_CANDIDATES, "a GPU selects at most 2,048"
         assert np.abs(queries).max() < 65_504, "a half overflows"
         self.searches += 1
-        scores, found = self.index.search(queries, k)
+        scores, found = self.index.search(queries.astype(np.float16).astype(np.float32), k)
         rough = np.where(found < 0, scores, np.maximum(scores, -1e4).astype(np.float16))
         order = np.argsort(-rough[0], kind="stable")
         return rough[:, order], found[:, order]
@@ -189,6 +189,42 @@ def test_the_device_is_asked_where_it_pays_and_only_there(flat_matrix, small_exa
     index.search(rows[5].astype(np.float32), 10, ids[::60])  # No device gives so many candidates.
     index.search(rows[5].astype(np.float32), 3000)
     assert placed.searches == 2
+
+
+def test_rounding_that_works_against_the_best_row_cannot_hide_it():
+    index, oracle, query = against_the_best_row(
+        lambda ids, rows: FaissGpuIndex.from_base(ids, rows, devices=HostDevices())
+    )
+    assert oracle.search(query, 1)[0].tolist() == [599]
+    assert index.search(query, 1)[0].tolist() == [599]
+
+
+def test_devices_that_fail_are_answered_for_by_the_host_with_one_warning(flat_matrix, monkeypatch):
+    ids, rows = flat_matrix
+    index, oracle = FaissGpuIndex.from_base(ids, rows, devices=HostDevices()), oracle_of(ids, rows)
+
+    def full(self, queries, k):
+        raise RuntimeError("Error in allocMemory at file:1: Error: 'err == cudaSuccess' failed:\nout of memory [2]")
+
+    monkeypatch.setattr(Placed, "search", full)
+    with pytest.warns(RuntimeWarning, match="GPUs cannot search .out of memory .2..; searching on the CPU") as caught:
+        for gone in (ids[:0], ids[4:9]):
+            for one in (index, oracle):
+                one.remove(gone)
+            assert_same(index, oracle, rows[5].astype(np.float32), 10)
+    assert len(caught) == 1
+
+
+def test_pools_are_all_of_one_moment_and_of_the_newest(flat_matrix, small_exact_scope):
+    ids, rows = flat_matrix
+    index, oracle = FaissGpuIndex.from_base(ids, rows, devices=HostDevices()), oracle_of(ids, rows)
+    pools = [ids[:2000], ids[3000:], ids[40:80], ids[:0]]
+    for gone in (ids[:0], ids[2:1500:3], ids[3100:3200]):
+        for one in (index, oracle):
+            one.remove(gone)
+        for _ in range(2):  # What is known of the pools from the last time must be of this moment.
+            for found, pool in zip(index.search_pools(rows[5].astype(np.float32), 10, pools), pools, strict=True):
+                assert found[0].tolist() == oracle.search(rows[5].astype(np.float32), 10, pool)[0].tolist()
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from indexer.errors import ArgumentError
 from indexer.store import torch_scan
 from indexer.store.torch_scan import TorchScan
 from indexer.store.vectors import ExactVectorIndex
-from tests.contracts.vector_index import DIM, VectorIndexContract, assert_same, halves
+from tests.contracts.vector_index import DIM, VectorIndexContract, against_the_best_row, assert_same, halves
 
 
 class TestTorchFloat32(VectorIndexContract):
@@ -133,15 +133,9 @@ def test_however_many_tiles_there_are_the_host_scores_the_candidates_of_one(scor
     assert sum(scored) == 8 * (5 + 128)
 
 
-def test_rounding_that_works_against_the_best_row_cannot_hide_it():
-    """A query between two halves everywhere, and a row whose products are all rounded down."""
-    h, d = 1.03125 / 16, 240
-    query = np.append(h * (1 + 4.5e-4 * np.where(np.arange(d) % 2, 1, -1)), np.sqrt(1 - d * h * h)).astype(np.float32)
-    rows = np.zeros((600, d + 1), np.float16)
-    rows[:, 0] = 1.5e-4 / h
-    rows[0, 0] = 4.2e-4 / h
-    rows[599, :d] = np.where(np.arange(d) % 2, h, -h)  # 4.5e-4 exactly, and nothing in halves.
-    index, oracle = both(rows)
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_rounding_that_works_against_the_best_row_cannot_hide_it(dtype):
+    index, oracle, query = against_the_best_row(lambda ids, rows: TorchScan.from_matrix(ids, rows, "cpu", dtype))
     assert oracle.search(query, 1)[0].tolist() == [599]
     assert index.search(query, 1)[0].tolist() == [599]
 
