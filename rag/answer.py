@@ -118,10 +118,15 @@ def _similarity(encoder: Encoder | None) -> Similarity | None:
     """Return what compares a statement with sentences across languages."""
     if encoder is None:
         return None
+    known: dict[str, NDArray[np.float32]] = {}  # Several statements rest on one passage.
 
     def compare(statement: str, sentences: Sequence[str]) -> NDArray[np.float32]:
         if len(encoder.token_spans([statement])[0]) > encoder.max_tokens:
             return np.zeros(len(sentences), np.float32)  # A model wrote it, at any length: words tell alone.
-        return np.asarray(encoder.encode_passages(sentences) @ encoder.encode_passages([statement])[0])
+        new = [sentence for sentence in sentences if sentence not in known]
+        known.update(zip(new, encoder.encode_passages(new), strict=True))
+        return np.asarray(
+            np.stack([known[sentence] for sentence in sentences]) @ encoder.encode_passages([statement])[0]
+        )
 
     return compare

@@ -157,7 +157,7 @@ def find_quote(statement: str, passage: ContextPassage, similarity: Similarity |
     if statement and at >= passage.start and held:
         return Span(held[0].start, held[-1].end)
     texts = [passage.quote(span) for span in sentences]
-    scores = np.array([_overlap(statement, text) for text in texts], dtype=np.float32)
+    scores = np.array(_overlaps(statement, texts), dtype=np.float32)
     if similarity is not None:
         near = similarity(statement, texts)
         scores = scores + (near - near.min()) / max(float(near.max() - near.min()), 1e-6)
@@ -190,11 +190,13 @@ def _quotes(
     more = _more(statement, wanted, said, [sentence for passage in named for sentence in read(passage.n)])
     if more is None:
         return []
-    likest = max((_overlap(statement, passage.quote(span)) for passage, span in more), default=0.0)
     kept = quotes
-    if more and not Said([p.quote(s) for p, s in more], [p.authored_at for p in named]).lacks(wanted):
+    texts = [passage.quote(span) for passage, span in more]
+    if more and not Said(texts, [passage.authored_at for passage in named]).lacks(wanted):
         # What was likest before is no quote where what holds the figures is liker.
-        kept = [(p, s) for p, s in quotes if _overlap(statement, p.quote(s)) >= likest]
+        likest = max(_overlaps(statement, texts))
+        overlaps = _overlaps(statement, [passage.quote(span) for passage, span in quotes])
+        kept = [quote for quote, overlap in zip(quotes, overlaps, strict=True) if overlap >= likest]
     order = {passage.n: at for at, passage in enumerate(named)}
     return sorted({*kept, *more}, key=lambda quote: (order[quote[0].n], quote[1].start))
 
@@ -207,7 +209,7 @@ def _more(
     more: list[tuple[ContextPassage, Span]] = []
     if not lacking:
         return more
-    likeness = [_overlap(statement, passage.quote(span)) for passage, span, _ in sentences]
+    likeness = _overlaps(statement, [passage.quote(span) for passage, span, _ in sentences])
     for _ in range(MOST_MORE):
         left = [len((said | one).lacks(lacking)) for *_, one in sentences]
         at = min(range(len(sentences)), key=lambda n: (left[n], -likeness[n]))
@@ -244,10 +246,11 @@ def _citation(n: int, passage: ContextPassage, span: Span, note_text: NoteText) 
     )
 
 
-def _overlap(one: str, other: str) -> float:
-    """Return the share of character trigrams (bigrams of short texts) that two texts have in common: Dice's measure."""
-    left, right = _grams(one), _grams(other)
-    return 2 * len(left & right) / (len(left) + len(right)) if left and right else 0.0
+def _overlaps(one: str, others: Sequence[str]) -> list[float]:
+    """Return the share of character bigrams and trigrams that a text has in common with each of others: Dice's."""
+    left = _grams(one)
+    shares = ((left & right, len(left) + len(right)) for right in map(_grams, others))
+    return [2 * len(common) / total if common else 0.0 for common, total in shares]
 
 
 def _grams(text: str) -> set[str]:

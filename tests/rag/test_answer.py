@@ -200,6 +200,23 @@ def test_a_written_sentence_of_any_length_is_compared(tmp_path):
     assert [citation.quote for citation in said.citations] == ["Warfarin daily."]
 
 
+def test_sentences_that_several_statements_rest_on_are_embedded_once(tmp_path):
+    class Counting(HashingEncoder):
+        read: list[str] = []  # noqa: RUF012
+
+        def encode_passages(self, texts):
+            self.read.extend(texts)
+            return super().encode_passages(texts)
+
+    encoder = Counting()
+    collection = collection_of(tmp_path, [Note("n", "Seen today. Warfarin daily. INR is high.", language="en")])
+    statements = [Statement(text, (1,)) for text in ("Takes warfarin.", "A high INR.", "Was seen.")]
+    encoder.read.clear()
+    said = answer(collection, encoder, AnswerRequest("warfarin"), Scripted(*statements))
+    assert [citation.quote for citation in said.citations] == ["Warfarin daily.", "INR is high.", "Seen today."]
+    assert len(encoder.read) == len(set(encoder.read))
+
+
 def test_a_sentence_of_signs_alone_is_none(tmp_path):
     collection = collection_of(tmp_path, [Note("n", "Warfarin 5 mg daily.", language="en")])
     said = answer(collection, ENCODER, AnswerRequest("warfarin"), Scripted(Statement(".", (1,)), Statement("—", (1,))))
