@@ -336,8 +336,8 @@ def _in_words(text: str) -> Iterator[Atom]:
     if any(part in plain for part in known.once_parts) and not any(sign in plain for sign in ("回", "次")):
         yield Number(Decimal(1), TIMES)
     for one in _plain_numbers(plain):
-        if one.unit == "h" and one.value and (often := 24 / one.value) == often.to_integral_value():
-            yield Number(often, TIMES)  # "every 12 hours"
+        if one.unit == "h" and one.value and (times := 24 / one.value) == times.to_integral_value():
+            yield Number(times, TIMES)  # "every 12 hours"
         if one.unit == TIMES and one.value:
             yield Number(24 / one.value, "h")
     words = [
