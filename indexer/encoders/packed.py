@@ -207,7 +207,8 @@ class PackedEncoder:
 
     def _encode(self, texts: Sequence[str], prompt: str) -> NDArray[np.float32]:
         def batches(places: Sequence[int]) -> Iterator[Batch]:
-            found = self._tokenizer.encode_batch([prompt + texts[place] for place in places])
+            # without offsets, which nobody reads here: in half the time
+            found = self._tokenizer.encode_batch_fast([prompt + texts[place] for place in places])
             ids = [one.ids for one in found]
             for place, one in zip(places, ids, strict=True):
                 if len(one) > self._max_tokens:  # near the limit: the promise is on the text's own tokens

@@ -31,7 +31,7 @@ class PackedTransformer(InputModule):  # type: ignore[misc,unused-ignore]
 
     def preprocess(self, inputs: Sequence[Any], prompt: str | None = None, **_: Any) -> dict[str, torch.Tensor | Any]:
         """Return padded ids and mask; longer texts are cut, as sentence-transformers does."""
-        encoded = self.tokenizer.encode_batch([(prompt or "") + text for text in inputs])
+        encoded = self.tokenizer.encode_batch_fast([(prompt or "") + text for text in inputs])
         longest = self.max_seq_length
         ids = [one.ids if len(one.ids) <= longest else [*one.ids[: longest - 1], one.ids[-1]] for one in encoded]
         return dict(padded(ids))
