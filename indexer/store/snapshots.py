@@ -47,7 +47,9 @@ from indexer.store.folders import remove_folder, sync_folder
 
 T = TypeVar("T")
 
-FORMAT = 2
+FORMAT = 3
+"""Of the files and of the terms in them: passages analysed in another way than queries would not be found."""
+
 MANIFEST = "MANIFEST.json"
 DERIVED = "derived"
 
@@ -197,11 +199,11 @@ class Snapshots:
                 generation = Generation(path, self._cipher)
             except Unsound as exc:
                 if path.exists():
-                    self.discard(path, "of another format" if isinstance(exc, OtherFormat) else MANIFEST)
+                    self._let_go(path, "of another format" if isinstance(exc, OtherFormat) else _damaged(MANIFEST))
                 continue
             if fits(generation.origin):
                 return generation
-            self.discard(path, "of another state of the collection")
+            self._let_go(path, "of another state of the collection")
         return None
 
     def load(
@@ -242,9 +244,12 @@ class Snapshots:
             return []
         return sorted((path for path in self.folder.iterdir() if _NAME.match(path.name)), reverse=True)
 
-    def discard(self, path: Path, what: str) -> None:
-        """Remove a generation that cannot be used, and say so."""
-        log.warning("derived files %s are damaged or stale (%s): they are made again from the truth", path, what)
+    def discard(self, path: Path, file: str) -> None:
+        """Remove a generation of which a file is damaged, and say so."""
+        self._let_go(path, _damaged(file))
+
+    def _let_go(self, path: Path, what: str) -> None:
+        log.warning("derived files %s are %s: they are made again from the truth", path, what)
         self.discarded += 1
         self._remove(path)
 
@@ -319,6 +324,10 @@ def _sealing(cipher: FileCipher, write: Callable[[IO[bytes]], object], bound_to:
         stream.write(cipher.sealed(content.getvalue(), bound_to))
 
     return sealed
+
+
+def _damaged(file: str) -> str:
+    return f"damaged ({file})"
 
 
 def _bound(origin: Origin, name: str) -> str:

@@ -10,12 +10,16 @@ from pathlib import Path
 
 import pytest
 
+from indexer.backup import backup, restore
 from indexer.build import index_notes
 from indexer.encoders.encoder import HashingEncoder
-from indexer.errors import DamagedError
+from indexer.errors import DamagedError, HeldError
 from indexer.library import Library
 from indexer.records import Note
+from indexer.reencoding import cutover, reencode, rollback
+from indexer.repair import repair
 from indexer.store import schema
+from indexer.store.backup import copy_database, seal
 from tests.formats.make import NAME, answers, notes
 
 HERE = Path(__file__).parent
@@ -41,6 +45,14 @@ def test_a_kept_collection_gives_the_answers_it_gave(kept):
         assert answers(collection) == expected
         assert collection.verify() == []
         assert collection.info().format_version == schema.FORMAT_VERSION
+
+
+def test_derived_files_of_an_older_format_are_not_called_damaged(kept, caplog):
+    home, _ = kept
+    with Library(home).open(NAME) as collection:
+        collection.info()
+    assert "are of another format: they are made again from the truth" in caplog.text
+    assert "damaged" not in caplog.text
 
 
 def test_a_kept_collection_gives_them_without_its_derived_files(kept):
@@ -72,3 +84,92 @@ def test_a_newer_format_is_refused_and_not_touched(kept):
         Library(home).open(NAME)
     with closing(sqlite3.connect(path)) as database:
         assert database.execute("SELECT max(version) FROM migrations").fetchone() == (99,)
+
+
+# --- what was added since, done to a kept collection that nothing newer has opened before
+
+
+def changed(home, statement):
+    with closing(sqlite3.connect(home / "collections" / NAME / "truth.sqlite", isolation_level=None)) as database:
+        return database.execute(statement).fetchone()
+
+
+def left_of(home, word):
+    paths = (home / "collections").rglob("*")
+    return [path.name for path in paths if path.is_file() and word.encode() in path.read_bytes()]
+
+
+def test_notes_of_a_kept_collection_are_erased_for_good(kept):
+    home, _ = kept
+    library = Library(home)
+    assert left_of(home, "胸痛なし")
+    with library.open(NAME) as collection:
+        assert library.erase(collection, "patient", ["p2"]).receipt.counts["versions"] == 2
+        assert library.erase(collection, "notes", ["en-5"]).missing == (), "a tombstone of that time"
+        assert collection.scan(["胸痛なし。ワルファリン5mg毎日。".encode()], ["zh-1", "en-5"]) == []
+        assert collection.verify() == []
+    assert left_of(home, "胸痛なし") == []
+
+
+def test_a_hold_on_a_kept_collection_holds(kept):
+    home, _ = kept
+    library = Library(home)
+    with library.open(NAME) as collection:
+        collection.hold("p1", "case 12")
+        with pytest.raises(HeldError):
+            library.erase(collection, "patient", ["p1"])
+    with pytest.raises(HeldError):
+        library.delete(NAME)
+
+
+def test_a_kept_collection_that_is_damaged_is_repaired(kept):
+    home, _ = kept
+    (note_id,) = changed(home, "SELECT note_id FROM notes WHERE id = (SELECT note FROM versions WHERE id = 7)")
+    changed(home, "DELETE FROM vectors WHERE key = 1")
+    changed(home, "UPDATE chunks SET section = 'elsewhere' WHERE version_id = 2")
+    changed(home, "UPDATE versions SET text = 'of nobody' WHERE id = 7")
+    done = repair(Library(home), NAME, lambda name: HashingEncoder())
+    assert (done.embedded, done.cut_again, len(done.quarantined)) == (1, 1, 1)
+    with Library(home).open(NAME) as collection:
+        assert collection.verify() == []
+        assert (collection.info().notes, collection.info().format_version) == (8, schema.FORMAT_VERSION)
+        assert Library(home).erase(collection, "notes", [note_id]).receipt.counts["quarantined"] == 1
+
+
+@pytest.mark.parametrize("by_an_older_program", [False, True])
+def test_a_backup_of_a_kept_collection_is_restored(kept, tmp_path, by_an_older_program):
+    home, expected = kept
+    file = tmp_path / "kept.backup"
+    if by_an_older_program:
+        ids = dict(zip(("collection_id", "fingerprint"), _facts(home), strict=True))
+        copy_database(home / "collections" / NAME / "truth.sqlite", file)
+        said = {"collection": NAME, "encoder_name": "hashing", "seq": 12, "notes": 9}
+        seal(file, {**said, **ids, "created_at": "2024-01-01T00:00:00.000000Z"})
+    else:
+        with Library(home).open(NAME) as collection:
+            backup(collection, file)
+    restored = restore(Library(home), file, "again")
+    with restored.collection as collection:
+        found = answers(collection)
+        assert collection.verify() == []
+    assert (found["texts"], found["found"]) == (expected["texts"], expected["found"])
+
+
+def _facts(home):
+    said = "SELECT value FROM meta WHERE key = 'collection_id'", "SELECT value FROM meta WHERE key = 'fingerprint'"
+    return [changed(home, one)[0] for one in said]
+
+
+def test_a_kept_collection_gets_another_encoder_and_goes_back(kept):
+    home, expected = kept
+    wide = HashingEncoder(1024)
+    with Library(home).open(NAME) as collection:
+        reencode(collection, "wide", wide)
+        cutover(collection, lambda: wide)
+    with Library(home).open(NAME) as collection:
+        assert (collection.spec.dim, collection.note("ja-1").text) == (1024, expected["texts"]["ja-1 1"])
+        assert collection.verify() == []
+        rollback(collection, HashingEncoder)
+    with Library(home).open(NAME) as collection:
+        assert answers(collection) == expected
+        assert collection.verify() == []
