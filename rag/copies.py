@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING
 
 from indexer.text.analysis import analyze
 from indexer.text.folding import fold_term
-from indexer.text.lexemes import normalized, word_lists
+from indexer.text.lexemes import word_lists
 from indexer.text.memory import remembered
+from indexer.text.spelling import normalized
 
 if TYPE_CHECKING:
     from indexer.collection import Passage

@@ -9,7 +9,8 @@ from functools import cache
 from importlib.resources import files
 from tomllib import loads
 
-from indexer.text.lexemes import normalized, word_lists
+from indexer.text.lexemes import word_lists
+from indexer.text.spelling import normalized
 
 TIMES, WORD = "times", "word"
 """Units of their own: how often, and a number in words."""

@@ -17,6 +17,7 @@ match it in one language only, so that nothing counts twice.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from itertools import chain
@@ -28,12 +29,12 @@ from indexer.text.lexemes import (
     has_run,
     is_cyrillic,
     lexemes,
-    normalized,
     number_end,
     pieces_of,
     word_lists,
 )
 from indexer.text.memory import forgets, remembered
+from indexer.text.spelling import comparable, in_one_script, spelled
 from indexer.text.stemmers import STEMMERS, Stemmers
 
 _MOST_WORDS = 131_072  # Of all languages together, and as many older ones, with what stands beside them: 50 to 70 MB.
@@ -41,6 +42,10 @@ _LONGEST_WORD = 40
 _AROUND_WORDS = ".,;:!?()[]{}<>\"'*/-=|\N{HORIZONTAL ELLIPSIS}\N{BULLET}\N{LEFT DOUBLE QUOTATION MARK}"
 _AROUND_WORDS += "\N{RIGHT DOUBLE QUOTATION MARK}\N{LEFT-POINTING DOUBLE ANGLE QUOTATION MARK}"
 _AROUND_WORDS += "\N{RIGHT-POINTING DOUBLE ANGLE QUOTATION MARK}\N{DOUBLE LOW-9 QUOTATION MARK}"
+
+_AFTER_WORD = r"(?<=[^\W\d_] )"
+_LAST_LETTER = re.compile(_AFTER_WORD + r"[^\W\d_](?=[\s?.!]*\Z)")
+_LETTER = re.compile(_AFTER_WORD + r"(?:[A-ZА-Я](?![\w'’-])|[bcdfghjklmnpqrstvwxz](?![\w'’-])|[^\W\d_](?=[\s?.!]*\Z))")
 
 
 def analyze(text: str, language: str | None) -> list[str]:
@@ -50,8 +55,8 @@ def analyze(text: str, language: str | None) -> list[str]:
     ['en:metformin', '2', 'en:x', '500', 'mg', '500mg']
     """
     own = language if language in STEMMERS else None
-    whole = normalized(text)
-    return list(_terms(whole, own)) if has_run(whole) else _WORDS[own].terms(whole)
+    whole = comparable(text)
+    return list(_terms(in_one_script(whole), own)) if has_run(whole) else _WORDS[own].terms(whole)
 
 
 def analyze_query(text: str, languages: Sequence[str | None]) -> dict[str, float]:
@@ -60,8 +65,9 @@ def analyze_query(text: str, languages: Sequence[str | None]) -> dict[str, float
     Words that only help to ask are left out, unless there is nothing else.
     """
     wanted = sorted({language for language in languages if language in STEMMERS})
-    pieces = [piece for kind, found in lexemes(normalized(text)) for piece in pieces_of(kind, found)]
-    return _weighed(pieces, wanted, _asking_words(pieces)) or _weighed(pieces, wanted, frozenset())
+    pieces = [piece for kind, found in lexemes(comparable(text)) for piece in pieces_of(kind, found)]
+    left_out = _asking_words(pieces) - _naming_letters(text)
+    return _weighed(pieces, wanted, left_out) or _weighed(pieces, wanted, frozenset())
 
 
 def _weighed(pieces: Iterable[Piece], languages: Sequence[str], left_out: frozenset[str]) -> dict[str, float]:
@@ -96,6 +102,16 @@ def _asking_words(pieces: Iterable[Piece]) -> frozenset[str]:
     most = max(hits.values())
     own = [stop[language] for language in hits if most and hits[language] == most]
     return frozenset().union(stop["zh"], stop["ja"], *own)
+
+
+def _naming_letters(text: str) -> frozenset[str]:
+    """Return the letters that name something in a query, as in "hepatitis A" and "vitamine d".
+
+    Articles and prepositions of one letter are no capitals behind another word, end no question, and are no Latin
+    consonants but before an apostrophe.
+    """
+    found = _LETTER.finditer(text) if not text.isupper() else _LAST_LETTER.finditer(text)
+    return frozenset(folded(match[0].casefold()) for match in found)
 
 
 def _terms(text: str, language: str | None) -> Iterator[str]:
@@ -197,10 +213,10 @@ def _stems(word: str, language: str | None) -> tuple[str, ...]:
     without_accents = folded(word)
     if language is None or is_cyrillic(word) != (language == "ru"):
         return (without_accents,)
-    stem = f"{language}:{folded(_STEMMERS.stem(word, language))}"
+    stem = f"{language}:{folded(_STEMMERS.stem(spelled(word, language), language))}"
     if without_accents == word:
         return (stem,)
-    plain = f"{language}:{folded(_STEMMERS.stem(without_accents, language))}"
+    plain = f"{language}:{folded(_STEMMERS.stem(spelled(without_accents, language), language))}"
     return (stem,) if plain == stem else (stem, plain)
 
 

@@ -11,7 +11,8 @@ from importlib import resources
 from indexer.text.analysis import analyze
 from indexer.text.folding import fold_term
 from indexer.text.language import identify
-from indexer.text.lexemes import is_cyrillic, normalized, word_lists
+from indexer.text.lexemes import is_cyrillic, word_lists
+from indexer.text.spelling import normalized
 
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
 _UNSPACED = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]")

@@ -1,14 +1,13 @@
 """What a text consists of for lexical search: words, numbers, doses, codes, runs of Chinese and Japanese.
 
-All on a normalised copy. A ``Piece`` is one thing that a query asks for once; ``indexer.text.analysis`` makes terms of
-its word.
+All on a copy of `indexer.text.spelling`. A ``Piece`` is one thing that a query asks for once; ``indexer.text.analysis``
+makes terms of its word.
 """
 
 from __future__ import annotations
 
 import re
 import tomllib
-import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -16,6 +15,7 @@ from importlib import resources
 
 from indexer.text.folding import fold_term
 from indexer.text.memory import remembered
+from indexer.text.spelling import code, in_one_script, normalized
 
 _SINGLE = 0.1  # Weight of one character of a longer run: enough to order passages without the pair.
 _PAIR_WEIGHTS = (1.0, 0.4, 0.2)  # By how many are hiragana: endings and particles, seldom what is asked for.
@@ -27,7 +27,10 @@ _LETTER_OR_DIGIT = rf"[^\W_{_HAN_KANA}]"
 _SHORT_ENDING = rf"[^\W\d_]{{1,2}}(?!{_LETTER_OR_DIGIT})"
 _LEXER = re.compile(
     r"(?P<phone>\+\d{1,3}(?:[ .()/-]{1,2}\d{2,5}){2,4}(?!\d))"
+    r"|(?P<day>\d{4}年\d{1,2}月\d{1,2}日)"
     rf"|(?P<run>[{_HAN_KANA}]+)"
+    # Thousands with blanks between. More digits behind them make it a row of a table.
+    r"|(?P<grouped>(?<![\w.,:/'-])[1-9]\d{0,2}(?: \d{3})++(?:[.,]\d+)?+(?! ?\d)(?![.,:/-]\d))"
     rf"|(?P<compound>{_LETTER_OR_DIGIT}+"
     # A comma, colon or slash joins digits; a full stop also letters before digits and short letters ("E11.9", "z.n").
     rf"(?:(?:(?<=\d)[.,:/](?=\d)|\.(?=\d|{_SHORT_ENDING})|['-](?={_LETTER_OR_DIGIT})){_LETTER_OR_DIGIT}+)*)"
@@ -35,21 +38,20 @@ _LEXER = re.compile(
 )
 _RUN = re.compile(rf"[{_HAN_KANA}]")
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
-_LAST_NUMBER = re.compile(r"(?:\d+(?:[.,]\d+)*-)?(\d+(?:[.,]\d+)*)")  # Of a range, too: "10-20 mg".
+# Of a range, too: "10-20 mg".
+_LAST_NUMBER = re.compile(
+    r"(?:\d+(?:[.,]\d+)*-)?(\d+(?:[.,]\d+)*|[1-9]\d{0,2}(?:'\d{3})+)"
+)  # Of a range, too: "10-20 mg".
 _NUMBER_UNIT = re.compile(r"(\d+(?:[.,]\d+)*)([^\W\d_]+)")
 _GROUPED = re.compile(r"[1-9]\d{0,2}(?:([.,])\d{3})(?:\1\d{3})*")
+_NUMBERS_AND_UNIT = re.compile(r"(\d+(?:[.,:/-]\d+)*)(?:([xх])(?=\d)|([^\W\d_]+)\Z)")
+_SWISS = re.compile(r"[1-9]\d{0,2}(?:'\d{3})+(?:[.,]\d+)?")
 _DATE = re.compile(r"\d{1,4}[./-]\d{1,2}[./-]\d{1,4}")
+_CENTURY = 50  # A year of two digits below it is of this century.
+_SIDED = re.compile(r"([a-z]\d\d(?:\.\d{1,2})?)([gvaz]?[rlb]?)")
 _JOINT = re.compile(r"[.,:'/-]")
 _HIRAGANA = re.compile(r"[぀-ゟ]+")
 _DIGIT = re.compile(r"\d")
-_ONE_FORM = str.maketrans(
-    dict.fromkeys("‐‑‒–—―−﹣", "-")
-    | dict.fromkeys("’‘ʼ＇´", "'")
-    | {"œ": "oe", "æ": "ae", "Œ": "OE", "Æ": "AE"}
-    | dict.fromkeys("\u00ad\u200b\u200c\u200d\u2060\ufeff", "")
-)
-"""Dashes and apostrophes of all kinds, ligatures that are also written apart, and characters that are not seen."""
-_OTHER_FORM = re.compile("[" + re.escape("".join(map(chr, _ONE_FORM))) + "]")  # Seldom there, and quickly looked for.
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,39 +66,51 @@ class Piece:
     weight: float = 1.0
 
 
-def normalized(text: str) -> str:
-    """Return the copy of a text that is cut into terms."""
-    if text.isascii():
-        return text.lower()
-    folded = unicodedata.normalize("NFKC", _in_one_form(text)).casefold()
-    return _in_one_form(unicodedata.normalize("NFKC", folded))
-
-
-def _in_one_form(text: str) -> str:
-    return text.translate(_ONE_FORM) if _OTHER_FORM.search(text) else text
-
-
 def lexemes(text: str) -> Iterator[tuple[str, str]]:
-    """Yield what a normalised text consists of: kind and content. A unit after a number makes a ``dose`` with it."""
+    """Yield what a `comparable` text consists of: kind and content. A unit after a number makes a ``dose`` with it.
+
+    The number of a dose may be read in two ways, with ``|`` between.
+    """
     number, number_end = "", -1
     for match in _LEXER.finditer(text):
-        kind, found = match.lastgroup or "", match.group()
-        if number:
-            unit, rest = _leading_unit(found) if text[number_end : match.start()] in ("", " ") else ("", "")
-            if unit:
-                yield "dose", f"{number} {unit}"
-                if rest:
-                    yield "run", rest
+        kind, found, start = match.lastgroup or "", match.group(), match.start()
+        numeric = kind == "compound" and found[0].isdecimal() and not found.isdecimal()
+        for part in _cut(found) if numeric else (found,):
+            if number:
+                unit, rest = _leading_unit(part) if text[number_end:start] in ("", " ") else ("", "")
+                if unit:
+                    yield "dose", f"{number} {unit}"
+                    if rest:
+                        yield "run", rest
+                    number = ""
+                    continue
                 number = ""
+            start += len(part)
+            if kind == "percent":
                 continue
-            number = ""
-        if kind == "percent":
-            continue
-        yield kind, found
-        if kind == "compound" and found[-1].isdecimal():
-            last = _LAST_NUMBER.fullmatch(found)
-            if last and not _DATE.fullmatch(found):
-                number, number_end = _number_forms(last[1])[0], match.end()
+            yield kind, part
+            if kind == "grouped":
+                number, number_end = "|".join(_grouped_forms(part)), start
+            elif kind == "compound" and part[-1].isdecimal():
+                last = _LAST_NUMBER.fullmatch(part)
+                if last and not _DATE.fullmatch(part):
+                    number, number_end = _number_forms(last[1].replace("'", ""))[0], start
+
+
+def _cut(found: str) -> Iterator[str]:
+    """Yield the parts of what begins with a number, and has others or a unit written to it.
+
+    ``2x500mg`` is ``2``, ``x``, ``500mg``, and ``120/80mmhg`` is ``120/80``, ``mmhg``.
+    """
+    while parts := _NUMBERS_AND_UNIT.match(found):
+        numbers, times, unit = parts.groups()
+        if not times and (unit not in _units() or numbers.isdecimal()):
+            break
+        yield numbers
+        if times:
+            yield times
+        found = found[parts.end() :] if times else unit
+    yield found
 
 
 def has_run(text: str) -> bool:
@@ -131,9 +145,17 @@ def pieces_of(kind: str, found: str) -> Iterator[Piece]:
     if kind == "run":
         yield from _run_pieces(found)
     elif kind == "dose":
-        number, unit = found.split(" ")
+        numbers, _, unit = found.partition(" ")
         yield Piece((unit,), weight=_PART)
-        yield Piece((number + unit,))
+        yield Piece(tuple(number + unit for number in numbers.split("|")))
+    elif kind == "grouped":
+        whole, *last = _grouped_forms(found)
+        yield Piece((whole,), weight=1 / (1 + len(last)))
+        if last:
+            for part in found.split(" "):
+                yield Piece(_number_forms(part), weight=0.5)
+    elif kind == "day":
+        yield from _digit_pieces("-".join(re.findall(r"\d+", found)), re.findall(r"\d+", found))
     elif kind == "phone":
         yield Piece((re.sub(r"\D", "", found),))
     else:
@@ -154,13 +176,21 @@ def _leading_unit(found: str) -> tuple[str, str]:
 
 def _compound_pieces(found: str) -> Iterator[Piece]:
     """Yield the pieces of letters and digits that are joined by points, commas, hyphens and the like."""
-    if _NUMBER.fullmatch(found) and not _DATE.fullmatch(found):
-        yield Piece(_number_forms(found))
+    number = found.replace("'", "") if _SWISS.fullmatch(found) else found
+    if _NUMBER.fullmatch(number) and not _DATE.fullmatch(number):
+        yield Piece(_number_forms(number))
         return
+    sided = _SIDED.fullmatch(found)
+    if sided and sided[2]:  # Of a German diagnosis: how sure, and which side.
+        yield Piece((sided[2],), weight=_PART)
+        found = sided[1]
     parts = [part for part in _JOINT.split(found) if part]
     if len(parts) == 1 or "'" in found:
         for part in parts:
-            yield from _simple_pieces(part)
+            # An article or a genitive, but for what stands alone.
+            elided = _SINGLE if len(part) == 1 < len(parts) else 1.0
+            for piece in _simple_pieces(part):
+                yield Piece(piece.terms, piece.word, piece.weight * elided)
         return
     dose = _NUMBER_UNIT.fullmatch(found)
     if dose and dose[2] in _units():
@@ -175,7 +205,7 @@ def _compound_pieces(found: str) -> Iterator[Piece]:
     elif all(part.isdigit() for part in parts):
         yield from _digit_pieces(found, parts)
     else:
-        yield Piece(("".join(folded(part) for part in parts),), weight=1 - _PART)
+        yield Piece((code("".join(folded(part) for part in parts)),), weight=1 - _PART)
         for part in parts:
             for piece in _simple_pieces(part):
                 yield Piece(piece.terms, piece.word, piece.weight * _PART / len(parts))
@@ -186,8 +216,24 @@ def _digit_pieces(found: str, parts: Sequence[str]) -> Iterator[Piece]:
     if not _DATE.fullmatch(found) and sum(map(len, parts)) >= _PHONE_DIGITS:
         yield Piece(("".join(parts),))
         return
-    yield Piece((found,), weight=1 - _PART)
+    yield Piece(_days(parts) or (found,), weight=1 - _PART)
     yield Piece(tuple(form for part in parts for form in _number_forms(part)), weight=_PART)
+
+
+def _days(parts: Sequence[str]) -> tuple[str, ...]:
+    """Return the days that three numbers may mean, ``YYYY-MM-DD``: two where day and month may change places."""
+    if len(parts) != 3 or sorted(map(len, parts))[1] > 2:
+        return ()
+    if len(parts[0]) == 4:
+        year, orders = parts[0], [(parts[1], parts[2])]
+    elif len(parts[2]) in (2, 4) and len(parts[0]) < 3:
+        year, orders = parts[2], [(parts[1], parts[0]), (parts[0], parts[1])]
+    else:
+        return ()
+    if len(year) == 2:
+        year = f"{'20' if int(year) < _CENTURY else '19'}{year}"
+    days = dict.fromkeys((int(month), int(day)) for month, day in orders)
+    return tuple(f"{year}-{month:02}-{day:02}" for month, day in days if 0 < month < 13 and 0 < day < 32)
 
 
 def _simple_pieces(part: str) -> Iterator[Piece]:
@@ -201,7 +247,7 @@ def _simple_pieces(part: str) -> Iterator[Piece]:
         if dose and dose[2] in _units():
             yield from _dose_pieces(dose[1], dose[2])
         else:
-            yield Piece((folded(part),))
+            yield Piece((code(folded(part)),))
 
 
 def _dose_pieces(number: str, unit: str) -> Iterator[Piece]:
@@ -229,16 +275,23 @@ def _number_forms(number: str) -> tuple[str, ...]:
     return (digits,) if len(digits) > 6 else (digits, divided)
 
 
+def _grouped_forms(found: str) -> tuple[str, ...]:
+    """Return the number that digits with blanks between are, and the last of them where they may be several numbers."""
+    whole = _number_forms(found.replace(" ", ""))[0]
+    last = found.rpartition(" ")[2]
+    return (whole,) if last.startswith("000") else (whole, _number_forms(last)[0])
+
+
 def _run_pieces(run: str) -> Iterator[Piece]:
     """Yield single characters and pairs of a run of Chinese, Japanese or Korean."""
     if len(run) == 1:
-        yield Piece((run,))
+        yield Piece((in_one_script(run),))
         return
     for n, char in enumerate(run):
-        yield Piece((char,), weight=_SINGLE / 2 if _HIRAGANA.match(char) else _SINGLE)
+        yield Piece((in_one_script(char),), weight=_SINGLE / 2 if _HIRAGANA.match(char) else _SINGLE)
         if n + 1 < len(run):
             pair = run[n : n + 2]
-            yield Piece((pair,), weight=_pair_weight(pair))
+            yield Piece((in_one_script(pair),), weight=_pair_weight(pair))
 
 
 def _pair_weight(pair: str) -> float:
