@@ -22,6 +22,7 @@ _LIST_ITEM = re.compile(r"\s*(?:[-–—•·*▪◦‣●○■□◆◇・#＃
 _TOKEN_BEFORE = re.compile(r"\S+\Z")
 _OPENERS = "([{«“‘\"'「『（［【<-–—/,;:"
 _ENUMERATOR = re.compile(r"[(（]?(?:\d{1,3}|[A-Za-z]|[IVXivx]{1,5})\Z")
+_BESIDE_ENUMERATORS = " \t\r\n\u3000(-–•*,"
 _DAY_MONTH = re.compile(r"(?:0?[1-9]|[12]\d|3[01])\.(?:0?[1-9]|1[0-2])\Z")
 _SPACED_DATE = re.compile(r"(?<!\d)(?:0?[1-9]|[12]\d|3[01])\. ?(?:0?[1-9]|1[0-2])\. ?(?:19|20)\d\d(?!\d)")
 _SHORT_NUMBER = re.compile(r"\d{1,2}\Z")
@@ -180,8 +181,12 @@ def _is_abbreviation(
     text: str, token: str, token_at: int, after_at: int, sentence_start: int, rules: _StopRules
 ) -> bool:
     """Return whether the full stop behind the token belongs to it."""
-    if _ENUMERATOR.match(token) and text[sentence_start:token_at].rstrip(" \t\r\n\u3000(-–•*,")[-1:] in ("", ":", ";"):
-        return True
+    if _ENUMERATOR.match(token):
+        at = token_at  # A step at a time: a sentence may be as long as the note, and hold a stop every few characters.
+        while at > sentence_start and text[at - 1] in _BESIDE_ENUMERATORS:
+            at -= 1
+        if at == sentence_start or text[at - 1] in ":;":
+            return True
     next_word = _NEXT_WORD.match(text, after_at)
     word = fold_term(next_word[0]) if next_word else ""
     if _DAY_MONTH.match(token) and rules.dotted_dates:
