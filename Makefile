@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export OMP_WAIT_POLICY ?= PASSIVE
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo test check format bench eval serve clean
+.PHONY: help setup demo test check format bench gpu eval serve clean
 
 help:  ## Say what each target does
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -34,6 +34,10 @@ eval: $(VENV)/.dev  ## Evaluate retrieval (DATA=folder for the public sets; the 
 bench: .venv-bench/.ready  ## Measure speed beside peers, as ratios within one run (DATA=folder for real notes)
 	.venv-bench/bin/python -m eval.bench $(if $(DATA),--data $(DATA)) $(ARGS)
 
+gpu: .venv-gpu/.ready  ## Test and measure both vector indexes and embedding on this machine's GPU
+	.venv-gpu/bin/python -m pytest -m gpu -q
+	.venv-gpu/bin/python -m eval.bench.gpu $(ARGS)
+
 serve: setup  ## Serve HTTP on loopback
 	$(BIN)/clinrag serve
 
@@ -53,6 +57,13 @@ $(VENV)/.runtime: requirements.lock pyproject.toml | $(VENV)/bin/python
 	.venv-bench/bin/pip install --quiet -r requirements.lock
 	.venv-bench/bin/pip install --quiet --no-deps --no-build-isolation --editable .
 	-for peer in $$(grep -v '^#' eval/bench/requirements.txt); do .venv-bench/bin/pip install --quiet "$$peer"; done
+	@touch $@
+
+.venv-gpu/.ready: requirements.lock requirements-dev.lock
+	$(PYTHON) -m venv .venv-gpu
+	sed 's/^faiss-cpu==/faiss-gpu==/' requirements.lock > .venv-gpu/requirements.lock
+	.venv-gpu/bin/pip install --quiet -r .venv-gpu/requirements.lock -r requirements-dev.lock
+	.venv-gpu/bin/pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
 $(VENV)/.dev: requirements-dev.lock $(VENV)/.runtime
