@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from indexer.errors import ArgumentError
+from rag.training.bounds import ROUNDED
 from rag.training.checkpoint import last_checkpoint
 from rag.training.contrast_rows import contrast_dataset, contrast_rows
 from rag.training.memory import within_memory
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 Tell = Callable[[float, Mapping[str, Any]], None]
-ROUNDED = ("int8", "binary")
 
 
 def tune(

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from rag.training.bounds import SCORED
 from rag.training.heldout import bucket, is_held_out_case, is_held_out_concept, is_held_out_tico, normalised, read_rows
 from rag.training.pair_files import PairRow
 
@@ -76,9 +77,9 @@ def score_rows(encode: Encode, data: Path, limit: int = 500, only: Sequence[str]
         "tico": lambda: _mixed(encode, data, limit),
         "tatoeba": lambda: _tatoeba(encode, data, limit),
     }
-    for name, rows_of in sets.items():
+    for name in SCORED:
         if not only or name.startswith(tuple(only)):
-            yield from rows_of()
+            yield from sets[name]()
 
 
 def dev_scores(encode: Encode, data: Path, pairs: Path, rows: Sequence[str], limit: int) -> dict[str, float]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -34,6 +34,7 @@ _PASSAGE = 700
 _QUERY = 240
 _LEAST = 40
 _LOOKED_THROUGH = 3
+_COUNTED_CHARACTERS = 10_000_000
 _MOST = {"section": 2, "answer": 3, "label": 3, "entity": 4, "negation": 2}
 
 
@@ -53,6 +54,19 @@ class Mined:
     rows: list[PairRow] = field(default_factory=list)
     notes: int = 0
     skipped: list[RowError] = field(default_factory=list)
+
+
+def own_texts(notes: Sequence[Path]) -> dict[str, list[str]]:
+    """Return the texts of all notes of files or folders by language; of each so many that its words can be counted."""
+    found: defaultdict[str, list[str]] = defaultdict(list)
+    taken: Counter[str] = Counter()
+    for item in read_sources(notes):
+        if isinstance(item, Note):
+            language = item.language or identify(item.text)
+            if language in LANGUAGES and taken[language] < _COUNTED_CHARACTERS:
+                taken[language] += len(item.text)
+                found[language].append(item.text)
+    return dict(found)
 
 
 def mine_notes(notes: Sequence[Path], labels: Labels, held_out: HeldOut, seed: int = 0) -> Mined:

@@ -54,6 +54,42 @@ SOURCES = {
     "written/asked": "MIT (written for this project)",
 }
 
+_PARALLEL = (
+    "tico19",
+    "tanaka_en_ja",
+    "tatoeba_train_en_zh",
+    "hpo_definitions",
+    "doid_definitions",
+    "openmrs_ui",
+    "trec_ct_topics_mt",
+)
+_TERMS = ("hpo", "doid", "tico_covid")
+_CASES = ("en", "es", "it")
+_KEPT = (
+    ("notes/aci_bench", "en"),
+    ("notes/grascco", "de"),
+    ("notes/meddocan", "es"),
+    ("notes/codiesp_es", "es"),
+    ("notes/codiesp_en", "en"),
+    ("tasks/quaero/train", "fr"),
+    ("tasks/cmedqaner/train", "zh"),
+    ("tasks/jmed_smdis/train", "ja"),
+)
+FILES = (
+    *(f"parallel/{name}.jsonl.gz" for name in _PARALLEL),
+    *(f"tasks/cardioccc/test_{language}.jsonl.gz" for language in _CASES),
+    *(f"terms/{name}.jsonl.gz" for name in _TERMS),
+    *(f"{name}.jsonl.gz" for name, _ in _KEPT),
+    "tasks/jmed_crade/train.jsonl.gz",
+    *(
+        f"eval/{name}/{part}"
+        for name in ("medquad", "cmedir_test")
+        for part in ("corpus.jsonl.gz", "queries.jsonl.gz", "qrels.tsv.gz")
+    ),
+    "eval/cmedir_dev/corpus.jsonl.gz",
+)
+"""What `build` reads, in the data folder; a file of evaluated texts that is not there leaves nothing out."""
+
 
 def build(data: Path, out: Path) -> dict[str, dict[str, int]]:
     """Write the rows of every kind, a file each (and ``documents``), and return rows by kind and source."""
@@ -81,15 +117,7 @@ def build(data: Path, out: Path) -> dict[str, dict[str, int]]:
 
 def bitext_rows(data: Path, held_out: HeldOut) -> Iterator[Row]:
     """Yield ``{"id", "source", "texts": {language: text}}``: one meaning in two languages or more, one is English."""
-    for name in (
-        "tico19",
-        "tanaka_en_ja",
-        "tatoeba_train_en_zh",
-        "hpo_definitions",
-        "doid_definitions",
-        "openmrs_ui",
-        "trec_ct_topics_mt",
-    ):
+    for name in _PARALLEL:
         for row in read_rows(data / "parallel" / f"{name}.jsonl.gz"):
             if name == "tico19" and is_held_out_tico(str(row["id"])):
                 continue
@@ -113,7 +141,7 @@ def _cases(data: Path, held_out: HeldOut) -> Iterator[Row]:
         texts = {"en": _opening(english[row["id"]]), "es": _opening(row["text"])}
         yield {"id": row["id"], "source": "notes/codiesp", "texts": texts}
     cases: dict[str, dict[str, str]] = defaultdict(dict)
-    for language in ("en", "es", "it"):
+    for language in _CASES:
         for row in read_rows(data / "tasks" / "cardioccc" / f"test_{language}.jsonl.gz"):
             cases[row["pair_id"]][language] = _opening(row["text"])
     for pair_id, texts in cases.items():
@@ -122,7 +150,7 @@ def _cases(data: Path, held_out: HeldOut) -> Iterator[Row]:
 
 def term_rows(data: Path, held_out: HeldOut) -> Iterator[Row]:
     """Yield ``{"id", "source", "terms": {language: [terms]}, "parents"}`` of concepts in two languages or more."""
-    for name in ("hpo", "doid", "tico_covid"):
+    for name in _TERMS:
         concepts: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
         named_alike: set[str] = set()
         for row in read_rows(data / "terms" / f"{name}.jsonl.gz"):
@@ -192,10 +220,7 @@ def title_rows(data: Path, held_out: HeldOut) -> Iterator[Row]:
 
 def keep_rows(data: Path, held_out: HeldOut) -> Iterator[Row]:
     """Yield ``{"id", "source", "language", "text"}``: running text on which the untuned model's geometry is kept."""
-    notes = [("notes/aci_bench", "en"), ("notes/grascco", "de"), ("notes/meddocan", "es")]
-    notes += [("notes/codiesp_es", "es"), ("notes/codiesp_en", "en")]
-    tasks = [("tasks/quaero/train", "fr"), ("tasks/cmedqaner/train", "zh"), ("tasks/jmed_smdis/train", "ja")]
-    for name, language in notes + tasks:
+    for name, language in _KEPT:
         for row in read_rows(data / f"{name}.jsonl.gz"):
             identity = str(row["id"]).removeprefix("meddocan-")
             is_case = name.startswith(("notes/codiesp", "notes/meddocan"))

@@ -22,6 +22,7 @@ from indexer.errors import ArgumentError, SourceError
 from rag.training.card import write_card, write_curve
 from rag.training.checkpoint import told_when_full
 from rag.training.devscore import dev_scores, mean_score
+from rag.training.needs import check_needs
 from rag.training.processes import SHARED, Team
 from rag.training.recipe import Recipe, Stage, read_recipe
 from rag.training.stages import RUN, StageRun, check_stages, start_model
@@ -71,13 +72,14 @@ def run_recipe(
         on_progress: told of every logged step.
 
     Raises:
-        SourceError: recipe or data cannot be read.
+        SourceError: recipe or data cannot be read; what the data folder lacks is told before anything is made.
         ArgumentError: a setting is not allowed, or the model is of a kind that a stage cannot take.
         StorageFullError: there is no room in ``out_dir``.
     """
     recipe = read_recipe(recipe_path)
     if not data_dir.is_dir():
         raise ArgumentError("data", f"is no folder: {data_dir.name}")
+    check_needs(_to_run(recipe, _read(out_dir / "progress.json")), data_dir)
     team = Team()
     if not team.is_first:
         return _join(recipe, out_dir, data_dir, team)
@@ -163,6 +165,16 @@ def _join(recipe: Recipe, out_dir: Path, data_dir: Path, team: Team) -> TrainRep
     team.wait()
     packed = out_dir / "packed"
     return TrainReport(out_dir / "model", packed if packed.is_dir() else None, out_dir / "README.md", {})
+
+
+def _to_run(recipe: Recipe, done: Mapping[str, Any]) -> tuple[Stage, ...]:
+    """Return the stages from the first that is not done on."""
+    key = _start_key(recipe)
+    for number, stage in enumerate(recipe.stages, 1):
+        key = stage.key(key)
+        if done.get(f"{number:02d}-{stage.kind}") != key:
+            return recipe.stages[number - 1 :]
+    return ()
 
 
 def _start_key(recipe: Recipe) -> str:

@@ -27,7 +27,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from indexer.errors import ArgumentError, SourceError
+from rag.training.bounds import POOLING, check_setting, typed
 
+_ELEMENTS = {"tuple[str, ...]": str, "tuple[float, ...]": float, "tuple[int, ...]": int}
 Settings = TypeVar("Settings")
 
 
@@ -277,6 +279,17 @@ class Recipe:
     text: str = field(default="", repr=False)
 
 
+@dataclass(frozen=True, slots=True)
+class _Head:
+    """What stands before the tables of a recipe."""
+
+    name: str = ""
+    languages: tuple[str, ...] = ()
+    licence: str = ""
+    about: str = ""
+    seed: int = 0
+
+
 def read_recipe(path: Path) -> Recipe:
     """Return the recipe of a TOML file.
 
@@ -296,33 +309,37 @@ def read_recipe(path: Path) -> Recipe:
     shape = {key: value for key, value in start.items() if key not in {"from", "pooling"}}
     if start["from"] != "scratch":
         _known("start", start, {"from", "pooling"})
+    if start.get("pooling", "mean") not in POOLING:
+        raise ArgumentError("start.pooling", f"must be one of {', '.join(POOLING)}")
     stages = content.get("stage")
     if not isinstance(stages, list) or not stages:
         raise ArgumentError("stage", "is missing: a recipe has at least one [[stage]]")
+    head = _settings("recipe", _Head, {key: content[key] for key in content.keys() - {"start", "dev", "stage"}})
     return Recipe(
-        name=str(content.get("name") or path.stem),
+        name=head.name or path.stem,
         start=start["from"],
         stages=tuple(_stage(number, table) for number, table in enumerate(stages)),
-        pooling=str(start.get("pooling", "mean")),
+        pooling=start.get("pooling", "mean"),
         scratch=_settings("start", ScratchSettings, shape),
-        dev=_settings("dev", DevSettings, dict(content["dev"])) if "dev" in content else None,
-        languages=tuple(content.get("languages", ())),
-        licence=str(content.get("licence", "")),
-        about=str(content.get("about", "")),
-        seed=int(content.get("seed", 0)),
+        dev=_settings("dev", DevSettings, content["dev"]) if "dev" in content else None,
+        languages=head.languages,
+        licence=head.licence,
+        about=head.about,
+        seed=head.seed,
         text=text,
     )
 
 
 def recipe_path(name: str) -> Path:
-    """Return the path of a recipe that comes with the package, or of the file itself.
+    """Return the path of a file, or of the recipe of that very name that comes with the package.
 
     Raises:
         SourceError: neither is there.
     """
-    for path in (Path(name), Path(__file__).parent / "recipes" / f"{Path(name).stem}.toml"):
-        if path.is_file():
-            return path
+    if Path(name).is_file():
+        return Path(name)
+    if name in recipe_names():  # a path that ends so and is not there is a mistake, and another recipe takes hours
+        return Path(__file__).parent / "recipes" / f"{name}.toml"
     raise SourceError(f"there is no recipe {name}; the package has {', '.join(recipe_names())}")
 
 
@@ -333,24 +350,45 @@ def recipe_names() -> list[str]:
 
 def _stage(number: int, table: object) -> Stage:
     where = f"stage[{number}]"
-    if not isinstance(table, dict) or table.get("kind") not in STAGES:
+    values = dict(table) if isinstance(table, dict) else {}
+    kind = values.pop("kind", None)
+    if not isinstance(kind, str) or kind not in STAGES:
         raise ArgumentError(f"{where}.kind", f"must be one of {', '.join(STAGES)}")
-    values = {key: value for key, value in table.items() if key != "kind"}
-    return Stage(table["kind"], _settings(where, STAGES[table["kind"]], values))
+    found = _settings(where, STAGES[kind], values)
+    _check_together(where, found)
+    return Stage(kind, found)
 
 
-def _settings(where: str, kind: type[Settings], values: dict[str, Any]) -> Settings:
+def _check_together(where: str, settings: object) -> None:
+    """Refuse what each setting alone may be, and these of one stage together not."""
+    if isinstance(settings, AlignStage) and (settings.steps > 0) == (settings.minutes > 0):
+        raise ArgumentError(f"{where}.steps", "or minutes says how long the stage is: give one of them")
+    if isinstance(settings, AlignStage) and not settings.cycle:
+        raise ArgumentError(f"{where}.cycle", "is empty")
+    if isinstance(settings, MlmSettings):
+        sources, shares = len(settings.sources), len(settings.shares)
+        if not sources:
+            raise ArgumentError(f"{where}.sources", "is empty; name files of the data folder such as notes/mtsamples")
+        if shares not in (0, sources):
+            raise ArgumentError(f"{where}.shares", f"has {shares} values for {sources} sources")
+
+
+def _settings(where: str, kind: type[Settings], table: object) -> Settings:
+    if not isinstance(table, dict):
+        raise ArgumentError(where, "must be a table")
     known = {one.name: one for one in fields(kind)}  # type: ignore[arg-type]
-    _known(where, values, set(known))
+    _known(where, table, set(known))
     defaults = kind()
-    for key, value in values.items():
+    values = dict(table)
+    for key, value in table.items():
         default = getattr(defaults, key)
-        if isinstance(default, tuple) and isinstance(value, (list, str)):
-            values[key] = (value,) if isinstance(value, str) else tuple(value)
-        elif isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
-            values[key] = float(value)
-        elif type(value) is not type(default):
-            raise ArgumentError(f"{where}.{key}", f"must be of type {type(default).__name__}")
+        if isinstance(default, tuple):
+            one_of = _ELEMENTS[str(known[key].type)]
+            given = value if isinstance(value, list) else [value]
+            values[key] = tuple(typed(f"{where}.{key}", one, one_of) for one in given)
+        else:
+            values[key] = typed(f"{where}.{key}", value, type(default))
+        check_setting(f"{where}.{key}", key, values[key], default)
     return kind(**values)
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rag.training.watch import DevWatch
 
 PACKED_TYPE = "clinrag-packed-bert"
+_TAUGHT = ("align", "synonyms", "contrast", "static", "correct")
 PROMPTS = {"query": "query: ", "passage": "passage: ", "document": "passage: "}
 
 
@@ -63,8 +64,8 @@ def start_model(recipe: Recipe, folder: Path, data: Path) -> Path:
     if recipe.start == "scratch":
         from rag.training.scratch import write_scratch
 
-        return write_scratch(_texts_to_count(data), folder, recipe.scratch, recipe.seed)
-    source = _local(recipe.start)
+        return write_scratch(_texts_to_count(data, recipe), folder, recipe.scratch, recipe.seed)
+    source = local_model(recipe.start)
     _check_architecture(source)
     if (source / "modules.json").is_file():
         shutil.copytree(source, folder, dirs_exist_ok=True)
@@ -88,7 +89,8 @@ def check_stages(recipe: Recipe, start: Path) -> None:
     """Refuse at the start what a later stage could not take, before hours are spent.
 
     Raises:
-        ArgumentError: the recipe packs what is no BERT, trains what is packed, or goes on with a static table.
+        ArgumentError: the recipe packs what is no BERT, trains what is packed, goes on with a static table, or trains
+            on pairs that no stage has written.
     """
     kind = _architecture(start).get("model_type", "bert")
     kinds = [stage.kind for stage in recipe.stages]
@@ -98,6 +100,10 @@ def check_stages(recipe: Recipe, start: Path) -> None:
         raise ArgumentError("start.from", "is packed, which only the stage static takes; start from float weights")
     if kind != "bert" and "export" in kinds:
         raise ArgumentError("stage.export", f"packs BERT alone and {recipe.start} is a {kind}; leave this stage out")
+    before = kinds[: kinds.index("pairs")] if "pairs" in kinds else kinds
+    taught = next((one for one in before if one in _TAUGHT), None)
+    if taught is not None and not (start.parent / "pairs" / "manifest.json").is_file():
+        raise ArgumentError(f"stage.{taught}", "needs a stage pairs before it")
 
 
 def _check_architecture(source: Path) -> None:
@@ -113,7 +119,12 @@ def _architecture(source: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _local(start: str) -> Path:
+def local_model(start: str) -> Path:
+    """Return the folder of a model by its path, its name in the catalog or its hub id.
+
+    Raises:
+        EncoderUnavailableError: it is not on this machine.
+    """
     path = Path(start).expanduser()
     if path.is_dir():
         return path
@@ -143,7 +154,7 @@ def _prune(run: StageRun) -> Path:
     settings: PruneSettings = run.settings
     tokenizer = Tokenizer.from_file(str(run.model / "tokenizer.json"))
     shares = []
-    for language, texts in _texts_by_language(run.data):
+    for language, texts in _texts_by_language(run.data, run.recipe):
         # a token seen once in a small corpus is no reason to keep it before a common one
         confidence = min(1.0, sum(len(text) for text, _ in texts) / 2e6)
         shares.append({token: share * confidence for token, share in token_shares(tokenizer, texts).items()})
@@ -152,6 +163,8 @@ def _prune(run: StageRun) -> Path:
         for path in sorted(Path(settings.word_counts).expanduser().glob("*.tsv")):
             shares.append(token_shares(tokenizer, _word_counts(path)))
             run.tell(0.8, {"language": path.stem, "tokens": len(shares[-1])})
+    if not shares:  # no word of any alphabet would be kept whole
+        raise ArgumentError("prune", "finds no text to count: no parallel/, notes/ or terms/ in the data, no own notes")
     content = json.loads((run.model / "tokenizer.json").read_text(encoding="utf-8"))
     special = [item["id"] for item in content["added_tokens"]]
     st_config = run.model / "config_sentence_transformers.json"
@@ -172,8 +185,10 @@ def _transplant(run: StageRun) -> Path:
     return run.result
 
 
-def _texts_by_language(data: Path) -> Iterator[tuple[str, list[tuple[str, float]]]]:
+def _texts_by_language(data: Path, recipe: Recipe) -> Iterator[tuple[str, list[tuple[str, float]]]]:
+    """Yield what words are counted on: the texts of the public layout and of the recipe's own notes, by language."""
     from rag.training.heldout import read_rows
+    from rag.training.mining import own_texts
     from rag.training.pairs import LANGUAGES
 
     for kind in ("parallel", "notes", "terms"):
@@ -187,13 +202,15 @@ def _texts_by_language(data: Path) -> Iterator[tuple[str, list[tuple[str, float]
                 elif row.get("language") in found:
                     found[row["language"]].append((str(row.get("text", row.get("term", ""))), 1.0))
         yield from ((f"{language}/{kind}", texts) for language, texts in found.items() if texts)
+    own = [data / name for stage in recipe.stages if stage.kind == "pairs" for name in stage.settings.notes]
+    yield from ((f"{language}/own", [(text, 1.0) for text in texts]) for language, texts in own_texts(own).items())
 
 
-def _texts_to_count(data: Path) -> Iterator[tuple[str, str]]:
+def _texts_to_count(data: Path, recipe: Recipe) -> Iterator[tuple[str, str]]:
     from rag.training.heldout import HeldOut
 
     held_out = HeldOut(data)
-    for name, texts in _texts_by_language(data):
+    for name, texts in _texts_by_language(data, recipe):
         language = name.split("/")[0]
         yield from ((language, text) for text, _ in texts if text.strip() and not held_out.holds_text(text))
 
@@ -255,7 +272,7 @@ def _mlm(run: StageRun) -> Path:
 
     source = run.model.parent / "masked"  # a pretraining stage just before this one left its prediction head there
     if run.model.name == "start" and run.recipe.start not in {"package", "scratch"}:
-        local = _local(run.recipe.start)
+        local = local_model(run.recipe.start)
         source = run.model if (local / "modules.json").is_file() else local
     return pretrain(
         run.model,

@@ -362,8 +362,9 @@ def test_the_recipes_that_ship_can_be_read():
         recipe = read_recipe(recipe_path(name))
         assert recipe.stages
         assert {stage.kind for stage in recipe.stages} <= set(STAGES)
-    with pytest.raises(SourceError, match="compact"):
-        recipe_path("nosuch")
+    for name in ("nosuch", "away/compact.toml", "compact.toml"):
+        with pytest.raises(SourceError, match="compact"):
+            recipe_path(name)
 
 
 @pytest.mark.parametrize(
@@ -375,6 +376,36 @@ def test_the_recipes_that_ship_can_be_read():
         ('[start]\nfrom = "package"\n[[stage]]\nkind = "align"\nstepz = 3', r"stage\[0\].stepz"),
         ('[start]\nfrom = "package"\n[[stage]]\nkind = "align"\nsteps = "3"', r"stage\[0\].steps"),
         ('colour = 1\n[start]\nfrom = "package"', "recipe.colour"),
+        *(
+            (f'{line}\n[start]\nfrom = "package"\n[[stage]]\nkind = "pairs"', named)
+            for line, named in (
+                ('seed = "x"', "recipe.seed must be of type int"),
+                ("seed = -1", "recipe.seed must not be below 0"),
+                ("languages = [1]", "recipe.languages"),
+                ("dev = 5", "dev must be a table"),
+            )
+        ),
+        ('[start]\nfrom = "package"\npooling = "median"\n[[stage]]\nkind = "pairs"', "start.pooling .* mean,"),
+        ('[start]\nfrom = "package"\n[dev]\nrows = ["hbo"]\n[[stage]]\nkind = "pairs"', "dev.rows .* hpo"),
+        *(
+            (f'[start]\nfrom = "package"\n[[stage]]\nkind = {stage}', rf"stage\[0\]\.{named}")
+            for stage, named in (
+                ('["pairs"]', "kind"),
+                ('"pairs"\nnotes = [1]', "notes must be of type str"),
+                ('"pairs"\ndev = 1.5', "dev must lie between 0 and 1"),
+                ('"contrast"\nbatch = 0', "batch must be above 0"),
+                ('"contrast"\nepochs = nan', "epochs must be above 0"),
+                ('"contrast"\nrounded = "int4"', "rounded is 'int4'; known are int8, binary"),
+                ('"contrast"\ndims = ["8"]', "dims must be of type int"),
+                ('"transplant"\nmethod = "best"', "method is 'best'"),
+                ('"mlm"', "sources is empty"),
+                ('"mlm"\nsources = ["a"]\nshares = [1, 2]', "shares has 2 values for 1 sources"),
+                ('"align"', "steps or minutes"),
+                ('"align"\nsteps = 3\nminutes = 1', "steps or minutes"),
+                ('"align"\nsteps = 3\ncycle = ["word"]', "cycle is 'word'; known are bitext"),
+                ('"align"\nsteps = 3\ninterpolate = 65', "interpolate must lie between 0 and 1"),
+            )
+        ),
     ],
 )
 def test_a_wrong_recipe_is_refused_by_the_key(tmp_path, text, named):
