@@ -28,7 +28,7 @@ from indexer.store.erasing import drop_unreadable, last_erased_us, still_stored,
 from indexer.store.folders import bytes_of, files_under
 from indexer.store.held import Identity
 from indexer.store.holds import Hold
-from indexer.store.kept import forgotten_ids, kept_strings, known_subjects
+from indexer.store.kept import Kept, forgotten_ids, known_subjects
 from indexer.store.lock import exclusive
 from indexer.store.replica import Replica
 from indexer.store.selection import everything, moment_of
@@ -264,8 +264,9 @@ class Collection:
 
     def scan(self, texts: Sequence[bytes], note_ids: Sequence[str] = ()) -> list[Trace]:
         """Return which files of the collection hold 24 bytes of the texts, or an id, that no kept note holds."""
+        # No transaction lasts for the look through the files: an erasure would wait for it.
+        found = traces(self.spaces.root, texts, note_ids, Kept(self._engine))
         with read_transaction(self._engine) as connection:
-            found = traces(self.spaces.root, texts, note_ids, kept_strings(connection))
             for note_id in sorted(forgotten_ids(connection, note_ids)):
                 at = list(note_ids).index(note_id)
                 found.append(Trace(f"the tombstone of id number {at + 1}", "id", 1, 0))

@@ -49,12 +49,27 @@ class Trace:
 
 
 def traces(folder: Path, texts: Sequence[bytes], ids: Sequence[str], kept: Iterable[str]) -> list[Trace]:
-    """Return which files under a folder hold windows of the texts, or ids, that no kept string holds."""
+    """Return which files under a folder hold windows of the texts, or ids, that no kept string holds.
+
+    ``kept`` is gone through again where something was found: what was stored meanwhile may be what explains it.
+    """
     windows, words, values = _Windows(texts), _Words(ids), _Values(ids)
-    for raw in _joined(values.leaving_out(kept)):
-        windows.leave_out(raw)
-        words.leave_out(raw)
-    windows.settle()
+    found: list[Trace] = []
+    left = -1
+    while True:
+        for raw in _joined(values.leaving_out(kept)):
+            windows.leave_out(raw)
+            words.leave_out(raw)
+        windows.settle()
+        before, left = left, len(windows) + len(words.left) + len(values.left)
+        if left == before:
+            return found
+        found = _looked(folder, windows, words, values)
+        if not found:
+            return []
+
+
+def _looked(folder: Path, windows: _Windows, words: _Words, values: _Values) -> list[Trace]:
     found: list[Trace] = []
     for path in files_under(folder):
         for kind, needles in (("text", windows), ("id", words)):
@@ -89,6 +104,10 @@ class _Windows:
         again[1:] = (hashes[1:] == hashes[:-1]) & self._same(at[1:], self._words, at[:-1])
         self._at, self._hashes = at[~again], hashes[~again]
         self._left = np.ones(len(self._at), np.bool_)
+
+    def __len__(self) -> int:
+        """Return how many are looked for; `settle` was called."""
+        return len(self._at)
 
     def leave_out(self, raw: bytes) -> None:
         """Forget the windows that a kept string holds."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, Engine, select
 
 from indexer.store import schema as t
 from indexer.store import truth
 from indexer.store.cipher import cipher_of, plain_rows
 from indexer.store.quarantine import put_aside
+from indexer.store.sqlite import read_transaction
 
 _PAGE = 1000
 
@@ -34,6 +35,19 @@ def kept_strings(connection: Connection) -> Iterator[str]:
         return  # titles are part of the texts, and what is said of holds is sealed
     for column in (t.chunks.c.section_title, t.holds.c.patient_id, t.holds.c.reason):
         yield from connection.execute(select(column).where(column.is_not(None)).distinct()).scalars()
+
+
+class Kept:
+    """All of these strings, as of the moment at which somebody begins to go through them."""
+
+    def __init__(self, engine: Engine) -> None:
+        """Look when asked, not before."""
+        self._engine = engine
+
+    def __iter__(self) -> Iterator[str]:
+        """Yield them."""
+        with read_transaction(self._engine) as connection:
+            yield from kept_strings(connection)
 
 
 def forgotten_ids(connection: Connection, note_ids: Iterable[str]) -> set[str]:

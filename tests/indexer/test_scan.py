@@ -100,3 +100,37 @@ def test_a_short_id_is_found_as_a_whole_value_of_a_derived_list(tmp_path, ward):
     assert [Path(trace.where).name for trace in ward.scan([], ["p7", "p70"])] == ["texts.json"]
     Library(tmp_path).erase(ward, "patient", ["p7"])
     assert ward.scan([], ["p7", "p70"]) == []
+
+
+def test_what_is_stored_while_the_files_are_looked_through_explains_what_stands_in_them(tmp_path, monkeypatch):
+    with new(tmp_path) as ward:
+        store(ward, note("a", "Pain."))
+        real = scan.files_under
+        monkeypatch.setattr(scan, "files_under", lambda folder: (_store_once(ward), real(folder))[1])
+        assert ward.scan([SECRET.encode()], ["note-of-today"]) == []
+        assert ward.scan([f"{SECRET} Not in any note.".encode()]) == []
+        (ward.path.parent / "leftover").write_text("Not in any note whatsoever.")
+        assert [trace.where for trace in ward.scan([b"Not in any note whatsoever."])] == [
+            f"{ward.path.parent}/leftover"
+        ]
+
+
+def _store_once(ward):
+    if not ward.known_contents(["note-of-today"]):
+        store(ward, note("note-of-today", SECRET))
+
+
+def test_a_scan_that_takes_its_time_keeps_no_erasure_waiting(tmp_path, monkeypatch):
+    library = Library(tmp_path)
+    with new(tmp_path) as ward:
+        store(ward, note("a", SECRET), note("b", "Pain."))
+        real = scan.files_under
+
+        def slowly(folder):
+            monkeypatch.setattr(scan, "files_under", real)
+            library.erase(ward, "notes", ["a"], wait_s=0.0)
+            return real(folder)
+
+        monkeypatch.setattr(scan, "files_under", slowly)
+        assert ward.scan([SECRET.encode()]) == []
+        assert library.receipts.all()
