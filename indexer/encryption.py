@@ -72,7 +72,8 @@ class MasterKey:
             raise KeysError(f"the collection is encrypted and no {self._called} is named; {self._how}")
         if len(self.passphrase) < SHORTEST_PASSPHRASE:
             raise KeysError(f"{self._variables[1]} is shorter than {SHORTEST_PASSPHRASE} characters")
-        return Scrypt(salt, KEY_BYTES, n=2**15, r=8, p=1).derive(self.passphrase.encode())
+        # The bytes that were typed: of a terminal that writes no UTF-8, Python has them as half surrogates.
+        return Scrypt(salt, KEY_BYTES, n=2**15, r=8, p=1).derive(self.passphrase.encode(errors="surrogateescape"))
 
     @property
     def _called(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import sqlite3
 
@@ -252,8 +253,9 @@ def test_a_process_that_has_it_open_reads_on_and_stores_nothing_it_could_not_ope
         assert again.verify() == []
 
 
-def test_a_passphrase_takes_the_place_of_a_file(home, old):
-    phrase = "correct horse battery staple"
+@pytest.mark.parametrize("written", [b"correct horse battery staple", "schöne große Straße".encode("latin-1")])
+def test_a_passphrase_takes_the_place_of_a_file(home, old, written):
+    phrase = os.fsdecode(written)  # as Python finds it in the environment
     rekey(home, old, MasterKey(passphrase=phrase, new=True))
     assert opens(home, MasterKey(passphrase=phrase))
     assert not opens(home, old)
