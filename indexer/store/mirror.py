@@ -24,7 +24,7 @@ from indexer.store.data_key import DataKey
 from indexer.store.distinct import without
 from indexer.store.dropping import drop_versions
 from indexer.store.embedded import hashed, stored_vector_keys, vector_rows
-from indexer.store.sqlite import last_ids, raise_last_ids
+from indexer.store.sqlite import insert_rows, last_ids, raise_last_ids
 
 Ids = NDArray[np.int64]
 
@@ -110,7 +110,7 @@ def add_versions(connection: Connection, cuts: Sequence[Cut], vectors: Mapping[b
     texts = [hashed(cut.hashes, cut.source.key) for cut in cuts]
     last = last_ids(connection)
     keys, rows = vector_rows(connection, (one for each in texts for one in each), vectors, last.get("vectors", 0))
-    _insert(connection, t.vectors, rows)
+    insert_rows(connection, t.vectors, rows)
     _put_notes(connection, {cut.source.note["id"]: cut.source.note for cut in cuts}.values())
     number = last.get("chunks", 0)
     versions, chunks = [], []
@@ -132,8 +132,8 @@ def add_versions(connection: Connection, cuts: Sequence[Cut], vectors: Mapping[b
                 "vector": keys[one.stored],
             }
             chunks.append(truth.sealed(truth.CHUNK_FIELDS, row))
-    _insert(connection, t.versions, versions)
-    _insert(connection, t.chunks, chunks)
+    insert_rows(connection, t.versions, versions)
+    insert_rows(connection, t.chunks, chunks)
 
 
 def remove_gone(source: Connection, target: Connection) -> int:
@@ -172,7 +172,7 @@ def finish(source: Connection, target: Connection) -> None:
     for page in _pages(source, t.changes, _C.seq, last.seq):
         for row in page:
             truth.check_row("changes", truth.CHANGE_FIELDS, row)
-        target.execute(t.changes.insert(), [dict(row._mapping) for row in page])
+        insert_rows(target, t.changes, [dict(row._mapping) for row in page])
     raise_last_ids(target, {name: last_ids(source).get(name, 0) for name in ("notes", "versions")})
 
 
@@ -216,15 +216,10 @@ def _carry(source: Connection, target: Connection, table: Table, fields: Sequenc
     for row in rows:
         truth.check_row(table.name, fields, row)
     target.execute(delete(table))
-    _insert(target, table, [dict(row._mapping) for row in rows])
+    insert_rows(target, table, [dict(row._mapping) for row in rows])
 
 
 def _pages(connection: Connection, table: Table, key: Any, after: int = 0) -> Iterator[Sequence[Row[Any]]]:
     while page := connection.execute(select(table).where(key > after).order_by(key).limit(_PAGE)).all():
         yield page
         after = page[-1][0]
-
-
-def _insert(connection: Connection, table: Table, rows: list[dict[str, Any]]) -> None:
-    if rows:
-        connection.execute(table.insert(), rows)
