@@ -19,6 +19,7 @@ from rag.training.bounds import ROUNDED
 from rag.training.checkpoint import last_checkpoint
 from rag.training.contrast_rows import contrast_dataset, contrast_rows
 from rag.training.memory import within_memory
+from rag.training.processes import on_one_gpu
 from rag.training.recipe import ContrastSettings
 from rag.training.student import both_prompts
 from rag.training.watch import DevWatch, model_encode
@@ -89,7 +90,7 @@ def tune(
 
     trainer = Trainer(
         model=tuned,
-        args=_arguments(tuned, folder, settings, seed, rows.column_names),
+        args=on_one_gpu(_arguments(tuned, folder, settings, seed, rows.column_names)),
         train_dataset=rows,
         loss=loss,
         callbacks=[Tellers()],

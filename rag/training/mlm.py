@@ -24,6 +24,7 @@ from rag.training.checkpoint import last_checkpoint
 from rag.training.heldout import HeldOut, read_rows
 from rag.training.memory import within_memory
 from rag.training.pairs import LANGUAGES
+from rag.training.processes import on_one_gpu
 from rag.training.recipe import MlmSettings
 
 MARKS = ("[**", "**]", "___")
@@ -104,6 +105,7 @@ def pretrain(
         remove_unused_columns=False,
         dataloader_pin_memory=torch.cuda.is_available(),
     )
+    arguments = on_one_gpu(arguments)
     head = next(part for name, part in net.named_children() if name in _HEADS)
 
     size = [settings.batch]

@@ -35,6 +35,7 @@ from rag.training.batches import Sampler, Sizes, Texts
 from rag.training.checkpoint import last_checkpoint
 from rag.training.contrast_rows import contrast_rows
 from rag.training.heldout import read_rows
+from rag.training.processes import on_one_gpu
 from rag.training.recipe import StaticSettings
 from rag.training.watch import DevWatch, model_encode
 
@@ -328,7 +329,7 @@ def _train(
         disable_tqdm=True,
     )
     trainer = SentenceTransformerTrainer(
-        model=model, args=arguments, train_dataset=part.rows, loss=part.loss, callbacks=[Tellers()]
+        model=model, args=on_one_gpu(arguments), train_dataset=part.rows, loss=part.loss, callbacks=[Tellers()]
     )
     trainer.remove_callback(PrinterCallback)  # standard output is the command's
     trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))

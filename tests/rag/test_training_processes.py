@@ -8,9 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
+from transformers import TrainingArguments
 
 from rag.training.contrast_rows import contrast_rows
+from rag.training.processes import on_one_gpu
 from rag.training.student import Student
 from tests.rag.made_training import data_folder, unigram_model
 
@@ -64,3 +67,11 @@ def test_a_recipe_runs_in_two_processes_that_accelerate_launches(tmp_path):
     started, tuned = (Student(folder).eval() for folder in (model, tmp_path / "run" / "model"))
     with torch.inference_mode():
         assert not torch.allclose(started.encode(["fever"], ""), tuned.encode(["fever"], ""), atol=1e-4)
+
+
+@pytest.mark.parametrize("gpus", [0, 1, 3])
+def test_a_process_alone_trains_on_one_gpu_however_many_it_sees(tmp_path, monkeypatch, gpus):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    arguments = TrainingArguments(output_dir=str(tmp_path), per_device_train_batch_size=5, report_to=[])
+    assert on_one_gpu(arguments).n_gpu == min(gpus, 1)
+    assert arguments.train_batch_size == 5
