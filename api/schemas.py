@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, model_validator
 from pydantic_core import PydanticCustomError
@@ -16,6 +16,9 @@ from pydantic_core import PydanticCustomError
 from indexer.records import Coverage, Scope
 from rag.cite import Citation
 from rag.search import Hit
+
+if TYPE_CHECKING:
+    from indexer.collection import CollectionInfo
 
 MAX_K = 100
 MAX_PAGE = 1_000
@@ -217,6 +220,27 @@ class CollectionModel(Result):
     seq: int
     format_version: int
     encrypted: bool = False
+
+    @classmethod
+    def of(cls, info: CollectionInfo) -> CollectionModel:
+        """Return what a collection says of itself as both ways in show it."""
+        return cls(
+            name=info.name,
+            encoder=info.encoder_name,
+            fingerprint=info.fingerprint,
+            dim=info.dim,
+            notes=info.notes,
+            versions=info.versions,
+            chunks=info.chunks,
+            languages={language or "": count for language, count in info.languages.items()},
+            created_at=info.created_at,
+            first=info.first,
+            last=info.last,
+            bytes=info.bytes,
+            seq=info.seq,
+            format_version=info.format_version,
+            encrypted=info.encrypted,
+        )
 
 
 class CollectionPage(Result):

@@ -134,6 +134,21 @@ class Service:
                 known = self._loaded.collections[name] = self.library.open(name)
             return known
 
+    def on(self, name: str, act: Callable[[Collection], Made]) -> Made:
+        """Return what is done with a collection; it is done again where that was repaired or cut over meanwhile.
+
+        Raises:
+            CollectionNotFoundError: there is none of that name, or it was deleted meanwhile.
+        """
+        collection = self.collection(name)
+        try:
+            with _unless_replaced(collection):
+                return act(collection)
+        except (EncoderMismatchError, WriterBusyError):
+            if collection.present():
+                raise
+        return self.on(name, act)
+
     def describe(self, name: str) -> CollectionModel:
         """Return what a collection holds, as both ways in show it.
 
@@ -142,25 +157,7 @@ class Service:
         """
         from api.schemas import CollectionModel
 
-        collection = self.collection(name)
-        info = collection.info()
-        return CollectionModel(
-            name=name,
-            encoder=info.encoder_name,
-            fingerprint=info.fingerprint,
-            dim=info.dim,
-            notes=info.notes,
-            versions=info.versions,
-            chunks=info.chunks,
-            languages={language or "": count for language, count in info.languages.items()},
-            created_at=info.created_at,
-            first=info.first,
-            last=info.last,
-            bytes=info.bytes,
-            seq=info.seq,
-            format_version=info.format_version,
-            encrypted=info.encrypted,
-        )
+        return CollectionModel.of(self.on(name, lambda collection: collection.info()))
 
     def describe_all(self, names: Iterable[str]) -> tuple[list[CollectionModel], list[str]]:
         """Return what these collections hold, and the names of those that cannot be read; one that is gone is left out.
@@ -228,7 +225,7 @@ class Service:
             return None
 
     def generator(self, name: str | None, encoder: Encoder | None = None) -> Generator:
-        """Return the generator of that name; ``None`` is the first of the settings. Chat models are made once.
+        """Return the generator of that name, made once an encoder; ``None`` is the first of the settings.
 
         Raises:
             ArgumentError: the name is not of the allowed form.
@@ -236,10 +233,10 @@ class Service:
             GeneratorError: the model cannot be set up.
         """
         wanted = name or self.settings.generators[0]
-        if ":" not in wanted:
-            return self._load_generator(wanted, encoder)
+        own = encoder if ":" not in wanted else None  # what quotes compares sentences by it, once and for all
+        key = wanted if own is None else f"{wanted} {own.spec.fingerprint}"
         return _made_once(
-            self._loaded.generators, wanted, self._loaded.generator_lock, lambda: self._load_generator(wanted, None)
+            self._loaded.generators, key, self._loaded.generator_lock, lambda: self._load_generator(wanted, own)
         )
 
     # --- search and ask
@@ -249,7 +246,6 @@ class Service:
         from api.schemas import SearchResponse
         from rag.search import SearchRequest, search
 
-        collection = self.collection(question.collection)
         request = SearchRequest(
             query=question.text,
             scope=question.scope,
@@ -258,24 +254,28 @@ class Service:
             language_policy=question.language_policy,
             expand=question.expand,
         )
-        encoder = None if question.mode == "lexical" else self.encoder_or_none(collection)
-        with _unless_replaced(collection):
+
+        def searched(collection: Collection) -> SearchResponse:
+            encoder = None if question.mode == "lexical" else self.encoder_or_none(collection)
             return SearchResponse.model_validate(search(collection, encoder, request))
+
+        return self.on(question.collection, searched)
 
     def ask(self, question: Question, generator: str | None = None) -> AnswerResponse:
         """Return an answer with its citations, or what was searched without finding one."""
         from api.schemas import AnswerResponse, ScopeModel
-        from rag.answer import AnswerRequest, answer
+        from rag.answer import Answer, AnswerRequest, answer
 
         started = time.perf_counter()
-        collection = self.collection(question.collection)
-        encoder = self.encoder_or_none(collection)
         request = AnswerRequest(
             question=question.text, scope=question.scope, k=question.k, language_policy=question.language_policy
         )
-        writer = self.generator(generator, encoder)
-        with _unless_replaced(collection):
-            found = answer(collection, encoder, request, writer)
+
+        def answered(collection: Collection) -> Answer:
+            encoder = self.encoder_or_none(collection)
+            return answer(collection, encoder, request, self.generator(generator, encoder))
+
+        found = self.on(question.collection, answered)
         return AnswerResponse.model_validate(
             {
                 **{name: getattr(found, name) for name in AnswerResponse.model_fields if hasattr(found, name)},
@@ -329,27 +329,27 @@ class Service:
         Raises:
             CollectionNotFoundError, EncoderMismatchError, WriterBusyError, StorageFullError: as above.
         """
-        collection = self.collection(name)
-        if isinstance(notes, WaitingNotes) and notes.collection_id not in (None, collection.collection_id):
-            raise CollectionNotFoundError(f"collection {name!r} was deleted since, and another was made under its name")
-        posted = PostedNotes(notes, stopping)
 
-        def on_progress(progress: Progress) -> None:
-            if report is not None:
-                report(Outcome(progress.done, progress.stored, progress.skipped, tuple(posted.refused)))
+        def stored(collection: Collection) -> Outcome:
+            if isinstance(notes, WaitingNotes) and notes.collection_id not in (None, collection.collection_id):
+                raise CollectionNotFoundError(
+                    f"collection {name!r} was deleted since, and another was made under its name"
+                )
+            posted = PostedNotes(notes, stopping)
 
-        withdrawn = notes.withdrawn if isinstance(notes, WaitingNotes) else None
-        try:
+            def on_progress(progress: Progress) -> None:
+                if report is not None:
+                    report(Outcome(progress.done, progress.stored, progress.skipped, tuple(posted.refused)))
+
+            withdrawn = notes.withdrawn if isinstance(notes, WaitingNotes) else None
             result = self.index(collection, posted, on_progress, withdrawn)
-        except (EncoderMismatchError, WriterBusyError):
-            if collection.present():
-                raise
-            # It was cut over to another encoder, or repaired, meanwhile: what is stored already is skipped.
-            return self.index_posted(name, notes, report, stopping)
-        rejected = tuple(
-            Rejected(index, row.field, row.reason) for index, row in zip(result.positions, result.rejected, strict=True)
-        )
-        return Outcome(posted.given, result.stored, result.skipped, rejected, finished=posted.finished)
+            rejected = tuple(
+                Rejected(index, row.field, row.reason)
+                for index, row in zip(result.positions, result.rejected, strict=True)
+            )
+            return Outcome(posted.given, result.stored, result.skipped, rejected, finished=posted.finished)
+
+        return self.on(name, stored)
 
     def erase(self, name: str, by: By, subjects: Sequence[str]) -> Erased:
         """Erase notes by id, or all of one patient, from every file, and return the signed receipt.
@@ -359,14 +359,7 @@ class Service:
             NoteNotFoundError: nothing of them is stored; nothing was erased.
             ErasurePendingError: readers or a writer did not end in time; it goes on when the collection is opened next.
         """
-        collection = self.collection(name)
-        try:
-            return self.library.erase(collection, by, subjects)
-        except EncoderMismatchError:
-            if collection.present():
-                raise
-            # It was cut over to another encoder meanwhile, and so nothing was erased: what answers now is asked.
-            return self.erase(name, by, subjects)
+        return self.on(name, lambda collection: self.library.erase(collection, by, subjects))
 
     def close(self) -> None:
         """Close every collection."""

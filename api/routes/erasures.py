@@ -28,18 +28,20 @@ def erase(state: Shared, name: str, body: ErasureBody) -> ErasureResult:
 @router.get("/holds", dependencies=[READ])
 def list_holds(state: Shared, name: str) -> HoldsModel:
     """List the patients whose notes may not be erased."""
-    return HoldsModel(holds=[HoldModel.model_validate(one) for one in state.service.collection(name).holds()])
+    held = state.service.on(name, lambda collection: collection.holds())
+    return HoldsModel(holds=[HoldModel.model_validate(one) for one in held])
 
 
 @router.post("/holds", dependencies=[WRITE])
 def hold(state: Shared, name: str, body: HoldBody) -> HoldModel:
     """Refuse to erase a patient's notes from now on (legal hold)."""
-    return HoldModel.model_validate(state.service.collection(name).hold(body.patient_id, body.reason))
+    set_now = state.service.on(name, lambda collection: collection.hold(body.patient_id, body.reason))
+    return HoldModel.model_validate(set_now)
 
 
 @router.delete("/holds/{patient_id:path}", status_code=204, dependencies=[WRITE])
 def release(state: Shared, name: str, patient_id: str) -> Response:
     """End a patient's legal hold."""
-    if not state.service.collection(name).release(patient_id):
+    if not state.service.on(name, lambda collection: collection.release(patient_id)):
         raise NoteNotFoundError("no hold of that patient is in the collection")
     return Response(status_code=204)

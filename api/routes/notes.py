@@ -48,7 +48,8 @@ def post_notes(state: Shared, name: str, body: NotesBody) -> NotesResponse | Res
 @router.get("", dependencies=[READ])
 def list_notes(state: Shared, name: str, page: Annotated[PageQuery, Query()]) -> NotePage:
     """List the current versions of the notes by id, without their text."""
-    found = shown_notes(state.service.collection(name), after(page.cursor), page.limit + 1)
+    behind = after(page.cursor)
+    found = state.service.on(name, lambda collection: shown_notes(collection, behind, page.limit + 1))
     shown = [NoteHeadModel.model_validate(note) for note in found[: page.limit]]
     return NotePage(notes=shown, next=cursor_of(shown[-1].note_id) if len(found) > len(shown) else None)
 
@@ -56,14 +57,15 @@ def list_notes(state: Shared, name: str, page: Annotated[PageQuery, Query()]) ->
 @router.get("/{note_id:path}", dependencies=[READ])
 def show_note(state: Shared, name: str, note_id: str, asked: Annotated[VersionQuery, Query()]) -> NoteModel:
     """Show a note with its text exactly as it was received."""
-    return NoteModel.model_validate(shown_note(state.service.collection(name), note_id, asked.version))
+    shown = state.service.on(name, lambda collection: shown_note(collection, note_id, asked.version))
+    return NoteModel.model_validate(shown)
 
 
 @router.delete("/{note_id:path}", dependencies=[WRITE])
 def delete_note(state: Shared, name: str, note_id: str) -> Deleted:
     """Delete a note: no search, answer or listing shows any of its versions from then on."""
     with state.posting():
-        result = state.service.collection(name).delete_notes([note_id])
+        result = state.service.on(name, lambda collection: collection.delete_notes([note_id]))
     if result.missing:
         raise NoteNotFoundError("no note of that id is in the collection")
     return Deleted(deleted=list(result.deleted))

@@ -32,7 +32,8 @@ def search(state: Shared, body: SearchBody) -> SearchResponse:
 @router.post("/collections/{name}/facets", dependencies=[READ])
 def facets(state: Shared, name: str, body: FacetsBody) -> FacetsModel:
     """Count the notes and passages of a scope by language, section, type and patient."""
-    return facets_model(name, state.service.collection(name).view(body.scope.to_scope()).facets())
+    scope = body.scope.to_scope()
+    return facets_model(name, state.service.on(name, lambda collection: collection.view(scope).facets()))
 
 
 @router.post("/answer", dependencies=[READ])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import sqlite3
 import threading
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 
 from api.service import Service
 from api.settings import Settings
+from indexer.collection import Collection
 from indexer.library import Library
 from tests.api.conftest import NOTES, ids, serving
 
@@ -260,6 +262,40 @@ def test_what_another_process_does_is_seen(ward: httpx.Client, served_home: Path
     other.create("ward", "hashing")
     other.close()
     assert ward.get("/v1/collections/ward").json()["notes"] == 0
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "asked"),
+    [
+        ("GET", "", None, "info"),
+        ("GET", "/notes", None, "list_notes"),
+        ("GET", "/notes/lab-2", None, "note"),
+        ("DELETE", "/notes/lab-2", None, "delete_notes"),
+        ("GET", "/holds", None, "holds"),
+        ("POST", "/holds", {"patient_id": "4711", "reason": "claim"}, "hold"),
+        ("DELETE", "/holds/4711", None, "release"),
+        ("POST", "/erasures", {"patient_id": "4711"}, "eraser"),
+        ("POST", "/facets", {}, "view"),
+    ],
+)
+def test_a_collection_that_is_deleted_while_it_is_asked_is_not_found(
+    client: httpx.Client,
+    served_home: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
+    path: str,
+    body: object,
+    asked: str,
+):
+    def cut_off(*_: object) -> None:
+        Library(served_home).delete("brief")
+        raise sqlite3.ProgrammingError("Cannot operate on a closed database.")
+
+    assert client.post("/v1/collections", json={"name": "brief", "encoder": "hashing"}).status_code == 201
+    monkeypatch.setattr(Collection, asked, cut_off)
+    answer = client.request(method, f"/v1/collections/brief{path}", json=body)
+    assert (answer.status_code, answer.json()["type"]) == (404, "urn:clinrag:problem:collection-not-found")
+    assert client.get("/v1/collections").json() == {"collections": [], "damaged": [], "next": None}
 
 
 def test_request_ids_are_taken_over_or_made(client: httpx.Client):

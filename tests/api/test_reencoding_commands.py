@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+import rag.answer
+import rag.search
+from api.service import Question
 from api.settings import Settings
 from api.wiring import build_service
 from eval.bundled import load_questions, notes_path, questions_path
@@ -13,6 +16,7 @@ from eval.spans import NoteSpan, load_span_questions, span_scores
 from indexer.encoders import catalog
 from indexer.encoders.encoder import HashingEncoder
 from indexer.errors import ArgumentError, EncoderUnavailableError, SourceError
+from indexer.records import Scope
 from tests.api.conftest import Clinrag, one_json
 
 DIMS = {"hashing": 384, "tiny": 2, "wide": 1024}
@@ -104,6 +108,31 @@ def test_a_cutover_in_the_middle_of_a_posted_import_loses_no_note(bundled: Clinr
     found = service.collection("demo")
     assert found.encoder_name == "wide"
     assert all(found.note(f"p{number}").version == 1 for number in range(6))
+    service.close()
+
+
+@pytest.mark.parametrize("name", ["search", "answer"])
+def test_a_question_that_is_asked_while_another_process_cuts_over_is_answered(
+    bundled: Clinrag, home: Path, monkeypatch: pytest.MonkeyPatch, name: str
+):
+    service = build_service(Settings(home=home))
+    assert bundled("collections", "reencode", "demo", "--encoder", "wide").exit_code == 0
+    modules = {"search": rag.search, "answer": rag.answer}
+    really, cut = getattr(modules[name], name), []
+
+    def meanwhile(*arguments: object) -> object:
+        if not cut:
+            cut.append(bundled("collections", "cutover", "demo", "--force").exit_code)
+            service.collection("demo")  # as for whoever asks next: what was open is closed
+        return really(*arguments)
+
+    monkeypatch.setattr(modules[name], name, meanwhile)
+    ask = {"search": service.search, "answer": service.ask}[name]
+    found = ask(Question("warfarin", "demo", Scope()))
+    assert cut == [0]
+    assert found.hits
+    assert found.degraded == []
+    assert service.collection("demo").encoder_name == "wide"
     service.close()
 
 

@@ -132,6 +132,15 @@ def test_a_collection_whose_files_may_not_be_read_does_not_hide_the_others(
     assert ([one.name for one in described], unread) == (["ward"], ["closed"])
 
 
+def test_a_generator_is_made_once_an_encoder(service: Service):
+    # What it compares sentences with takes a quarter of a second to embed.
+    hashing = service.encoder("hashing")
+    made = service.generator(None, hashing)
+    assert service.generator("extractive", hashing) is made
+    assert service.generator("extractive", HashingEncoder(64)) is not made
+    assert service.generator("extractive") is not made
+
+
 @pytest.mark.parametrize("what", ["open", "delete", "encoder"])
 def test_no_search_waits_for_another_collection_that_takes_its_time(
     service: Service, monkeypatch: pytest.MonkeyPatch, what: str
