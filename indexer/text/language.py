@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from functools import cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING
 
 from indexer.text.rules import SUPPORTED, function_words
@@ -22,6 +22,7 @@ _SAMPLE_CHARS = 480
 _MIN_LETTERS = 10
 _LONG_LETTERS = 120  # from here on lingua is trusted alone: it reads trigrams only
 _SURE = 0.8
+_SURE_OF_SHORT = 0.95  # Of a term or two: to be told no language is better than the wrong one.
 _CHUNK_MIN_LETTERS = 60
 _CHUNK_MIN_HITS = 3.0
 _FULL_WORD = 4
@@ -49,11 +50,13 @@ _ONE_LANGUAGE_SCRIPTS = (
     ("ka", re.compile(r"[\u10a0-\u10ff]+")),
     ("th", re.compile(r"[\u0e01-\u0e4e]+")),
 )
-# Characters in a form that only one of the two writes: Japanese without kana ("70歳男性", a table) is not Chinese.
-_JAPANESE_FORMS = frozenset(
-    "歳検薬発圧図対応経広拡験険関続帰覚観読実売総鉄縁継緑録遅転軽痩頚児様毎剤脳臓髄齢摂塩浄済焼帯効労悪変気歯徳単従両処満黒県"
+# Japanese without kana ("70歳男性", a table) is not Chinese: a character that only one of the two has in its standards
+# tells them apart. These have both, but Japanese is not written with them since 1946, or never was.
+_CHINESE_FORMS = frozenset(
+    "双无个气醫藥發檢壓圖對應經廣擴險驗關續歸覺觀讀實總鐵繼遲轉輕兒樣劑腦臟齡攝鹽淨濟燒帶效勞惡變氣齒單從兩處滿體聲聽點當斷會學國數樂榮營"
+    "靈雙屬寫圍團假價傳參雜擇觸證譯顯齊壞圓戰這們與來"
 )
-_CHINESE_FORMS = frozenset("们这说时为个对发现经检药应压图实气头颈岁脏肿诊疗见侧给术复无热结双边质节间")
+_LONG_HAN = 20  # So much of Han without a sign of Japanese is Chinese.
 _UKRAINIAN_LETTERS = re.compile(r"[іїєґІЇЄҐ]")
 _UKRAINIAN_WORD = re.compile(r"[а-я][іїєґ]|[іїєґ][а-я]")  # in small letters: "АГ ІІ ст." is Russian all the same
 # Of none of the three; ѝ is Bulgarian.
@@ -61,6 +64,8 @@ _OTHER_CYRILLIC = re.compile(r"[ѐђѓѕј-ќўџЀЂЃЅЈ-ЌЎЏ\u0460-\u048f\
 # Of Turkish, Vietnamese, Hungarian, Baltic and South Slavic languages, and of none that the models know.
 _OTHER_LATIN = re.compile(r"[ğĞıİơƠưƯőŐűŰđĐāĀēĒīĪūŪģĢķĶļĻņŅėĖįĮųŲ\u1ea0-\u1ef9]")
 _OTHER_LATIN_SHARE = 0.01
+_MARKS = {"es": re.compile("[¿¡ñ]"), "pt": re.compile("[ãõ]"), "de": re.compile("ß"), "ro": re.compile("[ășțşţ]")}
+"""Signs that a language has to itself, among those that can be told: each counts as a function word."""
 _BULGARIAN_LETTERS = re.compile(r"[ъЪ]")
 _RUSSIAN_LETTERS = re.compile(r"[ыэёЫЭЁ]")
 
@@ -107,7 +112,7 @@ def identify_chunk(text: str, inherited: str | None) -> str | None:
     if script == "cjk":
         found = _identify_cjk(sample)
         # Han alone does not make a passage of a Japanese note Chinese, unless it is written in simplified forms.
-        return inherited if inherited == "ja" and _CHINESE_FORMS.isdisjoint(sample) else found
+        return inherited if found is None or (inherited == "ja" and not any(map(_is_chinese, sample))) else found
     if script == "cyrillic":
         return inherited if inherited in _CYRILLIC_LANGUAGES else _identify_cyrillic(sample)
     return script
@@ -166,17 +171,19 @@ def _identify_latin(sample: str) -> str | None:
     ):
         return None  # "WBC 12.3 Hgb 9.8 Plt 230": letters, but no words
     scores = _latin_scores(sample)
-    if _count(_LATIN, sample) < _LONG_LETTERS:
+    short = _count(_LATIN, sample) < _LONG_LETTERS
+    if short:
         # Few trigrams: function words weigh as factors, and the neighbours without rules must win clearly.
+        marked = {language for language, sign in _MARKS.items() if sign.search(sample.lower())}
         scores = {
             language: score
-            * math.exp(_WORD_FACTOR * hits.get(language, 0.0))
+            * math.exp(_WORD_FACTOR * (hits.get(language, 0.0) + (language in marked)))
             * (1.0 if language in SUPPORTED else _RARE)
             for language, score in scores.items()
         }
     total = sum(scores.values())
     best = max(scores, key=lambda language: scores[language])
-    if total <= 0 or scores[best] / total < _SURE:
+    if total <= 0 or scores[best] / total < (_SURE_OF_SHORT if short else _SURE):
         return None
     return _NORWEGIAN.get(best, best)
 
@@ -248,9 +255,33 @@ def _identify_cjk(sample: str) -> str | None:
     kana, han = _count(_KANA, sample), _count(_HAN, sample)
     if kana * 12 >= han and (kana >= 2 or _count(_PARTICLE, sample)):
         return "ja"
-    japanese = sum(char in _JAPANESE_FORMS for char in sample)
-    chinese = sum(char in _CHINESE_FORMS for char in sample)
+    signs = [_wrote(char) for char in sample if _HAN.match(char)]
+    japanese, chinese = signs.count("ja"), signs.count("zh")
+    if japanese == chinese:
+        return "zh" if han >= _LONG_HAN else None  # "肺炎" is both
     return "ja" if japanese > chinese else "zh"
+
+
+def _is_chinese(char: str) -> bool:
+    return _HAN.match(char) is not None and _wrote(char) == "zh"
+
+
+@lru_cache(4096)
+def _wrote(char: str) -> str | None:
+    """Return the language that alone writes a Han character in this form, by what its national standards hold."""
+    if char in _CHINESE_FORMS:
+        return "zh"
+    japanese = _in_standard(char, "shift_jis")
+    chinese = _in_standard(char, "gb2312") or _in_standard(char, "big5")
+    return None if japanese == chinese else "ja" if japanese else "zh"
+
+
+def _in_standard(char: str, name: str) -> bool:
+    try:
+        char.encode(name)
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _latin_scores(sample: str) -> dict[str, float]:

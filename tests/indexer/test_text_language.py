@@ -100,6 +100,50 @@ def test_japanese_without_kana_is_not_chinese() -> None:
     assert identify("７０歳男性　主訴　胸部圧迫感　検査　心電図異常") == "ja"
 
 
+@pytest.mark.parametrize(
+    ("text", "language"),
+    [
+        ("急性腎障害", None),
+        ("心房細動", None),
+        ("僧帽弁閉鎖不全症", None),
+        ("心力衰竭", None),
+        ("慢性腎臓病", "ja"),
+        ("検査所見", "ja"),
+        ("高血压", None),
+        ("高血压病史", "zh"),
+        ("氣喘與過敏病史", "zh"),
+        ("血液檢驗報告", "zh"),
+        ("血压无异常", "zh"),
+    ],
+)
+def test_han_alone_is_chinese_or_japanese_only_where_a_character_tells(text, language):
+    assert identify(text) == language
+
+
+def test_much_chinese_without_such_a_character_is_chinese():
+    assert identify("患者胸痛伴出汗三日入院，既往有糖尿病和高脂血症") == "zh"
+
+
+@pytest.mark.parametrize(
+    ("text", "language"),
+    [
+        ("cetoacidose diabética", "pt"),
+        ("trombocitopenia", "es"),
+        ("Mitralinsuffizienz", "de"),
+        ("coloscopie", "fr"),
+    ],
+)
+def test_a_term_is_not_taken_for_another_languages(text, language):
+    assert identify(text) in (language, None)
+
+
+@pytest.mark.parametrize(
+    ("text", "language"), [("¿Se descartó la fibrosis quística?", "es"), ("¿Por qué se retiró el adalimumab?", "es")]
+)
+def test_a_sign_that_one_language_has_to_itself_tells_it(text, language):
+    assert identify(text) == language
+
+
 def test_latin_abbreviations_do_not_hide_chinese() -> None:
     assert identify("CT：双肺结节，WBC 12.3×10^9/L，PLT 230，CRP升高，考虑感染") == "zh"
 
