@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from indexer.encoders.encoder import Encoder
-from indexer.errors import ClinragError, DamagedError, EncoderMismatchError, ErasurePendingError
+from indexer.errors import ArgumentError, ClinragError, DamagedError, EncoderMismatchError, ErasurePendingError
 from indexer.records import EncoderSpec
 from indexer.spaces import DERIVED_LOCK, LOCK, TRUTH, Spaces
 from indexer.store import mirror, truth
@@ -41,6 +41,11 @@ LOCK_TIMEOUT_S = 30.0
 _WHAT = "the vectors beside collection {!r}"
 
 
+def discarded() -> ArgumentError:
+    """Return what is to be told who works on a space beside that somebody else has removed."""
+    return ArgumentError("collection", "has lost the vectors beside it: they were discarded meanwhile")
+
+
 def facts_of(folder: Path) -> dict[str, str]:
     """Return what a space says of itself; empty for one whose making was cut short."""
     if not (folder / TRUTH).stat().st_size:
@@ -63,21 +68,34 @@ class Follower:
     """
 
     def __init__(
-        self, name: str, live: Path, folder: Path, encoder: Callable[[], Encoder], cipher: RowCipher | None = None
+        self,
+        name: str,
+        live: Path,
+        folder: Path,
+        encoder: Callable[[], Encoder],
+        cipher: RowCipher | None,
+        check_live: Callable[[], None],
     ) -> None:
         """Follow the truth of the folder ``live``; the encoder is asked for when there is something to embed.
 
-        ``cipher`` is how both truths are sealed.
+        ``cipher`` is how both truths are sealed; ``check_live`` raises where that truth is not the live one any more.
 
         Raises:
             DamagedError: the space beside was not made to its end.
+            ArgumentError: it is not there any more; every other call says so too.
         """
-        facts = facts_of(folder)
+        try:
+            self._inode = (folder / TRUTH).stat().st_ino
+            facts = facts_of(folder)
+        except FileNotFoundError as exc:
+            check_live()
+            raise discarded() from exc
         if "spec" not in facts:
             raise DamagedError("the vectors made beside are not whole; run 'clinrag collections discard', then again")
         self.spec: EncoderSpec = truth.spec_of(facts["spec"])
         self.encoder_name = facts["encoder_name"]
         self._name = name
+        self._check_live = check_live
         self._folder = folder
         self._load = encoder
         self._source = open_engine(live / TRUTH)
@@ -194,8 +212,19 @@ class Follower:
             mirror.add_versions(target, [cut for cut in cuts if cut.source.version_id in wanted], vectors)
             failpoint("reencode.written")
 
-    def _locked(self) -> AbstractContextManager[None]:
-        return exclusive(self._folder / LOCK, _WHAT.format(self._name), LOCK_TIMEOUT_S)
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(exclusive(self._folder / LOCK, _WHAT.format(self._name), LOCK_TIMEOUT_S))
+                there = (self._folder / TRUTH).stat().st_ino == self._inode
+            except FileNotFoundError:
+                there = False
+            # What a truth holds that is not live any more may be deleted or erased by now: nothing is copied from it.
+            self._check_live()
+            if not there:
+                raise discarded()
+            yield
 
 
 def forget_beside(name: str, spaces: Spaces, live: Engine, deadline: float) -> None:

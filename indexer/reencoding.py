@@ -15,8 +15,8 @@ from typing import Literal
 
 from indexer.collection import ENCRYPTION, Collection
 from indexer.encoders.encoder import Encoder
-from indexer.errors import ArgumentError
-from indexer.follower import Follower, OnProgress, facts_of
+from indexer.errors import ArgumentError, CollectionNotFoundError
+from indexer.follower import Follower, OnProgress, discarded, facts_of
 from indexer.store.failpoints import failpoint
 from indexer.store.truth import spec_of
 
@@ -76,13 +76,17 @@ def completed(
     """Bring what lies beside to where the live vectors are, and open it to be searched (not written to).
 
     Raises:
-        ArgumentError: nothing lies beside.
+        ArgumentError: nothing lies beside, or it was discarded meanwhile.
     """
     folder = _folder_beside(collection)
     _complete(collection, folder, encoder, on_progress)
     with Collection(folder, collection.name, collection.spaces.root, collection.keyrings) as opened:
         opened.publish()
-        yield opened
+        try:
+            yield opened
+        except CollectionNotFoundError as exc:
+            collection.check_present()
+            raise discarded() from exc
 
 
 def cutover(
@@ -183,7 +187,8 @@ def _space_for(collection: Collection, encoder_name: str, encoder: Encoder) -> P
 
 
 def _follower(collection: Collection, folder: Path, encoder: Callable[[], Encoder]) -> Follower:
-    return Follower(collection.name, collection.path.parent, folder, encoder, collection.cipher)
+    live = collection.path.parent
+    return Follower(collection.name, live, folder, encoder, collection.cipher, collection.check_present)
 
 
 def _folder_beside(collection: Collection) -> Path:

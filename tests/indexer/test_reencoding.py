@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import re
-from contextlib import contextmanager
+import sqlite3
+from contextlib import closing, contextmanager
 
 import numpy as np
 import pytest
 
 from indexer.build import index_notes
 from indexer.erasure import NothingWaits
-from indexer.errors import ArgumentError, DamagedError, EncoderMismatchError, ErasurePendingError
+from indexer.errors import (
+    ArgumentError,
+    CollectionNotFoundError,
+    DamagedError,
+    EncoderMismatchError,
+    ErasurePendingError,
+    WriterBusyError,
+)
 from indexer.library import Library
 from indexer.records import EncoderSpec, Scope
 from indexer.reencoding import beside, completed, cutover, discard, reencode, rollback
+from indexer.repair import repair
 from indexer.store.failpoints import install
 from tests.indexer.made_collections import LetterEncoder, note
 
@@ -229,6 +238,62 @@ def test_discarded_vectors_leave_no_file(library, ward, tmp_path):
     assert library.names() == ["ward"]
     library.delete("ward")
     assert library.names() == []
+
+
+class MetEncoder(WordEncoder):
+    """Something else is done while it embeds."""
+
+    def __init__(self, meanwhile):
+        super().__init__()
+        self._meanwhile = [meanwhile]
+
+    def encode_passages(self, texts):
+        while self._meanwhile:
+            self._meanwhile.pop()()
+        return super().encode_passages(texts)
+
+
+def test_who_fills_or_searches_vectors_that_are_discarded_is_told(library, ward):
+    with library.open("ward") as other:
+        with pytest.raises(ArgumentError, match="were discarded meanwhile"):
+            reencode(ward, "words", MetEncoder(lambda: discard(other)))
+        assert beside(ward) is None
+        reencode(ward, "words", WordEncoder())
+        with pytest.raises(ArgumentError, match="were discarded meanwhile"), completed(ward, WordEncoder) as made:
+            discard(other)
+            made.view()
+    assert (beside(ward), ward.verify()) == (None, [])
+
+
+def test_who_fills_vectors_of_a_collection_that_is_deleted_is_told(library, ward):
+    with pytest.raises(CollectionNotFoundError, match="'ward' was deleted"):
+        reencode(ward, "words", MetEncoder(lambda: library.delete("ward")))
+    assert library.names() == []
+
+
+@pytest.mark.parametrize("away", ["repair", "cutover"])
+def test_nothing_is_copied_from_a_truth_that_is_not_live_any_more(library, ward, tmp_path, away):
+    """It holds what is deleted and erased from the live one by then."""
+    index_notes(ward, LetterEncoder(), [note("rare", ERASED)])
+
+    def meanwhile():
+        if away == "repair":
+            with closing(sqlite3.connect(ward.path, isolation_level=None)) as connection:
+                connection.execute("DELETE FROM vectors WHERE key = 1")
+            assert repair(library, "ward", lambda name: LetterEncoder()).embedded == 1
+        else:
+            with library.open("ward") as other:
+                cutover(other, WordEncoder)
+        with library.open("ward") as other:
+            library.erase(other, "notes", ["rare"]) if away == "repair" else other.delete_notes(["rare"])
+
+    with pytest.raises(WriterBusyError if away == "repair" else EncoderMismatchError, match="do the same again"):
+        reencode(ward, "words", MetEncoder(meanwhile), batch_notes=1000)
+    if away == "repair":
+        assert [path for path in tmp_path.rglob("*") if path.is_file() and b"Zuclopenthixol" in path.read_bytes()] == []
+    with library.open("ward") as again:
+        assert again.verify() == []
+        assert "rare" not in {one.note_id for one in again.list_notes()}
 
 
 def test_one_change_of_encoder_at_a_time(ward):
