@@ -22,19 +22,7 @@ from rag.training.heldout import (
 )
 from rag.training.pairs import LANGUAGES, SOURCES, build
 from rag.training.written import written_questions, written_terms
-from tests.rag.made_training import data_folder, sentence, write_rows
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return data_folder(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
-def pairs(data, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("pairs")
-    build(data, folder)
-    return folder
+from tests.rag.made_training import sentence, write_rows
 
 
 def rows_of(pairs: Path, kind: str) -> list[dict]:

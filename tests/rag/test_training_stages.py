@@ -16,27 +16,9 @@ from indexer.errors import ArgumentError
 from rag.training.devscore import difference, score_rows
 from rag.training.heldout import is_held_out_concept
 from rag.training.mlm import MARKS, Masker, packed_rows, pretrain
-from rag.training.pairs import build
 from rag.training.recipe import MlmSettings
 from rag.training.student import Student
-from tests.rag.made_training import WORDS, data_folder, unigram_model
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return data_folder(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
-def pairs(data, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("pairs")
-    build(data, folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory) -> Path:
-    return unigram_model(tmp_path_factory.mktemp("model"))
+from tests.rag.made_training import WORDS, unigram_model
 
 
 @pytest.fixture(scope="module")
