@@ -178,7 +178,7 @@ def _aligned(task: Task, files: Sequence[Path]) -> list[JudgedSet]:
     sets = []
     for direction in task.sets:
         full = [
-            row for row in rows if all(str(row.get(c, "")).strip() for c in (*direction.queries, *direction.corpus))
+            row for row in rows if all(str(row.get(c) or "").strip() for c in (*direction.queries, *direction.corpus))
         ]
         queries = [Text(f"{row['id']}#{c}", str(row[c]), c) for row in full for c in direction.queries]
         passages: dict[tuple[str, str], Text] = {}
