@@ -45,7 +45,7 @@ def _run(arguments: argparse.Namespace, folder: Path) -> int:
     if arguments.damages:
         damaged = damage.run(folder, arguments.damages, arguments.seed)
         answer["damage"] = damaged.as_json()
-        faults += len(damaged.served) + len(damaged.unclear)
+        faults += len(damaged.served) + len(damaged.unclear) + len(damaged.unnamed)
     if arguments.deletions:
         if shim.loaded() is None:
             answer["deletions"] = "skipped: there is no C compiler"

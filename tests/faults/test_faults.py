@@ -59,6 +59,7 @@ def test_damaged_files_are_never_served(tmp_path):
     assert report["damages"] == 100
     assert report["served"] == 0, report["examples"]
     assert report["unclear"] == 0, report["examples"]
+    assert report["unnamed"] == 0, report["examples"]
     assert report["outcomes"]["mended"] > 0
     assert report["outcomes"]["refused"] > 0
 
