@@ -23,7 +23,7 @@ from indexer.encryption import Keyrings
 from indexer.errors import CollectionNotFoundError, DamagedError, EncoderMismatchError, WriterBusyError
 from indexer.library import Library
 from indexer.records import Note, Status
-from indexer.spaces import DAMAGED, LOCK, REPAIRING, TRUTH, Spaces
+from indexer.spaces import DAMAGED, DERIVED_LOCK, LOCK, REPAIRING, TRUTH, Spaces
 from indexer.store import salvage, truth
 from indexer.store import schema as t
 from indexer.store.embedded import Vectors
@@ -32,6 +32,7 @@ from indexer.store.failpoints import failpoint
 from indexer.store.folders import bytes_of, sync_folder
 from indexer.store.lock import exclusive
 from indexer.store.packing import empty_log
+from indexer.store.replica import REBUILD_TIMEOUT_S
 from indexer.store.salvage import Quarantined, Rebuilder, Row
 from indexer.store.snapshots import DERIVED
 from indexer.store.sqlite import Engine, create_file, open_engine, read_transaction, replacing, write_transaction
@@ -151,17 +152,19 @@ def _put_in_place(path: Path, made: Path) -> Path:
 
     1. The old log goes into the old file, once nobody reads a state that needs it: a crash behind step 3 then finds a
        file without log. One that is too damaged for that is of no use to anybody.
-    2. What is derived, and the witness, go: they belong to the old log of changes.
+    2. What is derived, and the witness, go: they belong to the old log of changes. Nobody writes derived files until
+       the new one is in place; who has the old one open does not write any from then on.
     3. The old log's files go: beside the new database they would be taken for its own.
     4. The new file takes the name in one step. Between 3 and 4 nobody opens the collection: who did would make a log
        for the old file, and whoever came next would take that for the new one's.
 
     Raises:
-        WriterBusyError: somebody read such a state for seconds; nothing was changed.
+        WriterBusyError: somebody read such a state, or wrote derived files, for seconds; nothing was changed.
     """
     folder = path.parent
     kept = folder / f"{DAMAGED}{iso(now_us()).replace(':', '')}.sqlite"
-    with _log_emptied(path, made):
+    no_snapshot = exclusive(folder / DERIVED_LOCK, "a snapshot of the collection", REBUILD_TIMEOUT_S)
+    with no_snapshot, _log_emptied(path, made):
         kept.hardlink_to(path)
         shutil.rmtree(folder / DERIVED, ignore_errors=True)
         (folder / WITNESS).unlink(missing_ok=True)

@@ -18,9 +18,9 @@ from indexer.errors import DamagedError
 from indexer.store.failpoints import failpoint
 from indexer.store.folders import remove_folder, sync_folder
 from indexer.store.snapshots import DERIVED
+from indexer.store.snapshots import TRUTH as TRUTH  # named here for whoever works with spaces
 from indexer.store.witness import FILE as WITNESS
 
-TRUTH = "truth.sqlite"
 LOCK = "writer.lock"
 DERIVED_LOCK = "derived.lock"
 LIVE = "live"

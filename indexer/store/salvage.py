@@ -396,10 +396,6 @@ class Rebuilder:
         for note in notes:
             if note["deleted"] and not before[note["id"]]:
                 log.add(truth.DELETE, note["id"], note["current"], None)
-        if self.found.recut:
-            # Chunks have other rows now. Nothing that was derived before may be used, nor what somebody who has the old
-            # file open is just writing down: as behind an erasure.
-            log.add(truth.ERASE, _NOBODY, 0, None)
         log.write()
 
 

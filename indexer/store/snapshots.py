@@ -52,6 +52,8 @@ FORMAT = 3
 
 MANIFEST = "MANIFEST.json"
 DERIVED = "derived"
+TRUTH = "truth.sqlite"
+"""The truth that generations are derived from lies beside their folder."""
 
 _NAME = re.compile(r"\d{12}\Z")
 _ASIDE = ".new-"
@@ -185,6 +187,7 @@ class Snapshots:
         """Keep generations under ``folder``, sealed with ``cipher`` where there is one."""
         self.folder = folder
         self._cipher = cipher
+        self._truth = _number(folder.parent / TRUTH)
         self.discarded = 0
 
     def newest(self, seq: int, fits: Callable[[Origin], bool]) -> Generation | None:
@@ -270,7 +273,14 @@ class Snapshots:
         """Write a generation, make it durable and visible at once, and remove the older ones.
 
         Every file is written by its callable. Called by one process at a time.
+
+        Raises:
+            DamagedError: a repair put another truth in the place of the one that they come from; nothing was written.
         """
+        if _number(self.folder.parent / TRUTH) != self._truth:
+            raise DamagedError(
+                "no derived files are written: the collection was repaired since it was opened here; open it again"
+            )
         self.folder.mkdir(mode=0o700, exist_ok=True)
         self.sweep()
         aside = self.folder / f"{_ASIDE}{uuid.uuid4().hex}"
@@ -324,6 +334,13 @@ def _sealing(cipher: FileCipher, write: Callable[[IO[bytes]], object], bound_to:
         stream.write(cipher.sealed(content.getvalue(), bound_to))
 
     return sealed
+
+
+def _number(path: Path) -> int | None:
+    """Return the number of a file, which no other one has for as long as somebody has it open."""
+    with suppress(FileNotFoundError):
+        return path.stat().st_ino
+    return None
 
 
 def _damaged(file: str) -> str:

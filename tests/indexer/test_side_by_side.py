@@ -8,12 +8,19 @@ from contextlib import closing
 import pytest
 
 from indexer.build import index_notes
-from indexer.errors import ClinragError, EncoderMismatchError, ErasurePendingError, NoteNotFoundError, WriterBusyError
+from indexer.errors import (
+    ClinragError,
+    DamagedError,
+    EncoderMismatchError,
+    ErasurePendingError,
+    NoteNotFoundError,
+    WriterBusyError,
+)
 from indexer.library import Library
 from indexer.reencoding import cutover, discard, reencode, rollback
 from indexer.repair import repair
 from indexer.store import failpoints, sqlite
-from tests.indexer.made_collections import SPEC, LetterEncoder, note, shown
+from tests.indexer.made_collections import SPEC, LetterEncoder, note, shown, vector
 from tests.indexer.test_reencoding import WordEncoder
 
 RARE = "Zuclopenthixol decanoate was given to this patient."
@@ -151,15 +158,37 @@ def test_who_has_a_repaired_collection_open_is_told_so_and_can_do_the_same_again
         assert again.delete_notes(["a"]).deleted == ("a",)
 
 
-def test_what_is_derived_from_a_collection_as_it_was_before_a_repair_is_not_used(library, ward):
-    """A process that has the old file open may write down its chunks, which have other rows by now."""
+def test_who_has_a_repaired_collection_open_writes_no_derived_files_of_what_it_was(library, ward):
+    """Chunks have other rows by then, and what was erased behind the repair would be on the disk again."""
     ward.publish()
     before = shown(ward)
+    ward.view().search_terms("pain", 3)
+    ward.view().search_vectors(vector("pain"), 3)
     repaired(library, "UPDATE chunks SET section = 'elsewhere' WHERE row = 2")
-    ward.publish()
+    with pytest.raises(DamagedError, match="was repaired since"):
+        ward.publish()
     with library.open("ward") as again:
         assert shown(again) == before
         assert again.verify() == []
+        library.erase(again, "patient", ["p"])
+        with pytest.raises(DamagedError, match="was repaired since"):
+            ward.publish()
+    assert left(library) == []
+
+
+def test_a_repair_waits_for_who_writes_derived_files(library, ward, monkeypatch):
+    monkeypatch.setattr("indexer.repair.REBUILD_TIMEOUT_S", 0.0)
+    refused = []
+
+    def meanwhile():
+        with pytest.raises(WriterBusyError, match="snapshot of the collection"):
+            repaired(library)
+        refused.append(1)
+
+    at("publish.files", meanwhile)
+    ward.publish()
+    assert refused
+    assert repair(library, "ward", lambda name: LetterEncoder()).embedded == 1
 
 
 # --- erasures and changes of the encoder
