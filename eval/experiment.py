@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from eval.judged import JudgedSet, Run
 from eval.metrics import MEASURES, evaluate, language_shares, ranked
@@ -26,6 +27,7 @@ from indexer.errors import ArgumentError, SourceError
 from indexer.times import iso, now_us
 
 DEPTH = 100
+RESULTS = "results.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +97,7 @@ def run_suite(
         "parity": [asdict(one) for one in parities],
     }
     out.mkdir(parents=True, exist_ok=True)
-    (out / "results.json").write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    (out / RESULTS).write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return rows, parities
 
 
@@ -186,13 +188,32 @@ def _answers(path: Path) -> dict[str, frozenset[str]]:
 
 
 def _check_one_data(folder: Path, other: Path, tasks: set[str]) -> None:
-    records = [path / "results.json" for path in (folder, other)]
-    if not all(record.is_file() for record in records):
+    if not all((path / RESULTS).is_file() for path in (folder, other)):
         return
-    hashes = [json.loads(record.read_text(encoding="utf-8"))["data_sha256"] for record in records]
+    hashes = [load_results(path)["data_sha256"] for path in (folder, other)]
     for task in sorted(tasks):
         if len({found[task] for found in hashes if task in found}) > 1:
             raise SourceError(f"{task}: {folder.name} and {other.name} were measured on other data; run one again")
+
+
+def load_results(folder: Path) -> dict[str, Any]:
+    """Return what ``results.json`` of a run's folder holds.
+
+    Raises:
+        SourceError: the folder holds no finished run.
+    """
+    path = folder / RESULTS
+    try:
+        loaded = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise SourceError(
+            f"{folder.name} holds no {path.name}: the run did not end, or this is no run's folder"
+        ) from None
+    except ValueError as error:
+        raise SourceError(f"{folder.name}/{path.name} is not whole: the run did not end; run it again") from error
+    if not isinstance(loaded, dict):
+        raise SourceError(f"{folder.name}/{path.name} is no run's; name the folder that a run left")
+    return loaded
 
 
 def read_values(folder: Path, system: str) -> dict[str, tuple[str, dict[str, float]]]:

@@ -4,26 +4,13 @@ from __future__ import annotations
 
 import base64
 import html
-import json
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from indexer.errors import MissingExtraError, SourceError
-
-
-def load_results(folder: Path) -> dict[str, Any]:
-    """Return what ``results.json`` of a run's folder holds.
-
-    Raises:
-        SourceError: the folder holds no finished run.
-    """
-    path = folder / "results.json"
-    if not path.is_file():
-        raise SourceError(f"{folder.name} holds no results.json: the run did not end, or this is no run's folder")
-    loaded: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return loaded
+from eval.experiment import load_results
+from indexer.errors import MissingExtraError
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:

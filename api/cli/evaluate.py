@@ -11,10 +11,10 @@ from pathlib import Path
 import click
 
 from api.cli.context import CliContext, pass_context
-from api.cli.options import json_option
+from api.cli.options import NAMED, Place, json_option
 
 _DEFAULT_SYSTEMS = "bm25,{0},hybrid:{0},search:{0},search:{0}+any"
-_FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
+_FOLDER = Place(exists=True, file_okay=False)
 
 
 @click.group("eval")
@@ -24,9 +24,11 @@ def evaluate() -> None:
 
 @evaluate.command("run")
 @click.argument("suite")
-@click.option("--systems", help="Comma separated: bm25, ENCODER, ENCODER+mean, hybrid:ENCODER, search:ENCODER[+any].")
+@click.option(
+    "--systems", type=NAMED, help="Comma separated: bm25, ENCODER, ENCODER+mean, hybrid:ENCODER, search:ENCODER[+any]."
+)
 @click.option("--data", type=_FOLDER, help="The folder of the public sets [CLINRAG_DATA].")
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Where files go [runs/SUITE].")
+@click.option("--out", type=Place(file_okay=False), help="Where files go [runs/SUITE].")
 @click.option("--max-tokens", type=click.IntRange(8, 8192), default=256, show_default=True, help="Texts are cut there.")
 @click.option("--queries", type=click.IntRange(min=1), help="Ask at most so many queries of each set, evenly drawn.")
 @json_option
@@ -84,7 +86,8 @@ def run(
 @click.argument("folder", type=_FOLDER)
 def report(folder: Path) -> None:
     """Write report.html, heatmap.png and bars.png beside a run's results; print how fair to languages systems are."""
-    from eval.report import load_results, parity_table, write_report
+    from eval.experiment import load_results
+    from eval.report import parity_table, write_report
 
     page = write_report(folder)
     equality = load_results(folder).get("parity", [])

@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from api.evaluation import build_systems
-from eval.experiment import compare, read_run, run_suite, write_run
+from eval.experiment import compare, load_results, read_run, run_suite, write_run
 from eval.judged import JudgedSet, Text
 from eval.metrics import evaluate, language_shares, ranked
-from eval.report import load_results, table, write_report
+from eval.report import table, write_report
 from eval.seeds import compare_seeds, seeds_table
 from eval.spans import load_span_questions
 from eval.statistics import bootstrap, holm, paired_bootstrap, welch
@@ -252,6 +252,13 @@ def test_values_that_a_cut_off_run_left_half_written_are_told_as_such(tmp_path: 
             compare(tmp_path, "x", "x")
     path.write_text(whole.replace("q1", "q\u2028 1"), encoding="utf-8")
     assert compare(tmp_path, "x", "x")[0].difference.n == 2
+
+
+def test_results_that_a_cut_off_run_left_half_written_are_told_as_such(tmp_path: Path):
+    for half in ("", '{"rows": [', "[]"):
+        (tmp_path / "results.json").write_text(half, encoding="utf-8")
+        with pytest.raises(SourceError, match=r"results\.json is no"):
+            write_report(tmp_path)
 
 
 def test_a_judged_question_may_hold_any_line_separator(tmp_path: Path):
