@@ -6,7 +6,7 @@ import base64
 import binascii
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -36,33 +36,31 @@ class State:
     answers: threading.BoundedSemaphore
     warm: threading.Event = field(default_factory=threading.Event)
 
-    @contextmanager
-    def posting(self) -> Iterator[None]:
+    def posting(self) -> AbstractContextManager[None]:
         """Hold one of the places for calls that wait for the writer: a thread each, and searches need threads too.
 
         Raises:
             QueueFullError: all are taken.
         """
-        if not self.posts.acquire(blocking=False):
-            raise QueueFullError('too many notes are coming in at once; try again later, or post with "wait": false')
-        try:
-            yield
-        finally:
-            self.posts.release()
+        return _place(self.posts, 'too many notes are coming in at once; try again later, or post with "wait": false')
 
-    @contextmanager
-    def writing_model(self) -> Iterator[None]:
+    def writing_model(self) -> AbstractContextManager[None]:
         """Hold one of the places for answers of a language model, which may take minutes of a thread.
 
         Raises:
             QueueFullError: all are taken.
         """
-        if not self.answers.acquire(blocking=False):
-            raise QueueFullError("the language model is asked too much at once; try again later")
-        try:
-            yield
-        finally:
-            self.answers.release()
+        return _place(self.answers, "the language model is asked too much at once; try again later")
+
+
+@contextmanager
+def _place(places: threading.BoundedSemaphore, refusal: str) -> Iterator[None]:
+    if not places.acquire(blocking=False):
+        raise QueueFullError(refusal)
+    try:
+        yield
+    finally:
+        places.release()
 
 
 async def _state(request: Request) -> State:
