@@ -54,21 +54,25 @@ class _Within:
             return self._state.living(np.arange(len(self._rows), len(self._state.ids)))
         return self._at[np.searchsorted(self._at, len(self._rows)) :]
 
+    @property
+    def n_near(self) -> int:
+        """How many are on the device."""
+        return self.n - len(self.late)
+
     @cached_property
     def chosen(self) -> torch.Tensor | None:
-        """Those on the device, ``(m,)``, where they are few: then these rows are gathered."""
-        n_near = self.n - len(self.late)
-        if self._at is None or 8 * n_near >= len(self._rows):
+        """Those on the device, ``(m,)``, where they are few: alone, these rows are gathered."""
+        if self._at is None or 8 * self.n_near >= len(self._rows):
             return None
-        return torch.from_numpy(np.array(self._at[:n_near])).to(self._rows.device)
+        return torch.from_numpy(np.array(self._at[: self.n_near])).to(self._rows.device)
 
     @cached_property
     def hidden(self) -> torch.Tensor | None:
-        """False at those on the device, ``(n,)``, where they are many: then the rest is masked."""
-        if self._at is not None and self.chosen is None:
+        """False at those on the device, ``(n,)``; ``None`` where that is everywhere."""
+        if self._at is not None:
             hidden = np.ones(len(self._rows), np.bool_)
-            hidden[self._at[: self.n - len(self.late)]] = False
-        elif self._at is None and self._state.n_dead:
+            hidden[self._at[: self.n_near]] = False
+        elif self._state.n_dead:
             hidden = np.zeros(len(self._rows), np.bool_)
             alive = self._state.alive[: len(hidden)]
             hidden[: len(alive)] = ~alive
@@ -173,17 +177,20 @@ class TorchScan:
     def search(self, query: Scores, k: int, allowed: Ids | None = None) -> tuple[Ids, Scores]:
         """Return the k best ids and scores."""
         now = self._now
-        return self._searched(now, [checked_query(query, k, self.dim)], k, now.within(allowed))[0]
+        return self._searched(now, [checked_query(query, k, self.dim)], k, [now.within(allowed)])[0][0]
 
     def search_pools(self, query: Scores, k: int, pools: Sequence[Ids]) -> list[tuple[Ids, Scores]]:
-        """Return for each pool (sorted ids) what `search` finds in it. What was passed must not be changed."""
+        """Return for each pool (sorted ids) what `search` finds in it, in one pass over the rows.
+
+        What was passed must not be changed.
+        """
         now, checked = self._now, [checked_query(query, k, self.dim)]
-        return [self._searched(now, checked, k, within)[0] for within in now.pools(pools)]
+        return [found[0] for found in self._searched(now, checked, k, now.pools(pools))]
 
     def search_many(self, queries: Scores, k: int, allowed: Ids | None = None) -> list[tuple[Ids, Scores]]:
         """Return the k best ids and scores of each of ``(q, dim)`` queries, in one pass over the rows."""
         now, checked = self._now, [checked_query(query, k, self.dim) for query in queries]
-        return self._searched(now, checked, k, now.within(allowed)) if checked else []
+        return self._searched(now, checked, k, [now.within(allowed)])[0] if checked else []
 
     def scores(self, query: Scores, ids: Ids) -> Scores:
         """Return the exact score of each id. Raises ``KeyError`` for an id that is not there."""
@@ -200,36 +207,48 @@ class TorchScan:
     def _torch_dtype(self) -> torch.dtype:
         return {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}[self._dtype]
 
-    def _searched(self, now: _Resident, queries: Sequence[Scores], k: int, within: _Within) -> list[tuple[Ids, Scores]]:
-        """Return the k best for each query; the host alone scans where rows are few, or where the device fails."""
-        few = within.n <= 2 * (k + _ROUNDING[self._dtype][1])
-        if not few and len(within.late) < within.n and now.longest < _OVERFLOWS:
+    def _searched(
+        self, now: _Resident, queries: Sequence[Scores], k: int, places: Sequence[_Within]
+    ) -> list[list[tuple[Ids, Scores]]]:
+        """Return the k best in each place for each query; where rows are few or the device fails, the host scans."""
+        few = 2 * (k + _ROUNDING[self._dtype][1])
+        large = [number for number, one in enumerate(places) if one.n > few and one.n_near]
+        found: dict[int, list[tuple[Ids, Scores]]] = {}
+        if large and now.longest < _OVERFLOWS:
             try:
-                return self._by_device(now, queries, k, within)
+                found = dict(zip(large, self._by_device(now, queries, k, [places[at] for at in large]), strict=True))
             except RuntimeError as error:  # Others took its memory since, or it is lost.
                 _warn_once(f"{self._device} cannot search ({reason_of(error)}); searching on the CPU")
-        return [_ranked(now.state, within.at, query, k) for query in queries]
+        return [
+            found[number] if number in found else [_ranked(now.state, one.at, query, k) for query in queries]
+            for number, one in enumerate(places)
+        ]
 
     def _by_device(
-        self, now: _Resident, queries: Sequence[Scores], k: int, within: _Within
-    ) -> list[tuple[Ids, Scores]]:
+        self, now: _Resident, queries: Sequence[Scores], k: int, places: Sequence[_Within]
+    ) -> list[list[tuple[Ids, Scores]]]:
         lengths = [float(np.linalg.norm(query.astype(np.float64))) or 1.0 for query in queries]
         # A unit query cannot overflow a half; the rough scores are scaled back.
         units = np.stack([query / length for query, length in zip(queries, lengths, strict=True)]).astype(np.float32)
         on_device = torch.from_numpy(units).to(now.rows.device, self._torch_dtype)
         rounding, spare = _ROUNDING[self._dtype]
         off = (rounding + _SUM * self.dim) * now.longest + _SMALLEST
-        found = []
-        for number, (near, bound) in enumerate(_narrowed(now.rows, on_device, k + spare, within, self._tile_rows)):
+        narrowed = _narrowed(now.rows, on_device, k + spare, places, self._tile_rows)
+
+        def settled(within: _Within, number: int, near: Positions, bound: float) -> tuple[Ids, Scores]:
             ids, scores = _ranked(now.state, np.concatenate([near, within.late]), queries[number], k)
             least = float(scores[-1]) / lengths[number] - off
+            if bound < least:
+                return ids, scores
             # Rows that were left out may reach the k-th place by rounding, or by being equal to what is there: then
             # all that may are looked at.
-            if not bound < least:
-                near = _reaching(now.rows, on_device[number : number + 1], least, within, self._tile_rows)
-                ids, scores = _ranked(now.state, np.concatenate([near, within.late]), queries[number], k)
-            found.append((ids, scores))
-        return found
+            near = _reaching(now.rows, on_device[number : number + 1], least, within, self._tile_rows)
+            return _ranked(now.state, np.concatenate([near, within.late]), queries[number], k)
+
+        return [
+            [settled(within, number, *found) for number, found in enumerate(of_queries)]
+            for within, of_queries in zip(places, narrowed, strict=True)
+        ]
 
     def _upload(self, rows: Rows, otherwise: str) -> None:
         """Write rows behind those on the device; where they do not fit, they and all that follow stay on the host."""
@@ -277,52 +296,80 @@ def _ranked(state: RowState, places: Positions, query: Scores, k: int) -> tuple[
     return best(state.ids[places], scores, k)
 
 
+class _Best:
+    """The best of tile after tile, for each of some queries."""
+
+    def __init__(self, fetch: int) -> None:
+        """Keep so many for each query."""
+        self._fetch = fetch
+        self._values: list[torch.Tensor] = []
+        self._places: list[torch.Tensor] = []
+
+    def take(self, start: int, rough: torch.Tensor) -> None:
+        """Take in the rough scores ``(q, t)`` of a tile that begins at ``start``."""
+        values, where = rough.topk(min(self._fetch, rough.shape[1]))  # (q, f)
+        self._values.append(values)
+        self._places.append(where + start)
+
+    def found(self, n: int, chosen: torch.Tensor | None) -> list[tuple[Positions, float]]:
+        """Return each query's best positions of n, and what no other row's rough score exceeds."""
+        every = torch.cat(self._values, 1)
+        # Of all tiles together: each candidate costs the host a row of the matrix.
+        values, where = every.topk(min(self._fetch, every.shape[1]))
+        at = torch.cat(self._places, 1).gather(1, where)
+        places, scores = (at if chosen is None else chosen[at]).cpu().numpy(), values.float().cpu().numpy()
+        inside = scores > -np.inf
+        bounds = scores[:, -1].tolist() if n > self._fetch else [-np.inf] * len(scores)
+        return [(places[number][inside[number]], bound) for number, bound in enumerate(bounds)]
+
+
 @torch.inference_mode()
 def _narrowed(
-    rows: torch.Tensor, queries: torch.Tensor, fetch: int, within: _Within, tile_rows: int
-) -> list[tuple[Positions, float]]:
-    """Return for each of ``(q, dim)`` queries its best positions, and what no other row's rough score exceeds."""
-    places, values = [], []
-    for start, rough in _tiles(rows, queries, within, tile_rows):
-        top, where = rough.topk(min(fetch, rough.shape[1]))  # (q, f)
-        values.append(top)
-        places.append(where + start)
-    every = torch.cat(values, 1)
-    # Of all tiles together: each candidate costs the host a row of the matrix.
-    top, where = every.topk(min(fetch, every.shape[1]))
-    at = torch.cat(places, 1).gather(1, where)
-    found = (at if within.chosen is None else within.chosen[at]).cpu().numpy()
-    scores = top.float().cpu().numpy()
-    bounds = scores[:, -1] if within.n - len(within.late) > fetch else np.full(len(queries), -np.inf)
-    inside = scores > -np.inf
-    return [(found[n][inside[n]], float(bounds[n])) for n in range(len(queries))]
+    rows: torch.Tensor, queries: torch.Tensor, fetch: int, places: Sequence[_Within], tile_rows: int
+) -> list[list[tuple[Positions, float]]]:
+    """Return for each place and each of ``(q, dim)`` queries what `_Best` finds.
+
+    Where one of the places needs all rows multiplied, the others take their part of that.
+    """
+    kept = [_Best(fetch) for _ in places]
+    if all(one.chosen is not None for one in places):
+        for one, own in zip(places, kept, strict=True):
+            for start, rough in _tiles(rows, queries, one.chosen, tile_rows):
+                own.take(start, rough)
+        return [own.found(one.n_near, one.chosen) for one, own in zip(places, kept, strict=True)]
+    for start, rough in _tiles(rows, queries, None, tile_rows):
+        for one, own in zip(places, kept, strict=True):
+            own.take(start, _masked(rough, one.hidden, start))
+    return [own.found(one.n_near, None) for one, own in zip(places, kept, strict=True)]
 
 
 @torch.inference_mode()
 def _reaching(rows: torch.Tensor, query: torch.Tensor, least: float, within: _Within, tile_rows: int) -> Positions:
     """Return the positions whose rough scores with a ``(1, dim)`` query reach ``least``."""
-    found = [
-        (rough[0].float() >= least).nonzero()[:, 0] + start for start, rough in _tiles(rows, query, within, tile_rows)
-    ]
+    chosen, found = within.chosen, []
+    for start, rough in _tiles(rows, query, chosen, tile_rows):
+        scores = _masked(rough, None if chosen is not None else within.hidden, start)[0].float()
+        found.append((scores >= least).nonzero()[:, 0] + start)
     at = torch.cat(found)
-    places: Positions = (at if within.chosen is None else within.chosen[at]).cpu().numpy()
+    places: Positions = (at if chosen is None else chosen[at]).cpu().numpy()
     return places
 
 
+def _masked(rough: torch.Tensor, hidden: torch.Tensor | None, start: int) -> torch.Tensor:
+    return rough if hidden is None else rough.masked_fill(hidden[start : start + rough.shape[1]], -torch.inf)
+
+
 def _tiles(
-    rows: torch.Tensor, queries: torch.Tensor, within: _Within, tile_rows: int
+    rows: torch.Tensor, queries: torch.Tensor, chosen: torch.Tensor | None, tile_rows: int
 ) -> Iterator[tuple[int, torch.Tensor]]:
-    """Yield the rough scores ``(q, t)`` of tile after tile and where the tile begins; what is masked has -inf."""
-    chosen, hidden = within.chosen, within.hidden
+    """Yield the rough scores ``(q, t)`` of tile after tile of the rows, or of the chosen, and where each begins."""
     n = len(rows) if chosen is None else len(chosen)
     step = max(1, tile_rows // len(queries))
     if chosen is not None:
         step = max(1, min(step, _GATHERED_BYTES // (rows.shape[1] * rows.element_size())))
     for start in range(0, n, step):
         stop = min(start + step, n)
-        tile = rows[start:stop] if chosen is None else rows[chosen[start:stop]]  # (t, dim)
-        rough = queries @ tile.T
-        yield start, rough if hidden is None else rough.masked_fill_(hidden[start:stop], -torch.inf)
+        yield start, queries @ (rows[start:stop] if chosen is None else rows[chosen[start:stop]]).T
 
 
 def free_bytes() -> int | None:

@@ -88,6 +88,21 @@ def test_pools_answer_as_searches_within_them_and_after_deletes():
     assert index.search_pools(query, 6, []) == []
 
 
+def test_pools_share_one_pass_where_one_of_them_needs_it(monkeypatch):
+    passes = []
+    tiles = torch_scan._tiles
+    monkeypatch.setattr(torch_scan, "_tiles", lambda *args: passes.append(args[2]) or tiles(*args))
+    rows = halves(np.random.default_rng(3), 6000)
+    index, oracle = both(rows, tile_rows=1500)
+    large, small = [np.arange(0, 4000), np.arange(4000, 5600)], [np.arange(5600, 6000), np.arange(3, 6000, 17)]
+    for pools, n_passes in ((large + small, 1), (small, 2), ([np.empty(0, np.int64), *large], 1)):
+        passes.clear()
+        found = index.search_pools(rows[4100].astype(np.float32), 6, pools)
+        assert len(passes) == n_passes
+        for (ids, _), pool in zip(found, pools, strict=True):
+            assert ids.tolist() == oracle.search(rows[4100].astype(np.float32), 6, pool)[0].tolist()
+
+
 @pytest.fixture
 def scored(monkeypatch) -> list[int]:
     """Return how many rows were scored exactly, call by call."""
