@@ -32,8 +32,9 @@ from indexer.store.failpoints import failpoint
 from indexer.store.folders import bytes_of, sync_folder
 from indexer.store.lock import exclusive
 from indexer.store.packing import empty_log
+from indexer.store.remaking import Rebuilder
 from indexer.store.replica import REBUILD_TIMEOUT_S
-from indexer.store.salvage import Quarantined, Rebuilder, Row
+from indexer.store.salvage import Quarantined, Row
 from indexer.store.snapshots import DERIVED
 from indexer.store.sqlite import Engine, create_file, open_engine, read_transaction, replacing, write_transaction
 from indexer.store.stored import Prepared
