@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from indexer.text.expansions import form_terms, forms_of, matches
+from indexer.text.language import SUPPORTED
 
 EXPANDED_WEIGHT = 0.4
 """What another form weighs against a word of the query."""
@@ -20,11 +21,12 @@ class Expansion:
 
 
 def expanded(
-    query: str, terms: Mapping[str, float], languages: Sequence[str]
+    query: str, terms: Mapping[str, float], languages: Sequence[str | None]
 ) -> tuple[Mapping[str, float], tuple[Expansion, ...]]:
     """Return the query's terms with those of the other forms of what it names, and which forms these are.
 
-    A form of a language is looked for in passages of that language. Ambiguous abbreviations stay as they are.
+    A form of a language is looked for in passages of that language and, as it is written, in those whose language was
+    not told; with ``None`` among the languages the forms of all are. Ambiguous abbreviations stay as they are.
     """
     found = matches(query)
     if not found:
@@ -34,13 +36,14 @@ def expanded(
     for match in found:
         written = match.text.casefold()
         forms: dict[str, None] = {}
-        for language in languages:
+        for language in SUPPORTED if None in languages else languages:
+            assert language is not None
             for form in forms_of(match.concept, language):
-                own = form_terms(form, language)
+                own, unknown = form_terms(form, language), form_terms(form, language, known=False)
                 if form.casefold() == written or not own:
                     continue
                 forms[form] = None
-                for term in own:
+                for term in (*own, *unknown):
                     if term not in terms:
                         weights[term] = max(weights.get(term, 0.0), EXPANDED_WEIGHT / len(own))
         if forms:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import defaultdict
 from dataclasses import dataclass
 from functools import cache
@@ -12,15 +13,18 @@ from indexer.text.analysis import analyze
 from indexer.text.folding import fold_term
 from indexer.text.language import identify
 from indexer.text.lexemes import is_cyrillic, word_lists
-from indexer.text.spelling import normalized
+from indexer.text.spelling import in_one_script, normalized
 
-_WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
-_UNSPACED = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]")
+_CJK = r"\u3040-\u30ff\u3400-\u9fff"
+_WORD = re.compile(rf"[^\W_{_CJK}]+(?:['’][^\W_{_CJK}]+)*")
+_UNSPACED = re.compile(f"[{_CJK}]")
 _WORD_LIKE = frozenset(
     ["ami", "ape", "app", "cad", "eda", "fans", "ira", "led", "les", "pad", "pas", "sau", "sem", "sep", "tia"]
 )
 """Abbreviations that are words somewhere and in no list of frequent ones: a friend, fans, an aunt."""
 
+_BORROWING = ("ja", "zh")
+_CAPITALS = re.compile(r"[A-Z]\w*[A-Z]")  # An abbreviation has two: HbA1c, eGFR.
 _SHORT = 2  # Abbreviations up to so many letters are taken for words unless they are written in capitals.
 
 
@@ -41,21 +45,31 @@ class Match:
     concept: int
 
 
+@cache
 def forms_of(concept: int, language: str) -> tuple[str, ...]:
-    """Return how a concept is written in a language, the most usual first; nothing for a language without rules."""
-    return _table()[concept].get(language, ())
+    """Return how a concept is written in a language, the most usual first; nothing for a language without rules.
+
+    Chinese and Japanese notes have the abbreviations of English, too.
+    """
+    forms = _table()[concept]
+    own = forms.get(language, ())
+    if language not in _BORROWING:
+        return own
+    return own + tuple(form for form in forms["en"] if _CAPITALS.search(form) and " " not in form and form not in own)
 
 
 @cache
-def form_terms(form: str, language: str) -> tuple[str, ...]:
+def form_terms(form: str, language: str, *, known: bool = True) -> tuple[str, ...]:
     """Return the terms of a form in passages of the language, without the words that tell nothing.
+
+    Without ``known`` in passages whose language was not told: words are not stemmed there.
 
     >>> form_terms("lesión renal aguda", "es")
     ('es:lesion', 'es:renal', 'es:agud')
     """
     idle = _idle(language)
     kept = " ".join(word for word in form.split() if word.isupper() or fold_term(word) not in idle)
-    terms = dict.fromkeys(analyze(kept, language))
+    terms = dict.fromkeys(analyze(kept, language if known else None))
     if _UNSPACED.search(form) and len(terms) > 1:
         # A single character is in half of all passages.
         return tuple(term for term in terms if len(term) > 1)
@@ -65,8 +79,8 @@ def form_terms(form: str, language: str) -> tuple[str, ...]:
 def matches(query: str) -> list[Match]:
     """Return the forms in a query that mean one concept only, longest first, none inside another.
 
-    A form of two concepts is read in the query's language; where that has both, too, it is left alone. Russian words
-    may be inflected.
+    A form of two concepts, or of another one that the table does not hold, is read in the query's language; where that
+    cannot be told or has both, too, it is left alone. Russian words may be inflected.
     """
     words = [(found.group(), found.start(), found.end()) for found in _WORD.finditer(query)]
     keys = _key([word for word, _, _ in words])
@@ -78,8 +92,9 @@ def matches(query: str) -> list[Match]:
             written = [word for word, _, _ in words[first : first + length]]
             _take(_read(written, keys[first : first + length]), query, (start, end), taken, found)
     if _UNSPACED.search(query):
+        in_one = "".join(map(_half_width, in_one_script(query)))
         for form, forms in _unspaced():
-            start = query.find(form)
+            start = in_one.find(form)
             if start >= 0:
                 _take(forms, query, (start, start + len(form)), taken, found)
     return found
@@ -92,17 +107,29 @@ def _take(
     if not forms or any(span[0] < end and start < span[1] for start, end in taken):
         return
     taken.append(span)
-    concepts = {form.concept for form in forms}
-    if len(concepts) > 1:
-        language = identify(query)
-        concepts = {form.concept for form in forms if form.language == language}
+    concepts = _meant(forms, query)
     if len(concepts) == 1:
         found.append(Match(query[span[0] : span[1]], concepts.pop()))
 
 
+def _meant(forms: tuple[Form, ...], query: str) -> set[int]:
+    """Return the concepts that a form means in a query: those of the query's language where there are several."""
+    concepts = {form.concept for form in forms}
+    others = _other_meanings().get(forms[0].text, frozenset())
+    if len(concepts) == 1 and not others:
+        return concepts
+    language = identify(query)
+    if language in others:
+        return set()
+    own = {form.concept for form in forms if form.language == language}
+    # English abbreviations are written everywhere.
+    doubtful = len(concepts) > 1 or "en" in others or any(form.language in others for form in forms)
+    return own if own or doubtful else concepts
+
+
 def _read(words: list[str], key: tuple[str, ...]) -> tuple[Form, ...]:
     """Return the forms that words (with their key) are, as written or, in Russian, by their stems."""
-    written = " ".join(words)
+    written = unicodedata.normalize("NFKC", " ".join(words))
     forms = tuple(form for form in _exact().get(key, ()) if _written_so(form.text, written))
     if forms or not is_cyrillic(written):
         return forms
@@ -121,6 +148,11 @@ def _written_so(form: str, written: str) -> bool:
     return written.casefold() == form.casefold()
 
 
+def _half_width(char: str) -> str:
+    narrow = unicodedata.normalize("NFKC", char)
+    return narrow if len(narrow) == 1 else char
+
+
 def _key(words: list[str]) -> tuple[str, ...]:
     return tuple(fold_term(normalized(word)) for word in words)
 
@@ -128,12 +160,28 @@ def _key(words: list[str]) -> tuple[str, ...]:
 @cache
 def _table() -> tuple[dict[str, tuple[str, ...]], ...]:
     """Return for each concept its forms by language."""
-    text = resources.files("indexer.text").joinpath("data", "expansions.txt").read_text(encoding="utf-8")
-    header, *lines = [line.split("\t") for line in text.splitlines() if line and not line.startswith("#")]
+    header, *lines = [line.split("\t") for line in _lines() if not line.startswith("!")]
     return tuple(
         {language: tuple(form.strip() for form in cell.split(";")) for language, cell in zip(header, line, strict=True)}
         for line in lines
     )
+
+
+@cache
+def _other_meanings() -> dict[str, frozenset[str]]:
+    """Return for abbreviations the languages in which they mean something else, too, that the table does not hold."""
+    found: dict[str, set[str]] = defaultdict(set)
+    for line in _lines():
+        if line.startswith("!"):
+            language, _, abbreviations = line[1:].partition("\t")
+            for abbreviation in abbreviations.split():
+                found[abbreviation].add(language)
+    return {abbreviation: frozenset(languages) for abbreviation, languages in found.items()}
+
+
+def _lines() -> list[str]:
+    text = resources.files("indexer.text").joinpath("data", "expansions.txt").read_text(encoding="utf-8")
+    return [line for line in text.splitlines() if line and not line.startswith("#")]
 
 
 def _every() -> list[Form]:
@@ -175,7 +223,7 @@ def _unspaced() -> tuple[tuple[str, tuple[Form, ...]], ...]:
     found: dict[str, list[Form]] = defaultdict(list)
     for form in _every():
         if _UNSPACED.search(form.text):
-            found[form.text].append(form)
+            found[in_one_script(form.text)].append(form)
     return tuple(sorted(((text, tuple(forms)) for text, forms in found.items()), key=lambda item: -len(item[0])))
 
 

@@ -81,6 +81,67 @@ def test_an_ambiguous_abbreviation_is_left_alone(text):
     assert matches(text) == []
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "ICP",
+        "RR 24, SpO2 91 %",
+        "IQ 85",
+        "ETT placement",
+        "transferred to ITU",
+        "prolonged PR interval",
+        "AP chest film of the patient",
+        "ER positive, HER2 negative",
+        "ASA III",
+        "SARS-CoV-2 PCR was positive in the patient",
+        "PCR de SARS-CoV-2 positiva en el paciente",
+        "Le patient a été discuté en RCP hier",
+        "IRA",
+        "Verlegung des Patienten auf die IMC",
+        "ОАК",
+        "диагноз по МКБ у пациента",
+    ],
+)
+def test_an_abbreviation_that_means_something_else_too_is_left_alone(text):
+    assert not {"RR", "IQ", "ETT", "ITU", "PR", "AP", "ER", "ASA", "PCR", "RCP", "ICP", "IRA", "IMC", "ОАК", "МКБ"} & {
+        match.text for match in matches(text)
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("¿Se hizo ICP al paciente tras el infarto?", "PCI"),
+        ("RR was bij de patiënt niet te meten", "blood pressure"),
+        ("El paciente toma AAS desde hace años", "aspirin"),
+        ("ＣＯＰＤの既往", "COPD"),
+        ("COPD患者的治疗", "COPD"),
+        ("胸部Ｘ線", "chest X-ray"),
+        ("IMC", "BMI"),
+        ("肺ガンの術後", "lung cancer"),
+        ("がん", "cancer"),
+        ("慢性閉塞性肺疾患", "COPD"),
+        ("高血壓", "hypertension"),
+        ("pulmonary hypertension", "Lungenhochdruck"),
+        ("癌胚抗原", "CEA"),
+    ],
+)
+def test_a_form_is_read_in_the_querys_language_and_however_it_is_written(text, meant):
+    assert concept_of(meant) in {match.concept for match in matches(text)}
+
+
+def test_a_part_of_a_longer_term_is_not_read():
+    assert concept_of("hypertension") not in {match.concept for match in matches("pulmonary hypertension")}
+    assert concept_of("cancer") not in {match.concept for match in matches("癌胚抗原")}
+
+
+@pytest.mark.parametrize("language", ["zh", "ja"])
+def test_chinese_and_japanese_notes_have_english_abbreviations(language):
+    assert "COPD" in forms_of(concept_of("COPD"), language)
+    assert "HbA1c" in forms_of(concept_of("HbA1c"), language)
+    assert "Lasix" not in forms_of(concept_of("Lasix"), language)
+
+
 @pytest.mark.parametrize(("text", "found"), [("HAS", ["HAS"]), ("he has", []), ("TIA", ["TIA"]), ("tía", [])])
 def test_an_abbreviation_that_looks_like_a_word_must_be_written_as_one(text, found):
     assert [match.text for match in matches(text)] == found

@@ -8,6 +8,7 @@ from indexer.encoders.encoder import HashingEncoder
 from indexer.errors import ArgumentError, TooLargeError
 from indexer.records import Scope
 from rag.crossing import SHIPPED, asked, crosses
+from rag.expansion import expanded
 from rag.search import SearchRequest, search
 from tests.rag.collections import ConceptEncoder, HeldCollection, HeldPassage
 
@@ -217,3 +218,23 @@ def test_the_shipped_encoder_crosses_languages_as_it_is_taken_to():
     encoder = load_encoder("compact")
     assert encoder.spec.model_id == SHIPPED
     assert asked(encoder)
+
+
+def test_other_forms_are_looked_for_in_notes_whose_language_was_not_told():
+    texts = {"none": ("HTA, EPOC, DM2", None), "es": ("Paciente con insuficiencia cardiaca", "es")}
+    held = HeldCollection(
+        [HeldPassage(n, name, *text) for n, (name, text) in enumerate(texts.items())], ConceptEncoder()
+    )
+    result = search(held, None, SearchRequest("COPD"))
+    assert [hit.note_id for hit in result.hits] == ["none"]
+    forms, _ = expanded("COPD", {}, [None])
+    assert "epoc" in forms
+    assert "хобл" in forms
+
+
+@pytest.mark.parametrize(("language", "query"), [("zh", "慢阻肺"), ("ja", "慢性閉塞性肺疾患")])
+def test_a_chinese_or_japanese_note_is_found_by_its_english_abbreviation(language, query):
+    held = HeldCollection([HeldPassage(0, "n", "既往COPD", language)], ConceptEncoder())
+    result = search(held, None, SearchRequest(query))
+    assert [hit.note_id for hit in result.hits] == ["n"]
+    assert "COPD" in result.expansions[0].forms
