@@ -9,7 +9,7 @@ import click
 
 from api.cli import keeping, reencoding, rekeying, scanning
 from api.cli.context import CliContext, pass_context
-from api.cli.options import json_option, scope_of, scope_options
+from api.cli.options import NAMED, json_option, scope_of, scope_options
 from api.cli.terminal import counted, say
 
 _FACETS_SHOWN = 10
@@ -22,7 +22,9 @@ def collections() -> None:
 
 @collections.command()
 @click.argument("name")
-@click.option("--encoder", metavar="NAME", help="hashing, compact, multiclinicalbert, a folder or a hub id.")
+@click.option(
+    "--encoder", type=NAMED, metavar="NAME", help="hashing, compact, multiclinicalbert, a folder or a hub id."
+)
 @click.option("--encrypted", is_flag=True, help="Encrypt it at rest, with a key for each patient.")
 @json_option
 @pass_context

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from api.cli.context import CliContext, pass_context
+from api.cli.options import NAMED
 from indexer.errors import CollectionNotFoundError
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ _LONG_WORD = re.compile(r"[a-z]{8,}")
 
 @click.command()
 @click.option("-c", "--collection", default=_COLLECTION, show_default=True, metavar="NAME", help="Where the notes go.")
-@click.option("--encoder", metavar="NAME", help="hashing, compact, ...; absent: the default one.")
+@click.option("--encoder", type=NAMED, metavar="NAME", help="hashing, compact, ...; absent: the default one.")
 @click.option("--questions", "n_questions", type=click.IntRange(1), default=_SHOWN, show_default=True, help="How many.")
 @pass_context
 def demo(context: CliContext, collection: str, encoder: str | None, n_questions: int) -> None:

@@ -9,14 +9,16 @@ from pathlib import Path
 import click
 
 from api.cli.context import CliContext, pass_context
-from api.cli.options import json_option
+from api.cli.options import NAMED, Place, json_option
 from api.cli.terminal import counted
 
 
 @click.command()
-@click.option("--encoder", metavar="NAME", help="hashing, compact, multiclinicalbert, a folder or a hub id.")
-@click.option("--input", "source", required=True, type=click.Path(path_type=Path), help="One text a line, UTF-8.")
-@click.option("--output", "target", required=True, type=click.Path(path_type=Path), help="(n, dim) float32, .npy.")
+@click.option(
+    "--encoder", type=NAMED, metavar="NAME", help="hashing, compact, multiclinicalbert, a folder or a hub id."
+)
+@click.option("--input", "source", required=True, type=Place(), help="One text a line, UTF-8.")
+@click.option("--output", "target", required=True, type=Place(), help="(n, dim) float32, .npy.")
 @click.option("--queries", is_flag=True, help="Embed as queries; absent: as passages.")
 @click.option("--truncate", is_flag=True, help="Cut lines that are too long for the encoder instead of refusing them.")
 @json_option
@@ -81,7 +83,7 @@ def list_(context: CliContext, as_json: bool) -> None:
 
 
 @encoders.command()
-@click.argument("name")
+@click.argument("name", type=NAMED)
 @json_option
 @pass_context
 def info(context: CliContext, name: str, as_json: bool) -> None:
@@ -101,7 +103,7 @@ def info(context: CliContext, name: str, as_json: bool) -> None:
 
 
 @encoders.command()
-@click.argument("name")
+@click.argument("name", type=NAMED)
 def fetch(name: str) -> None:
     """Download an encoder from the hub: the one command that goes out."""
     from indexer.encoders.catalog import fetch as fetch_encoder

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from api.cli.context import CliContext, pass_context
-from api.cli.options import NAMED, collection_option, json_option
+from api.cli.options import NAMED, Place, collection_option, json_option
 from api.cli.terminal import counted, say
 
 _AGAIN = "what was asked for is finished when the collection is opened next"
@@ -129,7 +129,7 @@ def list_(context: CliContext, as_json: bool) -> None:
 
 
 @receipts.command()
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=Place())
 @click.option("--key", metavar="HEX", help="Another installation's public key; absent: this one's.")
 @click.option("--covers", metavar="ID", type=NAMED, help="Say also whether this note or patient was asked for.")
 @json_option

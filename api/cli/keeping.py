@@ -9,10 +9,10 @@ from pathlib import Path
 import click
 
 from api.cli.context import CliContext, pass_context
-from api.cli.options import json_option
+from api.cli.options import Place, json_option
 from api.cli.terminal import counted, say
 
-_PATH = click.Path(dir_okay=False, path_type=Path)
+_PATH = Place(dir_okay=False)
 
 
 @click.command()

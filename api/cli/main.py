@@ -26,6 +26,7 @@ from api.cli import (
     train,
 )
 from api.cli.context import CliContext
+from api.cli.options import Place
 from api.cli.terminal import printable
 from api.codes import INTERRUPTED_EXIT, code_of, message_of
 from api.settings import calm_threads, from_environment
@@ -109,13 +110,11 @@ def _os_message(error: OSError) -> str:
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(version=metadata.version("clinrag"), prog_name="clinrag")
-@click.option("--home", type=click.Path(file_okay=False), help="Where collections live [CLINRAG_HOME].")
+@click.option("--home", type=Place(file_okay=False), help="Where collections live [CLINRAG_HOME].")
 @click.pass_context
-def cli(ctx: click.Context, home: str | None) -> None:
+def cli(ctx: click.Context, home: Path | None) -> None:
     """Index clinical notes in many languages, search them across languages, ask them with cited answers."""
-    if home == "":  # a variable that was not set: the folder of the moment is not what was meant
-        raise click.BadParameter("is empty", param_hint="--home")
-    ctx.obj = CliContext.of(from_environment(), None if home is None else Path(home))
+    ctx.obj = CliContext.of(from_environment(), home)
     ctx.call_on_close(ctx.obj.close)
 
 

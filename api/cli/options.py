@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
 import click
@@ -44,6 +45,20 @@ class Named(Words):
 
 
 NAMED = Named()
+
+
+class Place(click.Path):
+    """A file or folder; an empty name is a variable that was not set, and would be the folder of the moment."""
+
+    def __init__(self, *, exists: bool = False, file_okay: bool = True, dir_okay: bool = True) -> None:
+        """Take what `click.Path` takes of these."""
+        super().__init__(exists=exists, file_okay=file_okay, dir_okay=dir_okay, path_type=Path)
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """Return the path."""
+        if value == "":
+            self.fail("is empty", param, ctx)
+        return super().convert(value, param, ctx)  # type: ignore[arg-type,return-value]
 
 
 class MetaPair(click.ParamType[tuple[str, Scalar]]):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from api.cli.context import CliContext, pass_context
-from api.cli.options import json_option
+from api.cli.options import NAMED, Place, json_option
 
 if TYPE_CHECKING:
     from api.cli.progress import ProgressLine
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 _AGAIN = "nothing lost; run the same command again to go on"
 _judged = click.option(
     "--judged",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=Place(dir_okay=False),
     help='Questions with the spans that answer them (JSON lines: "id", "question", "relevant").',
 )
 
 
 @click.command()
 @click.argument("name")
-@click.option("--encoder", required=True, metavar="NAME", help="hashing, compact, a folder or a hub id.")
+@click.option("--encoder", required=True, type=NAMED, metavar="NAME", help="hashing, compact, a folder or a hub id.")
 @_judged
 @json_option
 @pass_context

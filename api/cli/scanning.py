@@ -8,10 +8,10 @@ from pathlib import Path
 import click
 
 from api.cli.context import CliContext, pass_context
-from api.cli.options import json_option
+from api.cli.options import Place, json_option
 from api.cli.terminal import counted
 
-_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+_FILE = Place(exists=True, dir_okay=False)
 _MAX_BYTES = 64 * 1024 * 1024
 
 

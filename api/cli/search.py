@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from api.cli.context import CliContext, pass_context
-from api.cli.options import WORDS, collection_option, json_option, scope_of, scope_options
+from api.cli.options import NAMED, WORDS, collection_option, json_option, scope_of, scope_options
 
 if TYPE_CHECKING:
     from rag.search import LanguagePolicy, Mode
@@ -65,7 +65,9 @@ def search(
 @_K
 @scope_options
 @_POLICY
-@click.option("--generator", metavar="NAME", help="extractive (default), or a chat model such as ollama:llama3.1.")
+@click.option(
+    "--generator", type=NAMED, metavar="NAME", help="extractive (default), or a chat model such as ollama:llama3.1."
+)
 @json_option
 @pass_context
 def ask(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from api.cli.context import CliContext, pass_context
-from api.cli.options import ColumnMap, collection_option, json_option
+from api.cli.options import NAMED, ColumnMap, Place, collection_option, json_option
 from api.cli.terminal import counted, say
 from indexer.errors import SourceError
 from indexer.records import Note, RowError
@@ -26,16 +26,17 @@ _PUBLISH_SHARE = 0.02
 
 
 @click.command()
-@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("paths", nargs=-1, required=True, type=Place())
 @collection_option
 @click.option(
-    "--encoder", metavar="NAME", help="hashing, compact, multiclinicalbert, a folder or a hub id; for a new one."
+    "--encoder",
+    type=NAMED,
+    metavar="NAME",
+    help="hashing, compact, multiclinicalbert, a folder or a hub id; for a new one.",
 )
 @click.option("--map", "column_map", type=ColumnMap(), help="Columns of CSV, TSV, Parquet: text=note_text,...")
 @click.option("--format", "input_format", metavar="NAME", help="What the inputs are, where it cannot be seen.")
-@click.option(
-    "--skipped", type=click.Path(dir_okay=False, path_type=Path), help="Write skipped records here (JSON lines)."
-)
+@click.option("--skipped", type=Place(dir_okay=False), help="Write skipped records here (JSON lines).")
 @click.option("--strict", is_flag=True, help="Exit 1 when a record was skipped for a fault.")
 @json_option
 @click.option("--quiet", is_flag=True, help="No progress and no summary.")

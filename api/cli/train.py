@@ -9,20 +9,18 @@ from typing import TYPE_CHECKING
 import click
 
 from api.cli.context import CliContext, pass_context
-from api.cli.options import json_option
+from api.cli.options import Place, json_option
 
 if TYPE_CHECKING:
     from rag.training.pipeline import TrainProgress
 
-_FOLDER = click.Path(file_okay=False, path_type=Path)
+_FOLDER = Place(file_okay=False)
 
 
 @click.command("train")
 @click.argument("recipe")
 @click.option("--out", type=_FOLDER, required=True, help="The run's folder; a run that was cut off goes on there.")
-@click.option(
-    "--data", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Training data [CLINRAG_DATA]."
-)
+@click.option("--data", type=Place(exists=True, file_okay=False), help="Training data [CLINRAG_DATA].")
 @json_option
 @pass_context
 def train(context: CliContext, recipe: str, out: Path, data: Path | None, as_json: bool) -> None:

@@ -255,6 +255,35 @@ def test_vectors_are_never_written_over_their_texts(clinrag: Clinrag, tmp_path: 
     assert source.read_text() == "fever\n"
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("--home", "", "collections", "list"),
+        ("index", "", "-c", "ward"),
+        ("index", "notes.jsonl", "-c", "ward", "--encoder", ""),
+        ("index", "notes.jsonl", "-c", "ward", "--skipped", ""),
+        ("encoders", "info", ""),
+        ("embed", "--encoder", "hashing", "--input", "notes.jsonl", "--output", ""),
+        ("ask", "INR?", "-c", "ward", "--generator", ""),
+        ("train", "compact", "--out", "", "--data", "."),
+        ("eval", "run", "smoke", "--systems", "bm25", "--out", ""),
+        ("eval", "run", "smoke", "--systems", ""),
+        ("collections", "restore", "", "again"),
+        ("receipts", "verify", ""),
+    ],
+)
+def test_a_variable_that_was_not_set_is_never_the_folder_of_the_moment_or_a_default(
+    indexed: Clinrag, notes_file: Path, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
+):
+    monkeypatch.chdir(notes_file.parent)
+    before = sorted(notes_file.parent.iterdir())
+    result = indexed(*command)
+    assert result.exit_code == 2, result.output
+    assert result.stderr.endswith(": is empty\n")
+    assert sorted(notes_file.parent.iterdir()) == before
+    assert one_json(indexed("collections", "info", "ward", "--json").stdout)["notes"] == 4
+
+
 def test_a_folder_without_notes_is_said(indexed: Clinrag, tmp_path: Path):
     (tmp_path / "empty").mkdir()
     result = indexed("index", tmp_path / "empty", "-c", "ward")
