@@ -32,6 +32,9 @@ LanguagePolicy = Literal["balanced", "any", "same"]
 MAX_QUERY_CHARS = 8192
 MAX_K = 100
 
+SHARED_ROWS = 100_000
+"""In a scope of so many rows FAISS scans, without the interpreter, for as long as words are scored with it."""
+
 _SPARE = 6
 """Where near-copies left places free, so many more passages are read than there are places."""
 
@@ -187,14 +190,7 @@ def search_view(view: View, collection_name: str, encoder: Encoder | None, reque
     crossing = request.language_policy == "balanced" and vector is not None and encoder is not None and crosses(encoder)
     depth = max(64, 4 * request.k)
     while True:
-        if vector is None:
-            dense, words = EMPTY_ARM, _words(view, request, depth)
-        elif request.mode == "dense":
-            dense, words = dense_arm(view, vector, depth, crossing), _NO_WORDS
-        else:
-            # FAISS scans without the interpreter, which the other arm needs: they take turns on nothing.
-            with Beside(partial(_words, view, request, depth)) as beside:
-                dense, words = dense_arm(view, vector, depth, crossing), beside.result()
+        dense, words = _arms(view, vector, request, depth, crossing)
         ranked = fused(view, dense, words.arm, fill=crossing)
         shown = _shown(view, ranked, request.k)
         if len(shown) >= request.k or (dense.exhausted and words.arm.exhausted):
@@ -216,7 +212,20 @@ class _Words(NamedTuple):
     arm: Arm
 
 
-_NO_WORDS = _Words({}, (), EMPTY_ARM)
+def _arms(
+    view: View, vector: NDArray[np.float32] | None, request: SearchRequest, depth: int, crossing: bool
+) -> tuple[Arm, _Words]:
+    """Return what the query's vector and its words find, as far as the request asks for them."""
+    words = partial(_words, view, request, depth)
+    if vector is None:
+        return EMPTY_ARM, words()
+    nearest = partial(dense_arm, view, vector, depth, crossing)
+    if request.mode == "dense":
+        return nearest(), _Words({}, (), EMPTY_ARM)
+    if len(view.rows) < SHARED_ROWS:
+        return nearest(), words()
+    with Beside(words) as beside:
+        return nearest(), beside.result()
 
 
 def _words(view: View, request: SearchRequest, depth: int) -> _Words:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexer.beside import shared_out
-from indexer.store.faiss_codes import Asked, Lists, RowCodes, parted, selector_of
+from indexer.store.faiss_codes import SHARED_BYTES, Asked, Lists, RowCodes, parted, selector_of
 from indexer.store.faiss_short import ShortCodes, missed
 from indexer.store.row_matrix import Positions, RowState
 from indexer.store.vectors import Rows, Scores, row_scores
@@ -29,7 +29,6 @@ DRAFT_LEAST = 512  # ... this: keeping more while scanning costs little, a secon
 MISSED = 0.01  # Share of the places that may be expected to be missed where only nearly the best are looked for.
 NEAR_SHARE = 16  # One row in so many is scored for that at most.
 HEAD_PLACES = 4  # So many of the first are scored for each place: the more, the fewer must be scored after them.
-
 
 _ONE_LIST = np.zeros(1, np.int64)
 
@@ -226,7 +225,9 @@ class CodedRows:
         for cut in cuts.values():
             those = [number for number, pool in enumerate(pools) if pool.cut is cut]
             parts = [partial(cut.scanned, asked.rotated, pools[number].lists, fetch) for number in those]
-            drafts.update(zip(those, shared_out(parts), strict=True))
+            n_scanned = sum(pools[number].n_coded for number in those)
+            shared = n_scanned * self.codes.codes.shape[1] >= SHARED_BYTES
+            drafts.update(zip(those, shared_out(parts) if shared else [part() for part in parts], strict=True))
         found = []
         for number, pool in enumerate(pools):
             if pool.cut is None:

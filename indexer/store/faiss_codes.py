@@ -37,6 +37,9 @@ _untyped: Any = faiss  # Its Python layer widens signatures at import, which its
 MARGIN = 5.0
 """Standard deviations of the codes' error that a row must lie below the k-th best to be left out."""
 
+SHARED_BYTES = 16 * 2**20
+"""To scan so many takes .5 ms: for less it does not pay to hand some of it to another thread."""
+
 # Between 16 even levels of a normal of deviation 1. Somewhat wider than what is best for the mean error (.3352, Max
 # 1960): fewer coordinates lie beyond the last level, and it is the longest residuals that set the margin.
 _STEP = 0.42

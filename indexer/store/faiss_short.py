@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from indexer.beside import shared_out
 from indexer.errors import DamagedError, MissingExtraError
-from indexer.store.faiss_codes import Lists, laid_out, selector_of
+from indexer.store.faiss_codes import SHARED_BYTES, Lists, laid_out, selector_of
 from indexer.store.row_matrix import Positions
 from indexer.store.vectors import Rows, Scores, widened
 
@@ -127,10 +127,10 @@ class ShortCodes:
 
     @cached_property
     def _whole(self) -> list[tuple[int, Any]]:
-        """All rows in two halves, each with its first position."""
-        half = (len(self) + 1) // 2
-        starts = range(0, len(self), max(half, 1))
-        return [(start, laid_out(self.quantizer, self.codes[start : start + half])) for start in starts]
+        """All rows in parts, each with its first position: two where a part is long enough to be shared out."""
+        n = len(self)
+        part = -(-n // 2) if self.codes.nbytes >= SHARED_BYTES else max(n, 1)
+        return [(start, laid_out(self.quantizer, self.codes[start : start + part])) for start in range(0, n, part)]
 
     @cached_property
     def _listed(self) -> Lists:
@@ -145,7 +145,9 @@ class ShortCodes:
         if selector is not None:
             return self._listed.scanned(self.turned(query), _ONE_LIST, fetch, selector)
         turned = self.turned(query)
-        parts = shared_out([partial(_first, part, offset, turned, fetch) for offset, part in self._whole])
+        parts = shared_out([partial(_first, part, start, turned, fetch) for start, part in self._whole])
+        if len(parts) == 1:
+            return parts[0]
         found, scores = (np.concatenate(each) for each in zip(*parts, strict=True))
         order = np.argsort(-scores)[:fetch]
         return found[order], scores[order]
@@ -235,15 +237,15 @@ class ShortCodes:
         return counts if np.isfinite(counts).all() else None
 
 
-def _first(part: Any, offset: int, turned: Scores, fetch: int) -> tuple[Positions, Scores]:
-    """Return the first rows of what is laid out from a position on."""
+def _first(part: Any, start: int, turned: Scores, fetch: int) -> tuple[Positions, Scores]:
+    """Return the first rows by their codes, and their rough scores, of what is laid out from a position on."""
     if faiss.omp_get_max_threads() != 1:  # A setting of each thread: more of them make one query slower.
         faiss.omp_set_num_threads(1)
     scores, found = np.empty(fetch, np.float32), np.empty(fetch, np.int64)
     # What scans all rows keeps thousands of the first for two thirds of what lists take.
     part.search_c(1, faiss.swig_ptr(turned), fetch, faiss.swig_ptr(scores), faiss.swig_ptr(found), None)
     there = found >= 0
-    return found[there] + offset, scores[there]
+    return found[there] + start, scores[there]
 
 
 def missed(rough: Scores, exact: Scores, k: int) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +19,8 @@ from indexer.store.vectors import positions as places_of
 from indexer.times import day, instant, period
 
 _VERSION_TESTS = ("patient", "encounter", "note_type", "source")
-_KEPT_MOMENTS = 4
+_TESTS = tuple(one.name for one in fields(Scope) if one.name != "metadata")
+_KEPT = 3
 _SMALL_CODES = 100
 _GROWING = threading.Lock()  # Who goes on from a selection writes behind its arrays.
 
@@ -263,19 +265,39 @@ def everything(columns: Columns, moment: int | None) -> Selection:
         kept = None if before is None else before.grown(columns, picks)
         if kept is None:
             kept = Selection(columns, picks, columns.positions_of(picks), by_chunk=False)
-        if len(columns.cache) >= _KEPT_MOMENTS:
-            columns.cache.clear()
-        columns.cache[moment] = kept
+        _keep(columns, moment, kept)
     assert isinstance(kept, Selection)
     return kept
 
 
+def _keep(columns: Columns, key: object, selection: Selection) -> None:
+    """Keep a selection for the next query, in the place of the one that was made first, but for that of all of now."""
+    others = [known for known in list(columns.cache) if known not in (None, BEFORE)]
+    for known in others[: max(0, len(others) - _KEPT + 1)]:
+        columns.cache.pop(known, None)
+    columns.cache[key] = selection
+
+
 def select(columns: Columns, scope: Scope, with_metadata: Ids | None = None) -> Selection:
-    """Return what a scope means. ``with_metadata`` are the version numbers that hold the scope's metadata.
+    """Return what a scope means; without metadata it is kept for the next queries with the same one.
+
+    ``with_metadata`` are the version numbers that hold the scope's metadata.
 
     Raises:
         ScopeError: a date or time is not of the allowed form, or the dates are in the wrong order.
     """
+    tests = [getattr(scope, name) for name in _TESTS]
+    key = tuple(test if test is None or isinstance(test, str) else tuple(test) for test in tests)
+    known = None if scope.metadata else columns.cache.get(key)
+    if isinstance(known, Selection):
+        return known
+    found = _resolved(columns, scope, with_metadata)
+    if not scope.metadata and found is not columns.cache.get(None):
+        _keep(columns, key, found)
+    return found
+
+
+def _resolved(columns: Columns, scope: Scope, with_metadata: Ids | None) -> Selection:
     everywhere = everything(columns, moment_of(scope))
     dates = _date_range(scope)
     wanted = {
