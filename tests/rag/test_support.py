@@ -96,6 +96,10 @@ LABS = {
         ("Калий в 2021 году?", {"april", "may", "new", "since"}),
         ("What was the potassium in 2023?", {"since"}),
         ("Wie war das Kalium vor Mai 2021?", set(LABS)),
+        ("Which potassium had the man born on 3 May 1950?", set(LABS)),
+        ("1950年出生的患者血钾是多少？", set(LABS)),
+        ("1950年生まれの患者のカリウム値は？", set(LABS)),
+        ("Калий у пациента 1950 года рождения?", set(LABS)),
         ("What was the potassium?", set(LABS)),
     ],
 )
