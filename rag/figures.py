@@ -204,7 +204,7 @@ def days(text: str) -> list[Day]:
 
 
 def asked_days(question: str) -> list[Day]:
-    """Return the days, months or years that a question asks about; none where it says before or after, or a birthday."""
+    """Return the days, months or years that a question asks about; none beside "before", "after" or a birthday."""
     plain = _plain(question)
     bare, _ = cut_days(plain)
     known = forms()
