@@ -229,10 +229,19 @@ def test_an_error_that_is_not_the_devices_is_not_hidden():
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_rows_on_a_gpu_are_near_those_of_the_cpu(folder):
+@pytest.mark.parametrize("kind", ["sentence", "packed"])
+def test_rows_on_a_gpu_are_near_those_of_the_cpu(folder, tmp_path, kind):
+    from indexer.encoders.packed import PackedEncoder
     from indexer.encoders.sentence import SentenceEncoder
 
+    assert batches.fault_of("cuda") is None
     texts = some_texts(300)
-    one, other = SentenceEncoder(folder), SentenceEncoder(folder, device="cpu", dtype=torch.float32)
+    if kind == "packed":
+        export_packed(folder, tmp_path, "tiny")
+        one, other = PackedEncoder(tmp_path), PackedEncoder(tmp_path, torch.float32, "cpu")
+    else:
+        one, other = SentenceEncoder(folder), SentenceEncoder(folder, device="cpu", dtype=torch.float32)
     assert one.device.startswith("cuda")
-    np.testing.assert_allclose(one.encode_passages(texts), other.encode_passages(texts), atol=3e-2)
+    want = other.encode_passages(texts)
+    np.testing.assert_allclose(one.encode_passages(texts), want, atol=3e-2)
+    np.testing.assert_allclose(one.encode_queries(texts[:1]), other.encode_queries(texts[:1]), atol=3e-2)

@@ -10,6 +10,9 @@ from indexer.store.torch_scan import TorchScan
 from indexer.store.vectors import ExactVectorIndex
 from tests.contracts.vector_index import DIM, VectorIndexContract, against_the_best_row, assert_same, halves
 
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+everywhere = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, needs_cuda])])
+
 
 class TestTorchFloat32(VectorIndexContract):
     @pytest.fixture
@@ -30,19 +33,20 @@ class TestTorchBfloat16(VectorIndexContract):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@needs_cuda
 class TestTorchOnGpu(VectorIndexContract):
-    @pytest.fixture
-    def empty(self):
-        return lambda dim: TorchScan(dim, "cuda", tile_rows=300)
+    @pytest.fixture(params=["float16", "bfloat16", "float32"])
+    def empty(self, request):
+        return lambda dim: TorchScan(dim, "cuda", request.param, tile_rows=300)
 
 
+@everywhere
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-def test_many_rows_over_a_mapped_matrix_equal_the_oracle(tmp_path, dtype):
+def test_many_rows_over_a_mapped_matrix_equal_the_oracle(tmp_path, dtype, device):
     rows = halves(np.random.default_rng(0), 6000)
     np.save(tmp_path / "rows.npy", rows)
     mapped = np.load(tmp_path / "rows.npy", mmap_mode="r")
-    index, oracle = TorchScan.from_matrix(np.arange(6000), mapped, "cpu", dtype, tile_rows=2500), ExactVectorIndex(DIM)
+    index, oracle = TorchScan.from_matrix(np.arange(6000), mapped, device, dtype, tile_rows=2500), ExactVectorIndex(DIM)
     oracle.add(np.arange(6000), rows)
     for one in (index, oracle):
         one.remove(np.arange(0, 6000, 11))
@@ -52,11 +56,12 @@ def test_many_rows_over_a_mapped_matrix_equal_the_oracle(tmp_path, dtype):
             assert_same(index, oracle, query, 10, allowed)
 
 
+@everywhere
 @pytest.mark.parametrize("tile_rows", [900, 100_000])
-def test_many_queries_at_once_answer_as_each_alone(tile_rows):
+def test_many_queries_at_once_answer_as_each_alone(tile_rows, device):
     rows = halves(np.random.default_rng(3), 3000)
     rows[40:900:3] = rows[40]  # More equal rows than are fetched at first.
-    index, oracle = TorchScan.from_matrix(np.arange(3000), rows, "cpu", tile_rows=tile_rows), ExactVectorIndex(DIM)
+    index, oracle = TorchScan.from_matrix(np.arange(3000), rows, device, tile_rows=tile_rows), ExactVectorIndex(DIM)
     oracle.add(np.arange(3000), rows)
     queries = rows[[5, 40, 2999, 7]].astype(np.float32) * np.array([[1.0], [2.0], [1e4], [1e-3]], np.float32)
     for gone in ([], [5, 43, 2999]):
@@ -72,9 +77,10 @@ def test_many_queries_at_once_answer_as_each_alone(tile_rows):
         index.search_many(queries[:, :5], 3)
 
 
-def test_pools_answer_as_searches_within_them_and_after_deletes():
+@everywhere
+def test_pools_answer_as_searches_within_them_and_after_deletes(device):
     rows = halves(np.random.default_rng(3), 3000)
-    index = TorchScan.from_matrix(np.arange(3000), rows, "cpu")
+    index = TorchScan.from_matrix(np.arange(3000), rows, device)
     pools = [np.arange(0, 2000), np.arange(2000, 2040), np.empty(0, np.int64), np.arange(1, 3000, 2)]
     query = rows[5].astype(np.float32)
     for gone in ([], [5, 2001], [2002]):
@@ -88,12 +94,13 @@ def test_pools_answer_as_searches_within_them_and_after_deletes():
     assert index.search_pools(query, 6, []) == []
 
 
-def test_pools_share_one_pass_where_one_of_them_needs_it(monkeypatch):
+@everywhere
+def test_pools_share_one_pass_where_one_of_them_needs_it(monkeypatch, device):
     passes = []
     tiles = torch_scan._tiles
     monkeypatch.setattr(torch_scan, "_tiles", lambda *args: passes.append(args[2]) or tiles(*args))
     rows = halves(np.random.default_rng(3), 6000)
-    index, oracle = both(rows, tile_rows=1500)
+    index, oracle = both(rows, device=device, tile_rows=1500)
     large, small = [np.arange(0, 4000), np.arange(4000, 5600)], [np.arange(5600, 6000), np.arange(3, 6000, 17)]
     for pools, n_passes in ((large + small, 1), (small, 2), ([np.empty(0, np.int64), *large], 1)):
         passes.clear()
@@ -117,18 +124,22 @@ def scored(monkeypatch) -> list[int]:
     return counts
 
 
-def both(rows: np.ndarray, dtype: str = "float16", **options) -> tuple[TorchScan, ExactVectorIndex]:
-    index = TorchScan.from_matrix(np.arange(len(rows)), rows, "cpu", dtype, **options)
+def both(
+    rows: np.ndarray, dtype: str = "float16", device: str = "cpu", **options
+) -> tuple[TorchScan, ExactVectorIndex]:
+    index = TorchScan.from_matrix(np.arange(len(rows)), rows, device, dtype, **options)
+    assert torch.device(index.device).type == device
     oracle = ExactVectorIndex(rows.shape[1])
     oracle.add(np.arange(len(rows)), rows)
     return index, oracle
 
 
+@everywhere
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
-def test_a_tie_of_many_costs_the_host_those_that_tie_and_no_others(scored, dtype):
+def test_a_tie_of_many_costs_the_host_those_that_tie_and_no_others(scored, dtype, device):
     rows = halves(np.random.default_rng(1), 9000)
     rows[100:9000:4] = rows[100]
-    index, oracle = both(rows, dtype, tile_rows=2000)
+    index, oracle = both(rows, dtype, device, tile_rows=2000)
     n_equal = len(range(100, 9000, 4))
     query = rows[100].astype(np.float32)
     for allowed in (None, np.arange(50, 9000, 2), np.arange(0, 9000, 9)):
@@ -139,33 +150,37 @@ def test_a_tie_of_many_costs_the_host_those_that_tie_and_no_others(scored, dtype
         )  # Rows that are only alike to the format's rounding are looked at as well.
 
 
-def test_however_many_tiles_there_are_the_host_scores_the_candidates_of_one(scored):
+@everywhere
+def test_however_many_tiles_there_are_the_host_scores_the_candidates_of_one(scored, device):
     rows = halves(np.random.default_rng(1), 9000)
-    index, oracle = both(rows, tile_rows=3000)
+    index, oracle = both(rows, device=device, tile_rows=3000)
     queries = rows[:8].astype(np.float32)
     for query, (ids, _) in zip(queries, index.search_many(queries, 5), strict=True):
         assert ids.tolist() == oracle.search(query, 5)[0].tolist()
     assert sum(scored) == 8 * (5 + 128)
 
 
+@everywhere
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_rounding_that_works_against_the_best_row_cannot_hide_it(dtype):
-    index, oracle, query = against_the_best_row(lambda ids, rows: TorchScan.from_matrix(ids, rows, "cpu", dtype))
+def test_rounding_that_works_against_the_best_row_cannot_hide_it(dtype, device):
+    index, oracle, query = against_the_best_row(lambda ids, rows: TorchScan.from_matrix(ids, rows, device, dtype))
     assert oracle.search(query, 1)[0].tolist() == [599]
     assert index.search(query, 1)[0].tolist() == [599]
 
 
-def test_scores_that_no_half_can_hold_are_ranked_as_well():
+@everywhere
+def test_scores_that_no_half_can_hold_are_ranked_as_well(device):
     rng = np.random.default_rng(1)
     rows = halves(rng, 2000)
     rows[3:2000:7] = (rng.choice([-1, 1], (286, DIM)) * 6e4).astype(np.float16)
-    index, oracle = both(rows)
+    index, oracle = both(rows, device=device)
     for query in (np.ones(DIM, np.float32), rows[3].astype(np.float32), np.full(DIM, 1e18, np.float32)):
         for allowed in (None, np.arange(0, 2000, 3)):
             assert index.search(query, 9, allowed)[0].tolist() == oracle.search(query, 9, allowed)[0].tolist()
 
 
-def test_rows_of_a_scope_are_gathered_a_part_at_a_time(monkeypatch):
+@everywhere
+def test_rows_of_a_scope_are_gathered_a_part_at_a_time(monkeypatch, device):
     monkeypatch.setattr(torch_scan, "_GATHERED_BYTES", 40 * DIM * 2)
     parts = []
     tiles = torch_scan._tiles
@@ -176,7 +191,7 @@ def test_rows_of_a_scope_are_gathered_a_part_at_a_time(monkeypatch):
             yield start, rough
 
     monkeypatch.setattr(torch_scan, "_tiles", counting)
-    index, oracle = both(halves(np.random.default_rng(1), 6000))
+    index, oracle = both(halves(np.random.default_rng(1), 6000), device=device)
     assert_same(index, oracle, np.ones(DIM, np.float32), 10, np.arange(0, 6000, 13))
     assert max(parts) <= 40 < sum(parts)
 
