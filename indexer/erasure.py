@@ -226,7 +226,8 @@ class Eraser:
                 with write_transaction(self.engine) as connection:
                     erasing.drop(connection, one, withdrawn)
                 self._reached("dropped")
-        pending = self.pending()
+        # Without what was asked for meanwhile, of which nothing is dropped: whoever asked waits for the lock.
+        pending = [one for one in self.pending() if one.state != erasing.ASKED]
         if any(one.state != erasing.PACKED for one in pending):
             pack(self.engine, deadline)
             with write_transaction(self.engine) as connection:

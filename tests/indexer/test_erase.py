@@ -9,6 +9,7 @@ import random
 import signal
 import sqlite3
 import stat
+import threading
 
 import numpy as np
 import pytest
@@ -400,3 +401,31 @@ def test_what_is_no_receipt_is_named(home, tmp_path, content):
     other.write_bytes(content.encode(errors="surrogatepass"))
     with pytest.raises(DamagedError, match=r"other\.json is not a receipt"):
         Receipts(home).verify(other)
+
+
+def test_an_erasure_that_is_asked_for_within_another_is_done_and_not_only_receipted(home, library, ward):
+    store(ward, note("a", SECRETS[0]), note("b", SECRETS[1]), note("c", "Kept."))
+    asked, done = threading.Event(), []
+
+    def erase_another():
+        with Library(home).open("ward") as other:
+            done.append(library.erase(other, "notes", ["b"]).receipt)
+
+    another = threading.Thread(target=erase_another)
+
+    def reached(point):
+        if threading.current_thread() is another:
+            if point == "erase.asked":
+                asked.set()
+        elif point == "erase.dropped":
+            another.start()
+            assert asked.wait(30)
+
+    failpoints.install(reached)
+    try:
+        library.erase(ward, "notes", ["a"])
+        another.join(60)
+    finally:
+        failpoints.install(None)
+    assert [receipt.counts["versions"] for receipt in done] == [1]
+    assert shown(ward) == {"c": 1}
