@@ -275,11 +275,12 @@ class Snapshots:
         Every file is written by its callable. Called by one process at a time.
 
         Raises:
-            DamagedError: a repair put another truth in the place of the one that they come from; nothing was written.
+            DamagedError: another truth is in the place of the one that they come from; nothing was written.
         """
         if _number(self.folder.parent / TRUTH) != self._truth:
             raise DamagedError(
-                "no derived files are written: the collection was repaired since it was opened here; open it again"
+                "no derived files are written: the collection was repaired or deleted since it was opened; "
+                "open it again"
             )
         self.folder.mkdir(mode=0o700, exist_ok=True)
         self.sweep()

@@ -6,11 +6,12 @@ import json
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import httpx
@@ -148,6 +149,46 @@ def test_an_accepted_job_survives_the_server(tmp_path: Path, how: signal.Signals
         assert (info["notes"], info["versions"]) == (155, 155)
     left = [path.name for path in (home / "jobs").rglob("input.json")]
     assert left == []
+
+
+def test_a_server_answers_as_the_collection_is_that_commands_beside_it_leave(clinrag: Clinrag, tmp_path: Path):
+    def run(*arguments: object, exit_code: int = 0) -> str:
+        done = clinrag(*arguments)
+        assert done.exit_code == exit_code, done.output
+        return done.output
+
+    def found() -> list[str] | int:
+        asked = client.post("/v1/search", json={"query": "fever", "collection": "ward", "mode": "lexical"})
+        return sorted(hit["note_id"] for hit in asked.json()["hits"]) if asked.status_code == 200 else asked.status_code
+
+    def damaged(statement: str) -> None:
+        truth = tmp_path / "home" / "collections" / "ward" / "truth.sqlite"
+        with closing(sqlite3.connect(truth, isolation_level=None)) as database:
+            database.execute(statement)
+
+    notes = [{"id": name, "patient_id": f"p-{name}", "text": f"Note {name}: fever since {name}."} for name in "abcd"]
+    erasures, saved = "/v1/collections/ward/erasures", tmp_path / "ward.backup"
+    run("index", written(tmp_path / "n.jsonl", notes), "-c", "ward", "--encoder", "hashing", "--quiet")
+    with server_process(tmp_path / "home") as (_, client):
+        assert found() == ["a", "b", "c", "d"]
+        run("collections", "backup", "ward", saved)
+        run("notes", "hold", "--patient", "p-a", "--reason", "case 12", "-c", "ward")
+        assert client.post(erasures, json={"patient_id": "p-a"}).status_code == 409
+        run("notes", "release", "--patient", "p-a", "-c", "ward")
+        assert client.post(erasures, json={"patient_id": "p-a"}).status_code == 200
+        run("notes", "erase", "--patient", "p-a", "-c", "ward", "--yes", exit_code=2)
+        run("notes", "erase", "--patient", "p-b", "-c", "ward", "--yes")
+        assert (found(), client.post(erasures, json={"patient_id": "p-b"}).status_code) == (["c", "d"], 404)
+        damaged("UPDATE versions SET text = 'of nobody' WHERE version = 1 AND patient_id = 'p-c'")
+        assert found() == 500
+        run("collections", "repair", "ward")
+        posted = client.post("/v1/collections/ward/notes", json={"notes": [{"id": "new", "text": "No fever today."}]})
+        assert (found(), posted.json()["stored"]) == (["d", "new"], 1)
+        run("collections", "delete", "ward", "--yes")
+        assert found() == 404
+        run("collections", "restore", saved, "ward")
+        assert found() == ["c", "d"]
+        run("collections", "verify", "ward")
 
 
 def test_sigterm_answers_requests_under_way(tmp_path: Path):

@@ -165,15 +165,26 @@ def test_who_has_a_repaired_collection_open_writes_no_derived_files_of_what_it_w
     ward.view().search_terms("pain", 3)
     ward.view().search_vectors(vector("pain"), 3)
     repaired(library, "UPDATE chunks SET section = 'elsewhere' WHERE row = 2")
-    with pytest.raises(DamagedError, match="was repaired since"):
+    with pytest.raises(DamagedError, match="was repaired or deleted since"):
         ward.publish()
     with library.open("ward") as again:
         assert shown(again) == before
         assert again.verify() == []
         library.erase(again, "patient", ["p"])
-        with pytest.raises(DamagedError, match="was repaired since"):
+        with pytest.raises(DamagedError, match="was repaired or deleted since"):
             ward.publish()
     assert left(library) == []
+
+
+def test_who_has_a_deleted_collection_open_writes_nothing_into_the_one_that_is_made_under_its_name(library, ward):
+    ward.view().search_terms("pain", 3)
+    ward.view().search_vectors(vector("pain"), 3)
+    library.delete("ward")
+    with library.create("ward", "letters", SPEC) as again:
+        with pytest.raises(DamagedError, match="was repaired or deleted since"):
+            ward.publish()
+        assert again.verify() == []
+    assert not list(library.folder("ward").rglob("derived/*/*"))
 
 
 def test_a_repair_waits_for_who_writes_derived_files(library, ward, monkeypatch):
