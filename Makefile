@@ -35,7 +35,7 @@ bench: .venv-bench/.ready  ## Measure speed beside peers, as ratios within one r
 	.venv-bench/bin/python -m eval.bench $(if $(DATA),--data $(DATA)) $(ARGS)
 
 gpu: .venv-gpu/.ready  ## Test and measure both vector indexes and embedding on this machine's GPU
-	.venv-gpu/bin/python -m pytest -m gpu -q
+	.venv-gpu/bin/python -m pytest -m gpu -W default
 	.venv-gpu/bin/python -m eval.bench.gpu $(ARGS)
 
 serve: setup  ## Serve HTTP on loopback

@@ -98,7 +98,7 @@ def rebuilding(make_devices):
             self._adds += 1
             if self._adds == 1 and len(self) >= 40:
                 made = self.rebuilt()
-                self._matrix, self._placed = made._matrix, made._placed
+                self._matrix, self._placed, self._longest = made._matrix, made._placed, made._longest
 
     return Rebuilding
 
@@ -191,10 +191,17 @@ def test_the_device_is_asked_where_it_pays_and_only_there(flat_matrix, small_exa
     assert placed.searches == 2
 
 
-def test_rounding_that_works_against_the_best_row_cannot_hide_it():
-    index, oracle, query = against_the_best_row(
-        lambda ids, rows: FaissGpuIndex.from_base(ids, rows, devices=HostDevices())
-    )
+@pytest.mark.parametrize(
+    "devices",
+    [
+        HostDevices,
+        pytest.param(
+            GpuDevices, marks=[pytest.mark.gpu, pytest.mark.skipif(not HAS_GPU, reason=NEEDS_GPU)], id="on a GPU"
+        ),
+    ],
+)
+def test_rounding_that_works_against_the_best_row_cannot_hide_it(devices):
+    index, oracle, query = against_the_best_row(lambda ids, rows: FaissGpuIndex.from_base(ids, rows, devices=devices()))
     assert oracle.search(query, 1)[0].tolist() == [599]
     assert index.search(query, 1)[0].tolist() == [599]
 
