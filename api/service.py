@@ -329,8 +329,10 @@ class Service:
         Raises:
             CollectionNotFoundError, EncoderMismatchError, WriterBusyError, StorageFullError: as above.
         """
+        n_stored = 0
 
         def stored(collection: Collection) -> Outcome:
+            before = n_stored  # by an attempt that a cutover or a repair cut short; now they are there already
             if isinstance(notes, WaitingNotes) and notes.collection_id not in (None, collection.collection_id):
                 raise CollectionNotFoundError(
                     f"collection {name!r} was deleted since, and another was made under its name"
@@ -338,8 +340,11 @@ class Service:
             posted = PostedNotes(notes, stopping)
 
             def on_progress(progress: Progress) -> None:
+                nonlocal n_stored
+                n_stored = before + progress.stored
                 if report is not None:
-                    report(Outcome(progress.done, progress.stored, progress.skipped, tuple(posted.refused)))
+                    skipped = max(0, progress.skipped - before)
+                    report(Outcome(progress.done, n_stored, skipped, tuple(posted.refused)))
 
             withdrawn = notes.withdrawn if isinstance(notes, WaitingNotes) else None
             result = self.index(collection, posted, on_progress, withdrawn)
@@ -347,7 +352,8 @@ class Service:
                 Rejected(index, row.field, row.reason)
                 for index, row in zip(result.positions, result.rejected, strict=True)
             )
-            return Outcome(posted.given, result.stored, result.skipped, rejected, finished=posted.finished)
+            n_known = max(0, result.skipped - before)
+            return Outcome(posted.given, before + result.stored, n_known, rejected, finished=posted.finished)
 
         return self.on(name, stored)
 

@@ -8,6 +8,7 @@ import pytest
 
 import rag.answer
 import rag.search
+from api.jobs import Outcome
 from api.service import Question
 from api.settings import Settings
 from api.wiring import build_service
@@ -97,14 +98,18 @@ def test_a_cutover_in_the_middle_of_a_posted_import_loses_no_note(bundled: Clinr
     assert bundled("collections", "reencode", "demo", "--encoder", "wide").exit_code == 0
     notes = [{"id": f"p{number}", "text": f"Fever, day {number}."} for number in range(6)]
     cut: list[int] = []
+    told: list[Outcome] = []
 
-    def report(so_far: object) -> None:
+    def report(so_far: Outcome) -> None:
+        told.append(so_far)
         if not cut:
             cut.append(bundled("collections", "cutover", "demo", "--force").exit_code)
 
     outcome = service.index_posted("demo", notes, report)
     assert cut == [0]
-    assert (outcome.stored + outcome.skipped, outcome.rejected) == (6, ())
+    assert (outcome.stored, outcome.skipped, outcome.rejected) == (6, 0, ())
+    assert [said.stored for said in told] == sorted(said.stored for said in told)
+    assert {said.skipped for said in told} == {0}
     found = service.collection("demo")
     assert found.encoder_name == "wide"
     assert all(found.note(f"p{number}").version == 1 for number in range(6))
