@@ -62,7 +62,11 @@ except FileNotFoundError:
     sys.exit({_NOT_THERE})
 shutil.copyfileobj(stream, sys.stdout.buffer, 1 << 20)
 """
-_FULL = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE}
+_FULL = {
+    sqlite3.SQLITE_FULL: "the disk is full; nothing of the batch was stored; make room and run it again",
+    sqlite3.SQLITE_IOERR_SHMSIZE: "the disk is full, and a closed collection takes 32 KiB to be read; nothing is lost; "
+    "make room and try again",
+}
 _DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 MEND_DAMAGE = "'clinrag collections repair' saves what can be read, 'restore' brings back a backup"
 _DAMAGE = f"the collection's database is damaged; {MEND_DAMAGE}"
@@ -243,9 +247,7 @@ def _raise_mapped(error: sqlite3.Error, cause: Exception) -> None:
             raise DamagedError(_DAMAGE) from cause
         return
     if code in _FULL:
-        raise StorageFullError(
-            "the disk is full; nothing of the batch was stored; make room and run it again"
-        ) from cause
+        raise StorageFullError(_FULL[code]) from cause
     if code & 0xFF in _DAMAGED or str(error).startswith(_SCHEMA_LOST):
         raise DamagedError(_DAMAGE) from cause
     if code & 0xFF == sqlite3.SQLITE_CANTOPEN:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -359,6 +360,12 @@ def test_a_full_disk_keeps_what_was_stored_and_indexing_goes_on_once_there_is_ro
     assert "Traceback" not in result.output
     kept = one_json(clinrag("search", "apixaban", "-c", "ward", "--json").stdout)
     assert kept["hits"]
+    left = os.statvfs(small_disk)
+    with contextlib.suppress(OSError), (small_disk / "rest").open("wb", buffering=0) as rest:
+        rest.write(bytes(left.f_bavail * left.f_frsize + 1))
+    unread = clinrag("search", "apixaban", "-c", "ward")
+    assert unread.exit_code == 1
+    assert "takes 32 KiB to be read; nothing is lost" in unread.stderr
     ballast.unlink()
     stored = one_json(clinrag("collections", "info", "ward", "--json").stdout)["notes"]
     assert stored >= len(NOTES)
