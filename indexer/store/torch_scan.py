@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from functools import cache, cached_property
 from typing import Literal
 
@@ -207,6 +208,15 @@ class TorchScan:
     def _torch_dtype(self) -> torch.dtype:
         return {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}[self._dtype]
 
+    @cached_property
+    def _stream(self) -> torch.cuda.Stream:
+        """Where searches queue on a GPU: behind one another, not behind what an encoder has queued there.
+
+        Rows are waited for before they are published, and a search waits for its results: nothing is read too early,
+        and nothing freed that is still read.
+        """
+        return torch.cuda.Stream(self._device, priority=-1)  # type: ignore[no-untyped-call]
+
     def _searched(
         self, now: _Resident, queries: Sequence[Scores], k: int, places: Sequence[_Within]
     ) -> list[list[tuple[Ids, Scores]]]:
@@ -230,10 +240,8 @@ class TorchScan:
         lengths = [float(np.linalg.norm(query.astype(np.float64))) or 1.0 for query in queries]
         # A unit query cannot overflow a half; the rough scores are scaled back.
         units = np.stack([query / length for query, length in zip(queries, lengths, strict=True)]).astype(np.float32)
-        on_device = torch.from_numpy(units).to(now.rows.device, self._torch_dtype)
         rounding, spare = _ROUNDING[self._dtype]
         off = (rounding + _SUM * self.dim) * now.longest + _SMALLEST
-        narrowed = _narrowed(now.rows, on_device, k + spare, places, self._tile_rows)
 
         def settled(within: _Within, number: int, near: Positions, bound: float) -> tuple[Ids, Scores]:
             ids, scores = _ranked(now.state, np.concatenate([near, within.late]), queries[number], k)
@@ -245,10 +253,13 @@ class TorchScan:
             near = _reaching(now.rows, on_device[number : number + 1], least, within, self._tile_rows)
             return _ranked(now.state, np.concatenate([near, within.late]), queries[number], k)
 
-        return [
-            [settled(within, number, *found) for number, found in enumerate(of_queries)]
-            for within, of_queries in zip(places, narrowed, strict=True)
-        ]
+        with nullcontext() if self._device.type == "cpu" else torch.cuda.stream(self._stream):
+            on_device = torch.from_numpy(units).to(now.rows.device, self._torch_dtype)
+            narrowed = _narrowed(now.rows, on_device, k + spare, places, self._tile_rows)
+            return [
+                [settled(within, number, *found) for number, found in enumerate(of_queries)]
+                for within, of_queries in zip(places, narrowed, strict=True)
+            ]
 
     def _upload(self, rows: Rows, otherwise: str) -> None:
         """Write rows behind those on the device; where they do not fit, they and all that follow stay on the host."""

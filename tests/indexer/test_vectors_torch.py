@@ -40,6 +40,20 @@ class TestTorchOnGpu(VectorIndexContract):
         return lambda dim: TorchScan(dim, "cuda", request.param, tile_rows=300)
 
 
+@pytest.mark.gpu
+@needs_cuda
+def test_a_search_does_not_wait_for_what_an_encoder_has_queued_on_the_device():
+    index, oracle = both(halves(np.random.default_rng(1), 6000), device="cuda")
+    query = np.ones(DIM, np.float32)
+    index.search(query, 10, np.arange(0, 6000, 2))  # What has to be loaded and allocated is.
+    torch.cuda._sleep(3 * 10**9)  # Cycles.
+    queued = torch.cuda.Event()
+    queued.record()
+    assert_same(index, oracle, query, 10, np.arange(0, 6000, 2))
+    assert not queued.query()
+    queued.synchronize()
+
+
 @everywhere
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_many_rows_over_a_mapped_matrix_equal_the_oracle(tmp_path, dtype, device):
