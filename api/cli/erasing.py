@@ -60,7 +60,7 @@ def erase(
 @collection_option
 @pass_context
 def hold(context: CliContext, patient: str, reason: str, collection: str) -> None:
-    """Refuse to erase a patient's notes from now on (legal hold)."""
+    """Refuse to erase or delete a patient's notes from now on (legal hold)."""
     context.service.collection(collection).hold(patient, reason)
     say(f"{collection}: the notes of patient {patient} cannot be erased")
 

@@ -66,7 +66,10 @@ def search(
 @scope_options
 @_POLICY
 @click.option(
-    "--generator", type=NAMED, metavar="NAME", help="extractive (default), or a chat model such as ollama:llama3.1."
+    "--generator",
+    type=NAMED,
+    metavar="NAME",
+    help="extractive, or a chat model such as ollama:llama3.1 [CLINRAG_GENERATORS, extractive].",
 )
 @json_option
 @pass_context

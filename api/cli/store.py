@@ -32,9 +32,9 @@ _PUBLISH_SHARE = 0.02
     "--encoder",
     type=NAMED,
     metavar="NAME",
-    help="hashing, compact, multiclinicalbert, a folder or a hub id; for a new one.",
+    help="Of a new collection: hashing, compact, multiclinicalbert, a folder or a hub id [CLINRAG_ENCODER].",
 )
-@click.option("--map", "column_map", type=ColumnMap(), help="Columns of CSV, TSV, Parquet: text=note_text,...")
+@click.option("--map", "column_map", type=ColumnMap(), help="Columns of tables, keys of JSON: text=note_text,...")
 @click.option("--format", "input_format", metavar="NAME", help="What the inputs are, where it cannot be seen.")
 @click.option("--skipped", type=Place(dir_okay=False), help="Write skipped records here (JSON lines).")
 @click.option("--strict", is_flag=True, help="Exit 1 when a record was skipped for a fault.")
@@ -55,7 +55,8 @@ def index(  # noqa: PLR0913 (a command has as many parameters as it has options)
 ) -> None:
     """Store notes from files and folders; a new collection is made, what is stored already is skipped.
 
-    JSON lines, CSV, TSV, Parquet, plain text, FHIR R4, C-CDA, HL7 v2, MIMIC, OMOP and BRAT are told apart by content.
+    JSON, CSV, TSV, Parquet, plain text, HTML, RTF, PDF, FHIR R4, C-CDA, HL7 v2, MIMIC, OMOP and BRAT are told apart by
+    content.
     """
     from api.cli.progress import IndexProgress, busy
     from indexer.readers import WithoutNotes, read_sources

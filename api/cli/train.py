@@ -24,7 +24,7 @@ _FOLDER = Place(file_okay=False)
 @json_option
 @pass_context
 def train(context: CliContext, recipe: str, out: Path, data: Path | None, as_json: bool) -> None:
-    """Run a RECIPE (a TOML file, or the name of one that comes with clinrag: compact, multiclinicalbert)."""
+    """Run a RECIPE: a TOML file, or the name of one that comes with clinrag (a wrong name lists them)."""
     from rag.training.pipeline import run_recipe
     from rag.training.recipe import recipe_path
 

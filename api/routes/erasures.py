@@ -27,14 +27,14 @@ def erase(state: Shared, name: str, body: ErasureBody) -> ErasureResult:
 
 @router.get("/holds", dependencies=[READ])
 def list_holds(state: Shared, name: str) -> HoldsModel:
-    """List the patients whose notes may not be erased."""
+    """List the patients whose notes may be neither erased nor deleted."""
     held = state.service.on(name, lambda collection: collection.holds())
     return HoldsModel(holds=[HoldModel.model_validate(one) for one in held])
 
 
 @router.post("/holds", dependencies=[WRITE])
 def hold(state: Shared, name: str, body: HoldBody) -> HoldModel:
-    """Refuse to erase a patient's notes from now on (legal hold)."""
+    """Refuse to erase or delete a patient's notes from now on (legal hold)."""
     set_now = state.service.on(name, lambda collection: collection.hold(body.patient_id, body.reason))
     return HoldModel.model_validate(set_now)
 
