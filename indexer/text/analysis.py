@@ -5,7 +5,7 @@ What becomes of a text (a copy is normalised: compatibility forms and full width
 - a word of a language with a stemmer: its stem under the language's name, ``es:oper``. Languages cannot be mistaken
   for each other, and still "warfarin" finds "Warfarin" in every language, because a query is analysed once for each
   language that the passages have. Accents are folded after stemming; where a writer who leaves accents out would get
-  another stem, that one is a second term of the passage;
+  another stem, that one is a second term of the passage. German and Dutch compounds have the stems of their parts, too;
 - any other word (no stemmer, unknown language, another script than the language's): itself, folded;
 - Chinese and Japanese: single characters and pairs of neighbours;
 - numbers in one form (``2,50`` is ``2.5``), doses as a term of their own (``40 mg``, ``40mg`` and ``40 мг`` are
@@ -23,7 +23,9 @@ from functools import cache
 from itertools import chain
 from typing import Any
 
+from indexer.text.compounds import parts_of
 from indexer.text.lexemes import (
+    PART,
     Piece,
     folded,
     has_run,
@@ -86,8 +88,10 @@ def _word_weights(piece: Piece, languages: Sequence[str]) -> dict[str, float]:
     """Return the terms of a word in every language, each with all its weight: a passage has those of one language."""
     shares: dict[str, float] = {}
     for language in (None, *languages):
-        variants = _word_terms(piece.word, language)
-        shares.update(dict.fromkeys(variants, 1 / len(variants)))
+        variants, parts = _stems(piece.word, language), _part_stems(piece.word, language)
+        whole = 1 - PART if parts else 1.0
+        shares.update(dict.fromkeys(parts, PART / max(1, len(parts))))
+        shares.update(dict.fromkeys(variants, whole / len(variants)))
     return shares
 
 
@@ -166,7 +170,7 @@ class _Words(dict[str, tuple[str, ...]]):
         word = words.strip(_AROUND_WORDS)
         if not word.isalpha():
             return tuple(_terms(words, self._language))
-        return _stems(word, self._language) if word == words else self.of(word)
+        return _terms_of_word(word, self._language) if word == words else self.of(word)
 
     def grow_old(self) -> None:
         """Keep what is known for as long as it takes to learn as much again."""
@@ -205,7 +209,16 @@ def _run_terms(run: str) -> Iterator[str]:
 
 def _word_terms(word: str, language: str | None) -> tuple[str, ...]:
     """Return the terms of one word in a passage of the language."""
-    return _WORDS[language].of(word) if word.isalpha() else _stems(word, language)
+    return _WORDS[language].of(word) if word.isalpha() else _terms_of_word(word, language)
+
+
+def _terms_of_word(word: str, language: str | None) -> tuple[str, ...]:
+    return _stems(word, language) + _part_stems(word, language)
+
+
+def _part_stems(word: str, language: str | None) -> tuple[str, ...]:
+    """Return the stems of a compound's parts."""
+    return tuple(dict.fromkeys(stem for part in parts_of(word, language) for stem in _stems(part, language)))
 
 
 def _stems(word: str, language: str | None) -> tuple[str, ...]:

@@ -19,7 +19,8 @@ from indexer.text.spelling import code, in_one_script, normalized
 
 _SINGLE = 0.1  # Weight of one character of a longer run: enough to order passages without the pair.
 _PAIR_WEIGHTS = (1.0, 0.4, 0.2)  # By how many are hiragana: endings and particles, seldom what is asked for.
-_PART = 0.2  # All parts of a code or joined word together, where the whole has the rest.
+PART = 0.2
+"""All parts of a code or joined word together in a query, where the whole has the rest."""
 _PHONE_DIGITS = 7
 
 _HAN_KANA = r"぀-ヿㇰ-ㇿ㐀-䶿一-鿿豈-﫿々가-힣\U00020000-\U0003134f"
@@ -146,7 +147,7 @@ def pieces_of(kind: str, found: str) -> Iterator[Piece]:
         yield from _run_pieces(found)
     elif kind == "dose":
         numbers, _, unit = found.partition(" ")
-        yield Piece((unit,), weight=_PART)
+        yield Piece((unit,), weight=PART)
         yield Piece(tuple(number + unit for number in numbers.split("|")))
     elif kind == "grouped":
         whole, *last = _grouped_forms(found)
@@ -182,7 +183,7 @@ def _compound_pieces(found: str) -> Iterator[Piece]:
         return
     sided = _SIDED.fullmatch(found)
     if sided and sided[2]:  # Of a German diagnosis: how sure, and which side.
-        yield Piece((sided[2],), weight=_PART)
+        yield Piece((sided[2],), weight=PART)
         found = sided[1]
     parts = [part for part in _JOINT.split(found) if part]
     if len(parts) == 1 or "'" in found:
@@ -199,16 +200,16 @@ def _compound_pieces(found: str) -> Iterator[Piece]:
         for part in parts:  # A full stop without a blank behind it.
             yield from _simple_pieces(part)
     elif all(part.isalpha() for part in parts):
-        yield Piece(word="".join(parts), weight=1 - _PART)
+        yield Piece(word="".join(parts), weight=1 - PART)
         for part in parts:
-            yield Piece(word=part, weight=_PART / len(parts))
+            yield Piece(word=part, weight=PART / len(parts))
     elif all(part.isdigit() for part in parts):
         yield from _digit_pieces(found, parts)
     else:
-        yield Piece((code("".join(folded(part) for part in parts)),), weight=1 - _PART)
+        yield Piece((code("".join(folded(part) for part in parts)),), weight=1 - PART)
         for part in parts:
             for piece in _simple_pieces(part):
-                yield Piece(piece.terms, piece.word, piece.weight * _PART / len(parts))
+                yield Piece(piece.terms, piece.word, piece.weight * PART / len(parts))
 
 
 def _digit_pieces(found: str, parts: Sequence[str]) -> Iterator[Piece]:
@@ -216,8 +217,8 @@ def _digit_pieces(found: str, parts: Sequence[str]) -> Iterator[Piece]:
     if not _DATE.fullmatch(found) and sum(map(len, parts)) >= _PHONE_DIGITS:
         yield Piece(("".join(parts),))
         return
-    yield Piece(_days(parts) or (found,), weight=1 - _PART)
-    yield Piece(tuple(form for part in parts for form in _number_forms(part)), weight=_PART)
+    yield Piece(_days(parts) or (found,), weight=1 - PART)
+    yield Piece(tuple(form for part in parts for form in _number_forms(part)), weight=PART)
 
 
 def _days(parts: Sequence[str]) -> tuple[str, ...]:
@@ -255,7 +256,7 @@ def _dose_pieces(number: str, unit: str) -> Iterator[Piece]:
     forms = _number_forms(number)
     common = _units()[unit]
     yield Piece(forms)
-    yield Piece((common,), weight=_PART)
+    yield Piece((common,), weight=PART)
     yield Piece((forms[0] + common,))
 
 
