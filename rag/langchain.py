@@ -30,6 +30,9 @@ _EXTRAS = ("openai", "ollama")
 _THOUGHT = re.compile(r"<think(?:ing)?>.*?(?:</think(?:ing)?>|\Z)", re.DOTALL)
 """What some local models write before they answer: a draft of a draft."""
 
+_THOUGHT_BEGUN = re.compile(r"\A.*</think(?:ing)?>", re.DOTALL)
+"""The same of models whose prompt holds the mark of its beginning."""
+
 _ENDED = re.compile(r"[.!?。！？…][\"'”’»」』）)]*\Z|\]\Z")
 _CUT = ("length", "max_tokens", "MAX_TOKENS")
 
@@ -111,7 +114,8 @@ class LangChainGenerator:
             with tracing_context(enabled=False):
                 message = self._model.invoke(messages)
             # Lone surrogates, which JSON can bring, can be neither compared nor sent.
-            text = _THOUGHT.sub("", str(message.text).encode("utf-8", "replace").decode())
+            text = str(message.text).encode("utf-8", "replace").decode()
+            text = _THOUGHT_BEGUN.sub("", _THOUGHT.sub("", text))
             return _whole(text) if _was_cut(message) else text
         except Exception as error:
             # The cause's own message may hold the request, so neither it nor the chain is passed on.

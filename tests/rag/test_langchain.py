@@ -114,8 +114,10 @@ def test_a_model_that_gives_no_text_has_not_said_that_nothing_was_found(message)
         said_by(message)
 
 
-def test_what_a_model_thinks_aloud_is_no_part_of_its_draft():
-    assert said_by(AIMessage("<think>Is it 10 mg [1]?\n10 mg [1].</think>\nIt is 5 mg [1].")) == [("It is 5 mg.", (1,))]
+@pytest.mark.parametrize("begin", ["<think>", "", "<think>A</think>\n<thinking>", "<think>A</think>\n"])
+def test_what_a_model_thinks_aloud_is_no_part_of_its_draft(begin):
+    message = AIMessage(f"{begin}Is it 10 mg [1]?\n10 mg [1].</think>\nIt is 5 mg [1].")
+    assert said_by(message) == [("It is 5 mg.", (1,))]
 
 
 def test_of_a_draft_that_was_cut_the_last_sentence_is_left_out():
