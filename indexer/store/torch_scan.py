@@ -253,7 +253,7 @@ class TorchScan:
             near = _reaching(now.rows, on_device[number : number + 1], least, within, self._tile_rows)
             return _ranked(now.state, np.concatenate([near, within.late]), queries[number], k)
 
-        with nullcontext() if self._device.type == "cpu" else torch.cuda.stream(self._stream):
+        with torch.cuda.stream(self._stream) if self._device.type == "cuda" else nullcontext():
             on_device = torch.from_numpy(units).to(now.rows.device, self._torch_dtype)
             narrowed = _narrowed(now.rows, on_device, k + spare, places, self._tile_rows)
             return [
