@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from indexer.errors import DamagedError
-from indexer.store import coded_rows, faiss_index
+from indexer.store import coded_rows, faiss_index, faiss_short
 from indexer.store.coded_rows import CodedRows
 from indexer.store.faiss_codes import RowCodes
 from indexer.store.faiss_index import FaissVectorIndex
@@ -79,9 +79,16 @@ def coded():
     return index, oracle, [ids[group == number] for number in range(4)]
 
 
-def test_codes_find_in_each_pool_what_a_scan_finds(coded, monkeypatch):
+@pytest.mark.parametrize("shared_bytes", [0, 2**30])
+def test_codes_find_in_each_pool_what_a_scan_finds(coded, monkeypatch, shared_bytes):
+    """Alike in one thread and, as more codes are, in two."""
     monkeypatch.setattr(coded_rows, "SCREENED", 500)
-    index, oracle, pools = coded
+    monkeypatch.setattr(coded_rows, "SHARED_BYTES", shared_bytes)
+    before, oracle, pools = coded
+    ids, rows = oracle._state
+    index = FaissVectorIndex.from_matrix(ids, rows, kind="codes", structure=before.structure())
+    oracle = ExactVectorIndex(64)
+    oracle.add(ids, rows)
     rng = np.random.default_rng(12)
     gone = np.sort(rng.choice(np.arange(9000) * 3, 300, replace=False))
     for first, n_fresh in ((40_000, 50), (40_050, 700)):  # few that came later, and many
@@ -175,8 +182,12 @@ def _oracle(ids, rows):
     return oracle
 
 
-def test_short_codes_find_nearly_all_and_score_exactly(built):
-    index, ids, rows = built
+@pytest.mark.parametrize("shared_bytes", [0, 2**30])
+def test_short_codes_find_nearly_all_and_score_exactly(built, monkeypatch, shared_bytes):
+    """Alike in one thread and, as more codes are, in two."""
+    monkeypatch.setattr(faiss_short, "SHARED_BYTES", shared_bytes)
+    before, ids, rows = built
+    index = FaissVectorIndex.from_matrix(ids, rows, kind="codes", structure=before.structure(), **SHORT)
     oracle = _oracle(ids, rows)
     rng = np.random.default_rng(2)
     queries = rows[:40].astype(np.float32) + 0.1 * rng.standard_normal((40, DIM)).astype(np.float32)

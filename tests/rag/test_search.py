@@ -5,7 +5,7 @@ import pytest
 
 from indexer.encoders.catalog import default_encoder_name, load_encoder
 from indexer.encoders.encoder import HashingEncoder
-from indexer.errors import ArgumentError, TooLargeError
+from indexer.errors import ArgumentError, DamagedError, TooLargeError
 from indexer.records import Scope
 from rag.crossing import SHIPPED, asked, crosses
 from rag.expansion import expanded
@@ -157,6 +157,29 @@ def test_equal_requests_give_equal_results():
     held = world(500)
     first, second = (search(held, held.encoder, SearchRequest(QUERY, k=50)) for _ in range(2))
     assert first.hits == second.hits
+
+
+@pytest.mark.parametrize("mode", ["dense", "lexical", "hybrid"])
+def test_two_threads_find_what_one_finds(mode, monkeypatch):
+    held = world(500)
+    alone = [search(held, held.encoder, SearchRequest(QUERY, k=k, mode=mode)).hits for k in (1, 50)]
+    monkeypatch.setattr("rag.search.SHARED_ROWS", 0)
+    assert [search(held, held.encoder, SearchRequest(QUERY, k=k, mode=mode)).hits for k in (1, 50)] == alone
+
+
+@pytest.mark.parametrize("arm", ["dense_arm", "lexical_arm"])
+def test_an_arm_that_fails_beside_the_other_fails_the_search(arm, monkeypatch):
+    held = world(5)
+    monkeypatch.setattr("rag.search.SHARED_ROWS", 0)
+
+    def fails(*_):
+        raise DamagedError("a row of the truth")
+
+    monkeypatch.setattr(f"rag.search.{arm}", fails)
+    with pytest.raises(DamagedError):
+        search(held, held.encoder, SearchRequest(QUERY))
+    monkeypatch.undo()
+    assert len(search(held, held.encoder, SearchRequest(QUERY)).hits) == 10
 
 
 @pytest.mark.parametrize(
