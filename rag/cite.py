@@ -114,7 +114,7 @@ def cite(
     lines: list[str] = []
     withheld = 0
     read = cache(lambda n: _read(known[n]))
-    for statement in statements:
+    for statement in dict.fromkeys(statements):  # a model in a loop says the same again and again
         named = [known[n] for n in statement.passages if n in known]
         text = plain(statement.text)
         if not any(character.isalnum() for character in text):

@@ -111,3 +111,9 @@ def test_a_statement_that_names_nothing_is_withheld_beside_one_that_passes():
     statements = [Statement("Warfarin 5 mg.", (1,)), Statement("All is well.", ()), Statement("So it is.", (9,))]
     cited = cite(statements, [passage("Warfarin 5 mg.")], lambda *_: BEFORE + "Warfarin 5 mg.")
     assert (cited.text, cited.withheld) == ("Warfarin 5 mg. [1]", 2)
+
+
+def test_what_is_said_again_and_again_is_said_once():
+    statements = [Statement("Warfarin 5 mg.", (1,)), Statement("All is well.", ())] * 2000
+    cited = cite(statements, [passage("Warfarin 5 mg.")], lambda *_: BEFORE + "Warfarin 5 mg.")
+    assert (cited.text, cited.withheld) == ("Warfarin 5 mg. [1]", 1)
