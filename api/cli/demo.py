@@ -12,7 +12,7 @@ import click
 
 from api.cli.context import CliContext, pass_context
 from api.cli.options import NAMED
-from indexer.errors import CollectionNotFoundError
+from indexer.errors import ArgumentError, CollectionNotFoundError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -71,7 +71,11 @@ def _languages() -> dict[str, str]:
 
 
 def _fresh(service: Service, collection: str, bundled: Mapping[str, str]) -> None:
-    """Remove an earlier demo collection; one that holds any other note is left alone and added to."""
+    """Remove an earlier demo collection; an empty one is taken as it is.
+
+    Raises:
+        ArgumentError: it holds any other note: invented ones must not stand among those of patients.
+    """
     try:
         found = service.collection(collection)
     except CollectionNotFoundError:
@@ -79,9 +83,10 @@ def _fresh(service: Service, collection: str, bundled: Mapping[str, str]) -> Non
     behind: str | None = None
     while page := found.list_notes(behind, 500):
         if any(note.note_id not in bundled for note in page):
-            return
+            raise ArgumentError("collection", "holds notes that are not the demo's; name another with --collection")
         behind = page[-1].note_id
-    service.delete_collection(collection)
+    if behind is not None:
+        service.delete_collection(collection)
 
 
 def _index(service: Service, collection: str, encoder: str, out: Console) -> None:

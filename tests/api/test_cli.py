@@ -266,8 +266,19 @@ def test_demo_answers_with_citations_and_says_what_its_encoder_can_do(clinrag: C
 
 def test_demo_leaves_a_collection_with_other_notes_alone(clinrag: Clinrag, notes_file: Path):
     clinrag("index", notes_file, "-c", "demo", "--encoder", "hashing")
-    assert clinrag("demo", "--encoder", "hashing", "--questions", "1").exit_code == 0
+    before = clinrag("collections", "info", "demo", "--json").stdout
+    refused = clinrag("demo", "--encoder", "hashing", "--questions", "1")
+    assert refused.exit_code == 2
+    assert "holds notes that are not the demo's" in refused.stderr
+    assert clinrag("collections", "info", "demo", "--json").stdout == before
     assert clinrag("notes", "show", "letter/1", "-c", "demo").exit_code == 0
+
+
+def test_demo_takes_an_empty_collection_as_it_is(clinrag: Clinrag):
+    clinrag("collections", "create", "mine", "--encoder", "hashing")
+    made = one_json(clinrag("collections", "info", "mine", "--json").stdout)["created_at"]
+    assert clinrag("demo", "-c", "mine", "--encoder", "hashing", "--questions", "1").exit_code == 0
+    assert one_json(clinrag("collections", "info", "mine", "--json").stdout)["created_at"] == made
 
 
 @pytest.mark.parametrize(
