@@ -48,6 +48,9 @@ _PARTS = (64, 56, 48, 40, 32, 28, 24, 20, 16, 12, 8, 4, 3, 2, 1)
 _PART_DIMS = (1, 2, 3, 4, 6, 8, 10, 12, 16, 20, 24, 28, 32)
 
 
+Proposed = dict[int, tuple[Positions, Scores]]
+
+
 class Devices(Protocol):
     """Takes an index from the host's memory to devices and back. A device's index answers one thread at a time."""
 
@@ -191,7 +194,7 @@ class FaissGpuIndex(FaissVectorIndex):
         vector = checked_query(query, k, self.dim)
         state = self._matrix.state
         at = None if allowed is None else state.wanted(allowed)
-        return self._best_of(state, vector, k, at)
+        return self._best_of(state, vector, k, at, {})
 
     def search_pools(self, query: Scores, k: int, pools: Sequence[Ids]) -> list[tuple[Ids, Scores]]:
         """Return for each pool (sorted ids) what `search` finds in it. What was passed must not be changed."""
@@ -199,13 +202,22 @@ class FaissGpuIndex(FaissVectorIndex):
         state, known = self._matrix.state, self._last_pools
         if known is None or known[0] is not state or not same_arrays(known[1], pools):
             known = self._last_pools = state, tuple(pools), [state.wanted(pool) for pool in pools]
-        return [self._best_of(state, vector, k, at) for at in known[2]]
+        proposed: Proposed = {}
+        # The smallest first: what the devices propose for it is enough for the others.
+        order = sorted(range(len(pools)), key=lambda number: len(known[2][number]))
+        found = {number: self._best_of(state, vector, k, known[2][number], proposed) for number in order}
+        return [found[number] for number in range(len(pools))]
 
-    def _best_of(self, state: RowState, query: Scores, k: int, at: Positions | None) -> tuple[Ids, Scores]:
-        """Return the k best of the positions (``None``: all), by the devices where that is quicker than the host."""
+    def _best_of(
+        self, state: RowState, query: Scores, k: int, at: Positions | None, proposed: Proposed
+    ) -> tuple[Ids, Scores]:
+        """Return the k best of the positions (``None``: all), by the devices where that is quicker than the host.
+
+        ``proposed`` is what the devices proposed for this query before, by how much was asked of them.
+        """
         if at is None or len(at) > EXACT_SCOPE:
             try:
-                found = self._from_devices(state, query, k, at)
+                found = self._from_devices(state, query, k, at, proposed)
             except RuntimeError as error:  # what FAISS raises for a full device
                 found = None
                 if not self._warned:
@@ -218,7 +230,9 @@ class FaissGpuIndex(FaissVectorIndex):
             at = state.wanted(None)
         return self._scanned(state, query, k, at)
 
-    def _from_devices(self, state: RowState, query: Scores, k: int, at: Positions | None) -> tuple[Ids, Scores] | None:
+    def _from_devices(
+        self, state: RowState, query: Scores, k: int, at: Positions | None, proposed: Proposed
+    ) -> tuple[Ids, Scores] | None:
         """Return the k best of the devices' candidates and the newer rows, ``None`` where others may be better."""
         n_base, n = len(state.base), len(state.ids)
         if self._placed is None:
@@ -232,7 +246,10 @@ class FaissGpuIndex(FaissVectorIndex):
         wanted = k + _SPARE if self._device_kind == "flat" else max(160, 8 * k)
         fetch = min(n_base, -(-wanted * n_base // max(n_kept, 1)))
         while fetch <= MOST_CANDIDATES:
-            found, rough = self._proposed_by_devices(query, fetch)
+            enough = min((asked for asked in proposed if asked >= fetch), default=fetch)
+            if enough not in proposed:
+                proposed[fetch] = self._proposed_by_devices(query, fetch)
+            found, rough = proposed[enough]
             kept = state.living(found) if at is None else _those_in(found, at)
             places = np.concatenate([kept, newer])
             ids, scores = best(state.ids[places], row_scores(state.rows_at(places), query), k)

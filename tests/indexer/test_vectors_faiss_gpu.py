@@ -234,6 +234,18 @@ def test_pools_are_all_of_one_moment_and_of_the_newest(flat_matrix, small_exact_
                 assert found[0].tolist() == oracle.search(rows[5].astype(np.float32), 10, pool)[0].tolist()
 
 
+def test_pools_share_what_the_device_proposes(flat_matrix, small_exact_scope):
+    ids, rows = flat_matrix
+    index, oracle = FaissGpuIndex.from_base(ids, rows, devices=HostDevices()), oracle_of(ids, rows)
+    placed = index._placed
+    assert isinstance(placed, Placed)
+    pools = [ids[:3000], ids[3000:4500], ids[4500:], ids[7:30], ids[::3]]
+    found = index.search_pools(rows[5].astype(np.float32), 10, pools)
+    assert placed.searches == 1
+    for (got, _), pool in zip(found, pools, strict=True):
+        assert got.tolist() == oracle.search(rows[5].astype(np.float32), 10, pool)[0].tolist()
+
+
 @pytest.fixture
 def quick_training(monkeypatch):
     """Keep bytes in the cells: training a product quantiser takes a minute of one core."""
