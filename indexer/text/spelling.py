@@ -88,8 +88,7 @@ def comparable(text: str) -> str:
         if _RAISED_SIGN.search(text):
             text = _RAISED.sub(_on_the_line, text)
         if _CYRILLIC.search(text) and _MIXED.search(text):
-            whole = unicodedata.normalize("NFKC", _in_one_form(text))
-            text = _MIXED_WORD.sub(lambda match: _of_one_alphabet(match[0]), whole)
+            text = _with_words_of_one_alphabet(unicodedata.normalize("NFKC", _in_one_form(text)))
         text = normalized(text)
     if "." in text and (text[0] == "." or " ." in text or "(." in text or "\n." in text):
         text = _BARE_POINT.sub("0.", text)
@@ -102,8 +101,10 @@ def spelled(word: str, language: str | None) -> str:
     >>> spelled("carcinom", "de"), spelled("anaemia", "en"), spelled("infecção", "pt")
     ('karzinom', 'anemia', 'infeção')
     """
-    least, rules = _rules().get(language or "", (0, ()))
-    if len(word) >= least:
+    if language not in _SPELLINGS or len(word) < _SPELLINGS[language][0]:
+        return word
+    any_of_them, rules = _rules(language)
+    if any_of_them.search(word):
         for pattern, read in rules:
             word = pattern.sub(read, word)
     return word
@@ -143,6 +144,20 @@ def _on_the_line(match: re.Match[str]) -> str:
     return ""
 
 
+def _with_words_of_one_alphabet(text: str) -> str:
+    """Return a text with every word of Cyrillic and Latin letters in one of the two, where that can be."""
+    parts: list[str] = []
+    done = 0
+    for match in _MIXED.finditer(text):
+        if match.start() >= done:  # Such words are few: what lies between blanks around one is looked at.
+            start = max(done, text.rfind(" ", 0, match.start()))
+            end = text.find(" ", match.end())
+            end = len(text) if end < 0 else end
+            parts += text[done:start], _MIXED_WORD.sub(lambda word: _of_one_alphabet(word[0]), text[start:end])
+            done = end
+    return "".join([*parts, text[done:]])
+
+
 def _of_one_alphabet(word: str) -> str:
     """Return a word of Cyrillic and Latin letters in one of the two, if all letters of the other only look so."""
     if not _MIXED.search(word):
@@ -163,8 +178,9 @@ def _script() -> dict[int, str]:
 
 
 @cache
-def _rules() -> dict[str, tuple[int, tuple[tuple[re.Pattern[str], str], ...]]]:
-    return {
-        language: (least, tuple((re.compile(written), read) for written, read in rules))
-        for language, (least, rules) in _SPELLINGS.items()
-    }
+def _rules(language: str) -> tuple[re.Pattern[str], tuple[tuple[re.Pattern[str], str], ...]]:
+    """Return what a language's rules look for, all at once and each with what it is read as."""
+    rules = _SPELLINGS[language][1]
+    return re.compile("|".join(written for written, _ in rules)), tuple(
+        (re.compile(written), read) for written, read in rules
+    )
