@@ -16,8 +16,11 @@ from indexer.readers.record import RecordError
 from indexer.readers.strict_json import load
 
 QUESTION_BYTES = 1024 * 1024
-"""What a request may hold that brings no notes, ids or receipts: JSON is taken apart before it can be refused, and
-32 MB of empty lists hold up every other request for seconds."""
+"""What a request may hold that brings no notes, ids or receipts: JSON is taken apart before it can be refused, while
+every other request waits."""
+
+MOST_BRACKETS = 1_000_000
+"""So many lists and objects a body may begin, in its texts too: they take far more time and memory than their bytes."""
 
 _LARGE = ("/notes", "/erasures", "/receipts/verify")
 _SLOWEST_BYTES_S = 64 * 1024
@@ -65,8 +68,11 @@ class _StrictRequest(Request):
 
     async def json(self) -> Any:
         """Return the value of the body."""
+        body = await self.body()
+        if body.count(b"[") + body.count(b"{") > MOST_BRACKETS:
+            raise HTTPException(413, f"the body holds over {MOST_BRACKETS:,} brackets; send it in smaller requests")
         try:
-            return load(await self.body())
+            return load(body)
         except RecordError as error:
             named = f" names {error.field}, which" if _PLAIN.match(error.field) else ""
             raise HTTPException(400, f"the body{named} {error.reason}") from None

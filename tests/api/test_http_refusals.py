@@ -121,6 +121,22 @@ def test_a_body_without_a_length_is_counted_while_it_comes(ward: httpx.Client):
     assert answer.json()["type"] == "urn:clinrag:problem:too-large"
 
 
+def test_a_body_of_little_but_brackets_is_refused_before_it_is_taken_apart(home: Path):
+    with serving(Settings(home=home, encoder="hashing")) as client:
+        text = "[ ] yes [x] no {unit}\n" * 20_000
+        for note, status in (
+            ('"' + "[{" * 500_000 + '"', 413),
+            (f"[{'[],' * 1_000_000}[]]", 413),
+            (json.dumps(text), 404),
+        ):
+            body = f'{{"notes": [{{"id": "n", "text": {note}}}]}}'
+            answer = client.post(
+                "/v1/collections/none/notes", content=body, headers={"Content-Type": "application/json"}
+            )
+            assert answer.status_code == status
+            assert ("1,000,000 brackets" in answer.text) is (status == 413)
+
+
 def test_a_lone_surrogate_in_a_query_is_refused(ward: httpx.Client):
     body = b'{"query": "\\ud800", "collection": "ward"}'
     answer = ward.post("/v1/search", content=body, headers={"Content-Type": "application/json"})
