@@ -79,6 +79,7 @@ def run_recipe(
     recipe = read_recipe(recipe_path)
     if not data_dir.is_dir():
         raise ArgumentError("data", f"is no folder: {data_dir.name}")
+    _check_out(out_dir)
     check_needs(_to_run(recipe, _read(out_dir / "progress.json")), data_dir)
     team = Team()
     if not team.is_first:
@@ -92,8 +93,9 @@ def _lead(
     recipe: Recipe, out_dir: Path, data_dir: Path, score: Score | None, on_progress: Report | None, team: Team
 ) -> TrainReport:
     """Run the stages, as the only or the first of several processes."""
-    (out_dir / "recipe.toml").write_text(recipe.text, encoding="utf-8")
     done = _read(out_dir / "progress.json")
+    _write(out_dir / "progress.json", done)  # from here on the folder is a run's
+    (out_dir / "recipe.toml").write_text(recipe.text, encoding="utf-8")
     names = {"start", *(f"{number:02d}-{stage.kind}" for number, stage in enumerate(recipe.stages, 1))}
     scores: dict[str, dict[str, float]] = {
         name: found for name, found in _read(out_dir / "scores.json").items() if name in names
@@ -165,6 +167,14 @@ def _join(recipe: Recipe, out_dir: Path, data_dir: Path, team: Team) -> TrainRep
     team.wait()
     packed = out_dir / "packed"
     return TrainReport(out_dir / "model", packed if packed.is_dir() else None, out_dir / "README.md", {})
+
+
+def _check_out(out_dir: Path) -> None:
+    """Refuse a folder with anything else in it: a run writes its own README.md there and replaces ``model``."""
+    if (out_dir / "progress.json").is_file() or not out_dir.is_dir():
+        return
+    if any(one.name != "progress.new" for one in out_dir.iterdir()):
+        raise ArgumentError("out", f"{out_dir} holds other files; name a new folder, or that of a run to go on with")
 
 
 def _to_run(recipe: Recipe, done: Mapping[str, Any]) -> tuple[Stage, ...]:

@@ -88,6 +88,21 @@ def test_a_stage_that_trains_on_pairs_has_some(model, data, tmp_path):
             run_recipe(recipe(tmp_path, model, stages), tmp_path / "run", data)
 
 
+def test_a_folder_of_other_files_is_not_written_into(model, data, tmp_path):
+    mine = tmp_path / "mine"
+    (mine / "model").mkdir(parents=True)
+    (mine / "model" / "weights").write_text("of another year")
+    stages = recipe(tmp_path, model, '[[stage]]\nkind = "pairs"\n')
+    with pytest.raises(ArgumentError, match="mine holds other files; name a new folder"):
+        run_recipe(stages, mine, data)
+    assert [path.name for path in mine.iterdir()] == ["model"]
+    assert (mine / "model" / "weights").read_text() == "of another year"
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert run_recipe(stages, empty, data).model.is_dir()
+    assert run_recipe(stages, empty, data).model.is_dir()
+
+
 def test_a_finished_stage_asks_for_its_files_no_more(model, data, tmp_path):
     own = tmp_path / "own"
     own.mkdir()
