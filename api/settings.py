@@ -86,6 +86,8 @@ def from_environment(environment: Mapping[str, str] | None = None) -> Settings:
     if level not in ("DEBUG", "INFO", "WARNING", "ERROR"):
         raise ArgumentError("CLINRAG_LOG_LEVEL", "is none of DEBUG, INFO, WARNING, ERROR")
     generators = tuple(name.strip() for name in (text("GENERATORS") or "").split(",") if name.strip())
+    if not all(name in defaults.generators or all(name.partition(":")[::2]) for name in generators):
+        raise ArgumentError("CLINRAG_GENERATORS", "holds a name that is neither 'extractive' nor 'provider:model'")
     return Settings(
         home=defaults.home,
         host=text("HOST") or defaults.host,

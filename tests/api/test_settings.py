@@ -54,6 +54,8 @@ def test_values_are_read():
         ("CLINRAG_API_KEY", "too-short"),
         ("CLINRAG_LOG_LEVEL", "loud"),
         ("CLINRAG_MAX_BODY_BYTES", "77"),
+        ("CLINRAG_GENERATORS", "extractive,gpt-4o"),
+        ("CLINRAG_GENERATORS", "openai:"),
     ],
 )
 def test_a_wrong_value_names_its_variable_and_does_not_repeat_it(name: str, value: str):
