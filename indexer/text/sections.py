@@ -15,6 +15,7 @@ from functools import cache
 from indexer.records import Section, Span
 from indexer.text.folding import fold_term
 from indexer.text.rules import SUPPORTED, load_rules
+from indexer.text.spelling import simplified
 
 _MAX_TITLE_CHARS = 60
 _BEGINNING_CHARS = 2  # a title is looked at closely only if a known one begins like it
@@ -75,7 +76,7 @@ class _Titles:
 
     def key_of(self, title: str) -> str | None:
         """Return the canonical key of a title as written, or ``None``."""
-        folded = fold_term(title).strip(_EDGES)
+        folded = _folded(title).strip(_EDGES)
         if folded in self.headers:
             return self.headers[folded]
         if folded[:_BEGINNING_CHARS] not in self.beginnings or folded in self.labels:
@@ -91,7 +92,7 @@ class _Titles:
         return keys[0] if all(keys) else None
 
     def is_label(self, title: str) -> bool:
-        return fold_term(title).strip(_EDGES) in self.labels
+        return _folded(title).strip(_EDGES) in self.labels
 
     def _without_qualifier(self, folded: str) -> str:
         for words in self.qualifiers:
@@ -249,8 +250,14 @@ def _titles(language: str | None) -> _Titles:
     headers: dict[str, str] = {}
     for rules in loaded:
         for title, key in rules.headers.items():
-            headers.setdefault(title, key)
-    labels = frozenset().union(*(rules.labels for rules in loaded))
-    qualifiers = tuple(dict.fromkeys(words for rules in loaded for words in rules.qualifiers))
+            headers.setdefault(_folded(title), key)
+    labels = frozenset(_folded(label) for rules in loaded for label in rules.labels)
+    qualifiers = tuple(dict.fromkeys(_folded(words) for rules in loaded for words in rules.qualifiers))
     beginnings = frozenset(title[:_BEGINNING_CHARS] for title in (*headers, *qualifiers))
     return _Titles(headers, labels - headers.keys(), qualifiers, beginnings)
+
+
+def _folded(title: str) -> str:
+    """Return a title in the form in which titles are compared: of Han characters, traditional ones are as simplified."""
+    folded = fold_term(title)
+    return folded if folded.isascii() else simplified(folded)

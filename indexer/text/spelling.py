@@ -131,6 +131,15 @@ def in_one_script(run: str) -> str:
     return run.translate(_script())
 
 
+def simplified(text: str) -> str:
+    """Return Chinese or Japanese in simplified characters alone, kana as they are.
+
+    >>> simplified("過敏史・ガス") == "过敏史・ガス"
+    True
+    """
+    return text.translate(_han_forms())
+
+
 def _in_one_form(text: str) -> str:
     return text.translate(_ONE_FORM) if _OTHER_FORM.search(text) else text
 
@@ -171,10 +180,14 @@ def _of_one_alphabet(word: str) -> str:
 
 @cache
 def _script() -> dict[int, str]:
+    return _han_forms() | {code_point: chr(code_point - _TO_HIRAGANA) for code_point in _KATAKANA}
+
+
+@cache
+def _han_forms() -> dict[int, str]:
     text = resources.files("indexer.text").joinpath("data", "han_forms.txt").read_text(encoding="utf-8")
     lines = [line for line in text.splitlines() if not line.startswith("#")]
-    han = {ord(other): forms[0] for line in lines for forms in line.split() for other in forms[1:]}
-    return han | {code_point: chr(code_point - _TO_HIRAGANA) for code_point in _KATAKANA}
+    return {ord(other): forms[0] for line in lines for forms in line.split() for other in forms[1:]}
 
 
 @cache

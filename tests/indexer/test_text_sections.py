@@ -80,6 +80,11 @@ LINES_OF = {
         ("УЗИ органов брюшной полости:", "imaging"),
     ],
     "zh": [
+        ("過敏史：盤尼西林", "allergies"),
+        ("理學檢查：兩側呼吸音清", "physical_examination"),
+        ("【檢驗】", "laboratory"),
+        ("出院診斷", "discharge_diagnosis"),
+        ("過去病史：糖尿病", "past_medical_history"),
         ("既往史：高血压10年。", "past_medical_history"),
         ("主诉：胸痛3天", "chief_complaint"),
         ("【体格检查】T 36.5℃", "physical_examination"),
