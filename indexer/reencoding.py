@@ -15,8 +15,9 @@ from typing import Literal
 
 from indexer.collection import ENCRYPTION, Collection
 from indexer.encoders.encoder import Encoder
-from indexer.errors import ArgumentError, CollectionNotFoundError
+from indexer.errors import ArgumentError
 from indexer.follower import Follower, OnProgress, discarded, facts_of
+from indexer.spaces import TRUTH
 from indexer.store.failpoints import failpoint
 from indexer.store.truth import spec_of
 
@@ -80,13 +81,8 @@ def completed(
     """
     folder = _folder_beside(collection)
     _complete(collection, folder, encoder, on_progress)
-    with Collection(folder, collection.name, collection.spaces.root, collection.keyrings) as opened:
-        opened.publish()
-        try:
-            yield opened
-        except CollectionNotFoundError as exc:
-            collection.check_present()
-            raise discarded() from exc
+    with _opened(collection, folder) as opened:
+        yield opened
 
 
 def cutover(
@@ -139,8 +135,8 @@ def _switch(
     keep_as_previous: bool,
 ) -> None:
     _complete(collection, folder, encoder, on_progress)
-    with Collection(folder, collection.name, collection.spaces.root, collection.keyrings) as opened:
-        opened.publish()  # so that whoever opens it next finds its indexes made
+    with _opened(collection, folder):
+        pass  # so that whoever opens it next finds its indexes made
     with (
         _follower(collection, folder, encoder) as follower,
         collection.writer(WRITER_TIMEOUT_S),
@@ -189,6 +185,24 @@ def _space_for(collection: Collection, encoder_name: str, encoder: Encoder) -> P
 def _follower(collection: Collection, folder: Path, encoder: Callable[[], Encoder]) -> Follower:
     live = collection.path.parent
     return Follower(collection.name, live, folder, encoder, collection.cipher, collection.check_present)
+
+
+@contextmanager
+def _opened(collection: Collection, folder: Path) -> Iterator[Collection]:
+    """Open what lies beside, with its derived files made.
+
+    Raises:
+        ArgumentError: it was discarded meanwhile, whatever that made of files that are gone.
+    """
+    try:
+        with Collection(folder, collection.name, collection.spaces.root, collection.keyrings) as opened:
+            opened.publish()
+            yield opened
+    except Exception as exc:
+        collection.check_present()
+        if not (folder / TRUTH).is_file():
+            raise discarded() from exc
+        raise
 
 
 def _folder_beside(collection: Collection) -> Path:

@@ -277,11 +277,7 @@ class Snapshots:
         Raises:
             DamagedError: another truth is in the place of the one that they come from; nothing was written.
         """
-        if _number(self.folder.parent / TRUTH) != self._truth:
-            raise DamagedError(
-                "no derived files are written: the collection was repaired or deleted since it was opened; "
-                "open it again"
-            )
+        self._check_truth()
         self.folder.mkdir(mode=0o700, exist_ok=True)
         self.sweep()
         aside = self.folder / f"{_ASIDE}{uuid.uuid4().hex}"
@@ -305,6 +301,7 @@ class Snapshots:
             sync_folder(self.folder)
         except BaseException:
             shutil.rmtree(aside, ignore_errors=True)
+            self._check_truth()  # of a collection that was deleted no folder is there to write to
             raise
         for path in self.paths():
             if path != target:
@@ -312,6 +309,13 @@ class Snapshots:
         failpoint("publish.swept")
         self.sweep()
         return target
+
+    def _check_truth(self) -> None:
+        if _number(self.folder.parent / TRUTH) != self._truth:
+            raise DamagedError(
+                "no derived files are written: the collection was repaired or deleted since it was opened; "
+                "open it again"
+            )
 
     def _remove(self, path: Path) -> None:
         """Remove a generation so that a crash on the way leaves no half of it under its name."""

@@ -265,6 +265,25 @@ def test_who_fills_or_searches_vectors_that_are_discarded_is_told(library, ward)
     assert (beside(ward), ward.verify()) == (None, [])
 
 
+@pytest.mark.parametrize("instant", ["publish.writing", "publish.synced", "publish.renamed"])
+def test_a_cutover_to_vectors_that_are_discarded_is_told(library, ward, instant):
+    reencode(ward, "words", WordEncoder())
+
+    def reached(name):
+        if name == instant:
+            install(None)
+            with library.open("ward") as other:
+                discard(other)
+
+    install(reached)
+    try:
+        with pytest.raises(ArgumentError, match="were discarded meanwhile"):
+            cutover(ward, WordEncoder)
+    finally:
+        install(None)
+    assert (beside(ward), ward.verify()) == (None, [])
+
+
 def test_who_fills_vectors_of_a_collection_that_is_deleted_is_told(library, ward):
     with pytest.raises(CollectionNotFoundError, match="'ward' was deleted"):
         reencode(ward, "words", MetEncoder(lambda: library.delete("ward")))
