@@ -204,7 +204,9 @@ class Replica:
     def publish(self) -> bool:
         """Write a generation of the newest state; ``False`` where another process is just doing so."""
         self._errand.wait()
-        return self._publish_unless_busy(lambda: None)
+        published = self._publish_unless_busy(lambda: None)
+        self._begin_anew()
+        return published
 
     def publish_soon(self) -> None:
         """Write a generation in the background, where nothing stands against it; `close` waits for it."""
@@ -229,6 +231,7 @@ class Replica:
                     with read_transaction(self._engine) as connection:
                         self._advanced(connection).keep_terms(terms)
             self._publish(lambda: None)
+        self._begin_anew()
 
     @contextmanager
     def still(self) -> Iterator[None]:
@@ -325,8 +328,11 @@ class Replica:
         """Hold what the newest generation holds, without the overlay that led to it."""
         with self._lock:
             old = self._held
-        if old is None or old.vectors is None or old.base_seq >= self._published_seq():
-            return
+            if old is None or old.base_seq >= self._published_seq():
+                return
+            if old.vectors is None:  # Nobody searches here: whoever will loads the generation.
+                self._forget()
+                return
         try:
             with read_transaction(self._engine) as connection:
                 fresh = Held.load(connection, self._snapshots, self._identity)

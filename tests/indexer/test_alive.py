@@ -203,6 +203,28 @@ def test_searches_and_writers_go_on_while_a_snapshot_is_made(ward, tmp_path, sto
     assert ward.verify() == []
 
 
+@pytest.mark.parametrize("searched", [False, True])
+@pytest.mark.parametrize("how", ["publish", "erase"])
+def test_what_was_just_published_is_not_written_again_for_the_next_note(tmp_path, monkeypatch, how, searched):
+    monkeypatch.setattr("indexer.store.replica.WORTH_KEEPING", 4)
+    monkeypatch.setattr("indexer.store.replica.OVERLAY_PART", 1)
+    with new(tmp_path) as ward:
+        if searched:
+            answers(ward)
+        store(ward, *(note(f"m{n}", f"Nausea on day {n}.") for n in range(9)))
+        ward._replica._errand.wait()
+        if how == "publish":
+            ward.publish()
+        else:
+            Library(tmp_path).erase(ward, "notes", ["m0"])
+        published = sorted(path.name for path in (tmp_path / "collections" / "ward" / "derived").iterdir())
+        answers(ward)
+        store(ward, note("late", "Zoster."))
+        assert "Zoster." in [hit[1] for hit in answers(ward)[0][0]]
+        ward._replica._errand.wait()
+        assert sorted(path.name for path in (tmp_path / "collections" / "ward" / "derived").iterdir()) == published
+
+
 def test_nothing_of_an_erased_note_stays_when_a_snapshot_was_being_made(tmp_path, stop):
     library = Library(tmp_path)
     with new(tmp_path) as ward:
