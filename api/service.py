@@ -273,7 +273,9 @@ class Service:
 
         def answered(collection: Collection) -> Answer:
             encoder = self.encoder_or_none(collection)
-            return answer(collection, encoder, request, self.generator(generator, encoder))
+            said = answer(collection, encoder, request, self.generator(generator, encoder))
+            collection.check_present()  # A model takes its time: what was deleted meanwhile is in no answer.
+            return said
 
         found = self.on(question.collection, answered)
         return AnswerResponse.model_validate(

@@ -20,6 +20,8 @@ from indexer.library import Library
 from indexer.records import Scope
 from indexer.reencoding import cutover, reencode
 from indexer.repair import repair
+from rag.cite import Statement
+from rag.generate import Prompt
 
 NOTES = [{"id": f"n{number}", "text": f"fever {number}"} for number in range(10)]
 
@@ -114,6 +116,22 @@ def test_a_collection_deleted_in_the_middle_of_a_question_is_named(
     monkeypatch.setattr(name, cut_off)
     with pytest.raises(CollectionNotFoundError, match="'ward' was deleted"):
         asked(Question("fever", "ward", Scope()))
+
+
+def test_a_collection_that_another_process_deletes_while_a_model_writes_is_in_no_answer(
+    service: Service, home: Path, monkeypatch: pytest.MonkeyPatch
+):
+    class Slow:
+        name = "slow:model"
+
+        def generate(self, prompt: Prompt) -> tuple[Statement, ...]:
+            Library(home).delete("ward")
+            return tuple(Statement(passage.text, (passage.n,)) for passage in prompt.passages)
+
+    service.index_posted("ward", NOTES)
+    monkeypatch.setattr(service, "_load_generator", lambda *_: Slow())
+    with pytest.raises(CollectionNotFoundError, match="'ward' was deleted"):
+        service.ask(Question("fever", "ward", Scope()))
 
 
 def test_a_collection_whose_files_may_not_be_read_does_not_hide_the_others(
