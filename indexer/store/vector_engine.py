@@ -19,11 +19,14 @@ from indexer.store.vectors import ExactVectorIndex, Ids, Rows, VectorIndex
 Engine = Literal["auto", "faiss", "torch", "faiss-gpu", "faiss-gpu-ivf", "numpy"]
 """``auto``: ``torch`` where there is a CUDA device that the rows fit on, ``faiss`` (on the CPU) otherwise."""
 
-_GPU_FILES = ("/dev/nvidia0", "/dev/dxg", "/dev/kfd")
-"""One of them is there where a GPU may be: without one, torch need not be imported to find that out."""
+_GPU_FILES = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
+"""One of them is there where a GPU may be: without one, torch need not be imported to find that out.
+
+The first card of a machine, ``nvidia0``, may not be the one that a container is given.
+"""
 
 _GROWTH = 1.25  # Room on a device beyond the rows of now.
-_WORKING_BYTES = 64 * 2**20
+_WORKING_BYTES = 256 * 2**20  # What a scoped search gathers, and what the device's library of products takes.
 
 _chosen: Engine = "auto"
 

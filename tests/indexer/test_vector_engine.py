@@ -64,7 +64,7 @@ def test_on_cuda_the_exact_scan_is_the_default_as_long_as_the_rows_fit(monkeypat
 
 def test_too_small_a_device_is_passed_over_with_one_warning(monkeypatch):
     cuda_with(monkeypatch, 2**20)
-    with pytest.warns(RuntimeWarning, match="has 1 MiB free, the vectors need 64") as caught:
+    with pytest.warns(RuntimeWarning, match="has 1 MiB free, the vectors need 256") as caught:
         assert device_index(IDS, ROWS) is None
         assert device_index(IDS, ROWS) is None
     assert len(caught) == 1
