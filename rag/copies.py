@@ -1,9 +1,9 @@
 """Which hits say the same? Text that was copied forward, as it was or edited, is one hit with its dates.
 
 Two texts of one patient are near-copies if most of their wording is the same and one holds all that the other says:
-every number, every negation and every other word that tells something, as often. So a text that was edited is joined
-with its older forms as long as it only gained words; a changed dose, a "no" more or less, another side or drug are
-different facts, and both are shown.
+every number, every negation or doubt and every other word that tells something, as often. So a text that was edited is
+joined with its older forms as long as it only gained words that do not turn it (as "stopped" does); a changed dose, a
+"no" more or less, another side or drug are different facts, and both are shown.
 """
 
 from __future__ import annotations
@@ -123,7 +123,10 @@ def _wording_of(one: Copies) -> Wording:
 
 @cache
 def _negations() -> tuple[frozenset[str], frozenset[str]]:
-    """Return the words of all languages that negate, and the parts of text that do in scripts without blanks."""
+    """Return the words of all languages that negate or doubt, and the parts of text that do where no blanks divide."""
     tables = word_lists("negations.toml")
-    words, parts = (frozenset(" ".join(tables[name].values()).split()) for name in ("words", "parts"))
+    words, parts = (
+        frozenset(" ".join([*tables[plain].values(), *tables[turned].values()]).split())
+        for plain, turned in (("words", "turns"), ("parts", "turning_parts"))
+    )
     return words, parts

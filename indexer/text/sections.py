@@ -258,6 +258,6 @@ def _titles(language: str | None) -> _Titles:
 
 
 def _folded(title: str) -> str:
-    """Return a title in the form in which titles are compared: of Han characters, traditional ones are as simplified."""
+    """Return a title in the form in which titles are compared: traditional characters are as simplified ones."""
     folded = fold_term(title)
     return folded if folded.isascii() else simplified(folded)

@@ -44,6 +44,33 @@ def test_a_differing_fact_is_no_near_copy(language, old, new):
         assert not alike(wording(other, language), wording(BASE[language], language))
 
 
+GAINED = {
+    "en": "Stopped.", "es": "Suspendido.", "fr": "Arrêté.", "de": "Ausgeschlossen.", "it": "Sospeso.", "nl": "Gestopt.",
+    "pt": "Suspenso.", "ro": "Oprit.", "ru": "Отменён.", "zh": "已停药。", "ja": "中止。",
+}  # fmt: skip
+TAKEN = {
+    "en": "Takes warfarin in the evening for atrial fibrillation, the INR is checked at the clinic each month.",
+    "es": "Toma warfarina por la noche por fibrilación auricular, el INR se controla cada mes en la consulta.",
+    "fr": "Prend de la warfarine le soir pour une fibrillation atriale, INR contrôlé chaque mois au cabinet.",
+    "de": "Nimmt abends Warfarin wegen Vorhofflimmern, die INR wird jeden Monat in der Ambulanz kontrolliert.",
+    "it": "Assume warfarin la sera per fibrillazione atriale, INR controllato ogni mese presso il nostro centro.",
+    "nl": "Gebruikt warfarine in de avond wegens boezemfibrilleren, de INR wordt elke maand gecontroleerd hier.",
+    "pt": "Toma varfarina à noite por fibrilhação auricular, o INR é controlado todos os meses na consulta.",
+    "ro": "Ia warfarină seara pentru fibrilație atrială, INR-ul este controlat lunar la cabinetul din oraș.",
+    "ru": "Принимает варфарин вечером по поводу фибрилляции предсердий, контроль показателей крови каждый месяц.",
+    "zh": "因心房颤动每晚服用华法林，每月在门诊复查凝血指标，家属陪同，情况平稳。",
+    "ja": "心房細動のため毎晩ワルファリンを内服、毎月外来で凝固能を確認している。家族が同伴。",
+}
+
+
+@pytest.mark.parametrize("language", GAINED)
+def test_a_text_that_gained_a_word_which_turns_it_is_another_fact(language):
+    text = TAKEN[language]
+    harmless = {"zh": "继续观察。", "ja": "次回来月。"}.get(language, "Continua.")
+    assert alike(wording(text, language), wording(f"{text} {harmless}", language))
+    assert not alike(wording(text, language), wording(f"{text} {GAINED[language]}", language))
+
+
 def test_short_texts_must_be_equal():
     assert not alike(wording("Stable today", "en"), wording("Stable today again", "en"))
 
