@@ -7,12 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eval.bundled import load_questions, notes_path
+from eval.bundled import load_questions
 from indexer.build import index_notes
 from indexer.encoders.encoder import HashingEncoder
 from indexer.errors import ArgumentError, TooLargeError
 from indexer.library import Library
-from indexer.readers import read_sources
 from indexer.records import Coverage, Note, Scope
 from rag.answer import AnswerRequest, answer
 from rag.cite import Statement, cite, plain
@@ -22,13 +21,6 @@ from rag.phrases import languages, phrases
 from rag.search import SearchRequest, search
 
 ENCODER = HashingEncoder()
-
-
-@pytest.fixture(scope="module")
-def bundled(tmp_path_factory):
-    with Library(tmp_path_factory.mktemp("home")).create("bundled", "hashing", ENCODER.spec) as collection:
-        index_notes(collection, ENCODER, read_sources([notes_path()]))
-        yield collection
 
 
 def collection_of(tmp_path, notes):

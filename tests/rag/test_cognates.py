@@ -2,24 +2,13 @@ from __future__ import annotations
 
 import pytest
 
-from eval.bundled import notes_path
-from indexer.build import index_notes
 from indexer.encoders.encoder import HashingEncoder
-from indexer.library import Library
-from indexer.readers import read_sources
 from indexer.records import Scope
 from rag.answer import AnswerRequest, answer
 from rag.cognates import cognate
 from rag.generate import ExtractiveGenerator
 
 ENCODER = HashingEncoder()
-
-
-@pytest.fixture(scope="module")
-def bundled(tmp_path_factory):
-    with Library(tmp_path_factory.mktemp("home")).create("bundled", "hashing", ENCODER.spec) as collection:
-        index_notes(collection, ENCODER, read_sources([notes_path()]))
-        yield collection
 
 
 @pytest.mark.parametrize(
