@@ -26,6 +26,11 @@ _NAME = "checkpoint.safetensors"
 _ROOM = 1 << 20
 
 
+def without_card(model: Any) -> None:
+    """Have a sentence-transformers model write no card into its trainer's checkpoints: it quotes rows it was taught."""
+    model._create_model_card = lambda *_, **__: None
+
+
 def save_checkpoint(
     folder: Path, sets: Mapping[str, Mapping[str, Tensor]], optimizer: torch.optim.Optimizer, facts: Mapping[str, Any]
 ) -> None:

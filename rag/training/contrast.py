@@ -16,7 +16,7 @@ import torch
 
 from indexer.errors import ArgumentError
 from rag.training.bounds import ROUNDED
-from rag.training.checkpoint import last_checkpoint
+from rag.training.checkpoint import last_checkpoint, without_card
 from rag.training.contrast_rows import contrast_dataset, contrast_rows
 from rag.training.memory import within_memory
 from rag.training.processes import on_one_gpu
@@ -52,6 +52,7 @@ def tune(
 
     torch.manual_seed(seed)  # a checkpoint without a pooler gets a random one, which no vector passes
     tuned = SentenceTransformer(str(model), local_files_only=True)
+    without_card(tuned)
     longest = tuned.max_seq_length
     tuned.max_seq_length = min(settings.max_length, longest or settings.max_length)
     body: Any = tuned[0]

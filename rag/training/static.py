@@ -32,7 +32,7 @@ from indexer.encoders.catalog import load_encoder
 from indexer.encoders.encoder import Encoder
 from indexer.errors import ArgumentError
 from rag.training.batches import Sampler, Sizes, Texts
-from rag.training.checkpoint import last_checkpoint
+from rag.training.checkpoint import last_checkpoint, without_card
 from rag.training.contrast_rows import contrast_rows
 from rag.training.heldout import read_rows
 from rag.training.processes import on_one_gpu
@@ -328,6 +328,7 @@ def _train(
         report_to=[],
         disable_tqdm=True,
     )
+    without_card(model)
     trainer = SentenceTransformerTrainer(
         model=model, args=on_one_gpu(arguments), train_dataset=part.rows, loss=part.loss, callbacks=[Tellers()]
     )

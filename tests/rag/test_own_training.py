@@ -92,6 +92,21 @@ def test_own_notes_make_a_model_with_scores_on_own_patients_that_never_trained(s
     assert (tmp_path / "run" / "02-contrast" / "best" / "modules.json").is_file()
 
 
+def test_text_of_the_notes_stands_in_the_pairs_alone(start, hospital, tmp_path):
+    path = _recipe(tmp_path, start)
+    for stage in ("contrast", "static"):
+        text = path.read_text(encoding="utf-8").replace("max_length = 32", "max_length = 32\ncheckpoint_steps = 1")
+        if stage == "static":
+            text = text[: text.index('[[stage]]\nkind = "contrast"')]
+            text += '[[stage]]\nkind = "static"\ndim = 8\ntexts = 40\nbatch = 8\ndistil_steps = 1\nsteps = 1\n'
+        path.write_text(text, encoding="utf-8")
+        run_recipe(path, tmp_path / stage, hospital)
+        files = [file for file in (tmp_path / stage).rglob("*") if file.is_file()]
+        assert any("checkpoint-" in str(file) for file in files)
+        holding = {file.parent.name for file in files if b"worse when lying" in file.read_bytes()}
+        assert holding == {"pairs"}
+
+
 def test_a_wrong_row_is_named_nothing_is_lost_and_the_mended_file_goes_on(start, hospital, tmp_path):
     path = _recipe(tmp_path, start)
     content = (hospital / "asked.jsonl").read_text(encoding="utf-8")
