@@ -9,9 +9,9 @@ from functools import partial
 from pathlib import Path
 
 from indexer.check import verify
-from indexer.encryption import Keyrings
+from indexer.encryption import Keyrings, cipher_for
 from indexer.erasure import Eraser, Waiting
-from indexer.errors import DamagedError, EncoderMismatchError, KeysError, NoteNotFoundError
+from indexer.errors import DamagedError, EncoderMismatchError, NoteNotFoundError
 from indexer.follower import forget_beside
 from indexer.presence import Presence
 from indexer.receipts import Receipt, Receipts
@@ -51,8 +51,6 @@ from indexer.times import iso, now_us
 
 CHECKED_AT_OPEN = ("meta", "notes", "versions", "changes", "holds", "erasures", "quarantine")
 """Tables that agree with their indexes from the start; passages do before anything is deleted."""
-ENCRYPTION = "encryption"
-"""The fact that a collection is encrypted; its value says how."""
 DELETE_TIMEOUT_S = 5.0
 PUBLISH_BEHIND = 100
 """Derived files are written anew where at least so many changes lie behind them, and at least
@@ -391,30 +389,4 @@ class Collection:
             self._replica.publish_soon()
 
 
-def cipher_for(facts: Mapping[str, str], keyrings: Keyrings | None) -> RowCipher | None:
-    """Return how a truth that says these facts of itself is sealed, ``None`` where it is not.
-
-    Raises:
-        KeysError: it is, and the keys are not there or not the right ones.
-    """
-    # A truth that lost this fact is not taken for a plain one as long as its keys are there.
-    known = keyrings is not None and keyrings.path(facts["collection_id"]).exists()
-    if ENCRYPTION not in facts and not known:
-        return None
-    if keyrings is None:
-        raise KeysError("the collection is encrypted; open it with its keys")
-    return RowCipher(keyrings.open(facts["collection_id"]))
-
-
-__all__ = [
-    "Collection",
-    "CollectionInfo",
-    "Deleted",
-    "Finding",
-    "NoteInfo",
-    "Passage",
-    "Prepared",
-    "StoredNote",
-    "View",
-    "Writer",
-]
+__all__ = ["Collection", "CollectionInfo", "Passage", "View"]

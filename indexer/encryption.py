@@ -11,6 +11,7 @@ import logging
 import threading
 import time
 import uuid
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,11 +28,14 @@ from indexer.errors import (
     StorageFullError,
     WriterBusyError,
 )
+from indexer.store.cipher import RowCipher
 from indexer.store.data_key import KEY_BYTES
 from indexer.store.folders import private_folder, sync_folder
 from indexer.store.keyring import Keyring
 from indexer.store.wrapping import SALT_BYTES
 
+ENCRYPTION = "encryption"
+"""The fact of a collection that it is encrypted; its value says how."""
 FOLDER = "keyring"
 SHORTEST_PASSPHRASE = 16
 _UNFINISHED = ".new-"
@@ -226,3 +230,18 @@ class Keyrings:
         except KeysError:
             return False
         return True
+
+
+def cipher_for(facts: Mapping[str, str], keyrings: Keyrings | None) -> RowCipher | None:
+    """Return how a truth that says these facts of itself is sealed, ``None`` where it is not.
+
+    Raises:
+        KeysError: it is, and the keys are not there or not the right ones.
+    """
+    # A truth that lost this fact is not taken for a plain one as long as its keys are there.
+    known = keyrings is not None and keyrings.path(facts["collection_id"]).exists()
+    if ENCRYPTION not in facts and not known:
+        return None
+    if keyrings is None:
+        raise KeysError("the collection is encrypted; open it with its keys")
+    return RowCipher(keyrings.open(facts["collection_id"]))

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
-from indexer.collection import DELETE_TIMEOUT_S, ENCRYPTION, Collection
-from indexer.encryption import Keyrings, MasterKey
+from indexer.collection import DELETE_TIMEOUT_S, Collection
+from indexer.encryption import ENCRYPTION, Keyrings, MasterKey
 from indexer.erasure import WAIT_S, Erased, NothingWaits, Waiting
 from indexer.errors import (
     ArgumentError,

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from indexer.collection import ENCRYPTION, Collection
+from indexer.collection import Collection
 from indexer.encoders.encoder import Encoder
+from indexer.encryption import ENCRYPTION
 from indexer.errors import ArgumentError
 from indexer.follower import Follower, OnProgress, discarded, facts_of
 from indexer.spaces import TRUTH

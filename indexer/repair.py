@@ -17,9 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
-from indexer.collection import DELETE_TIMEOUT_S, Collection, cipher_for
+from indexer.collection import DELETE_TIMEOUT_S, Collection
 from indexer.encoders.encoder import Encoder
-from indexer.encryption import Keyrings
+from indexer.encryption import Keyrings, cipher_for
 from indexer.errors import CollectionNotFoundError, DamagedError, EncoderMismatchError, WriterBusyError
 from indexer.library import Library
 from indexer.records import Note, Status
