@@ -24,7 +24,7 @@ from rag.training.pairs import build
 from rag.training.recipe import PairsSettings
 from rag.training.splits import Split, split
 
-_PUBLIC = ("bitext", "terms", "questions", "titles", "keep")
+_PUBLIC = ("bitext", "terms", "questions", "titles", "keep", "documents")
 Counts = dict[str, dict[str, int]]
 
 

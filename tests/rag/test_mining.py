@@ -310,3 +310,15 @@ def test_files_that_give_nothing_are_refused(tmp_path):
         build_pairs(tmp_path, tmp_path / "out", PairsSettings(notes=("notes.jsonl",)), 0)
     with pytest.raises(SourceError, match=r"away\.jsonl"):
         build_pairs(tmp_path, tmp_path / "out", PairsSettings(pairs=("away.jsonl",)), 0)
+
+
+def test_public_rows_of_a_run_before_are_no_rows_of_one_with_own_files_alone(data, tmp_path):
+    out = tmp_path / "pairs"
+    build_pairs(data, out, PairsSettings(), 0)
+    row = {"id": "d", "source": "parallel/tico19", "sentences": [{"en": "fever", "zh": "发热"}]}
+    (out / "documents.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")  # the made folder has none
+    own = [{"query": f"How was night {n}?", "passage": f"The patient slept {n}."} for n in range(20)]
+    lines(tmp_path / "asked.jsonl", [{**row, "language": "en", "passage_language": "en"} for row in own])
+    build_pairs(data, out, PairsSettings(pairs=(str(tmp_path / "asked.jsonl"),), public=False), 0)
+    rows = [row for path in out.glob("*.jsonl") for row in read_rows(path)]
+    assert {row["source"] for row in rows} == {"asked"}
