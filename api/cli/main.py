@@ -143,6 +143,9 @@ def main() -> None:
         # Notes hold any script; a terminal that cannot show a character gets a mark instead of a traceback.
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
+    # A file or another program gets the text as it is, and JSON is UTF-8 by its definition, whatever the locale says.
+    if hasattr(sys.stdout, "reconfigure") and not sys.stdout.isatty():
+        sys.stdout.reconfigure(encoding="utf-8", errors="replace")
     # A command makes a million objects that stay (modules, most of all) and little garbage: looking through them again
     # and again, and once more at the end, takes as long as a search.
     gc.set_threshold(50_000)

@@ -242,6 +242,16 @@ def test_ctrl_c_loses_nothing_and_the_same_command_goes_on(clinrag: Clinrag, hom
     assert (counts["stored"], counts["skipped"]) == (800 - kept, kept)
 
 
+@pytest.mark.parametrize("encoding", ["latin-1", "euc-jp"])
+def test_no_character_is_lost_in_a_file_whatever_the_locale_says(indexed: Clinrag, home: Path, encoding: str):
+    command = [*COMMAND, "notes", "show", "note-4", "-c", "ward"]
+    for arguments in ((), ("--json",)):
+        done = subprocess.run(
+            [*command, *arguments], env=environment(home, PYTHONIOENCODING=encoding), capture_output=True, timeout=120
+        )
+        assert "Анамнез: гипертония." in done.stdout.decode("utf-8")
+
+
 def test_a_reader_that_goes_away_is_no_failure_of_ours(indexed: Clinrag, home: Path):
     process = subprocess.Popen(
         [*COMMAND, "search", "fever", "-c", "ward", "-k", "100"],
