@@ -47,7 +47,7 @@ from indexer.store.folders import remove_folder, sync_folder
 
 T = TypeVar("T")
 
-FORMAT = 4
+FORMAT = 5
 """Of the files and of the terms in them: passages analysed in another way than queries would not be found."""
 
 MANIFEST = "MANIFEST.json"

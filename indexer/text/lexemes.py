@@ -45,9 +45,11 @@ _LAST_NUMBER = re.compile(
 )  # Of a range, too: "10-20 mg".
 _NUMBER_UNIT = re.compile(r"(\d+(?:[.,]\d+)*)([^\W\d_]+)")
 _GROUPED = re.compile(r"[1-9]\d{0,2}(?:([.,])\d{3})(?:\1\d{3})*")
-_NUMBERS_AND_UNIT = re.compile(r"(\d+(?:[.,:/-]\d+)*)(?:([xх])(?=\d)|([^\W\d_]+)\Z)")
+_NUMBERS_AND_UNIT = re.compile(r"(\d+(?:[.,:/'-]\d+)*)(?:([xх])(?=\d)|([^\W\d_]+)\Z)")
 _SWISS = re.compile(r"[1-9]\d{0,2}(?:'\d{3})+(?:[.,]\d+)?")
 _DATE = re.compile(r"\d{1,4}[./-]\d{1,2}[./-]\d{1,4}")
+_VALUE = re.compile(r"([^\W\d_]+)(\d+(?:[.,:/]\d+)*)([^\W\d_]*)")
+_DIAGNOSIS = re.compile(r"[a-z]\d\d(?:[.,]\d{1,2})?")
 _CENTURY = 50  # A year of two digits below it is of this century.
 _SIDED = re.compile(r"([a-z]\d\d(?:\.\d{1,2})?)([gvaz]?[rlb]?)")
 _JOINT = re.compile(r"[.,:'/-]")
@@ -185,6 +187,10 @@ def _compound_pieces(found: str) -> Iterator[Piece]:
     if sided and sided[2]:  # Of a German diagnosis: how sure, and which side.
         yield Piece((sided[2],), weight=PART)
         found = sided[1]
+    value = _value(found)
+    if value:
+        yield from _value_pieces(*value)
+        return
     parts = [part for part in _JOINT.split(found) if part]
     if len(parts) == 1 or "'" in found:
         for part in parts:
@@ -193,10 +199,7 @@ def _compound_pieces(found: str) -> Iterator[Piece]:
             for piece in _simple_pieces(part):
                 yield Piece(piece.terms, piece.word, piece.weight * elided)
         return
-    dose = _NUMBER_UNIT.fullmatch(found)
-    if dose and dose[2] in _units():
-        yield from _dose_pieces(dose[1], dose[2])
-    elif "." in found and found.replace("-", "").replace(".", "").isalpha() and max(map(len, parts)) > 2:
+    if "." in found and found.replace("-", "").replace(".", "").isalpha() and max(map(len, parts)) > 2:
         for part in parts:  # A full stop without a blank behind it.
             yield from _simple_pieces(part)
     elif all(part.isalpha() for part in parts):
@@ -210,6 +213,35 @@ def _compound_pieces(found: str) -> Iterator[Piece]:
         for part in parts:
             for piece in _simple_pieces(part):
                 yield Piece(piece.terms, piece.word, piece.weight * PART / len(parts))
+
+
+def _value(found: str) -> tuple[str, str, str] | None:
+    """Return the name, number and unit of a value that is written without blanks, as ``bt36.5`` and ``psl30mg``.
+
+    Whole numbers without a unit are of names (``il6``), as are those with units of one letter (``q12h``, ``tc99m``).
+    """
+    match = _VALUE.fullmatch(found)
+    if match is None or _DIAGNOSIS.fullmatch(found):
+        return None
+    name, number, unit = match.groups()
+    known = unit in _units()
+    if number.isdecimal():
+        measured = len(name) > 1 and known and (len(unit) > 1 or (unit == "g" and len(number) > 1))
+    else:
+        measured = not unit or (known and len(name) > 1)
+    return (name, number, unit) if measured else None
+
+
+def _value_pieces(name: str, number: str, unit: str) -> Iterator[Piece]:
+    """Yield the pieces of a value: as of a name, and as of the same with blanks between."""
+    whole = "".join(_JOINT.split(name + number + unit))
+    yield Piece((code(folded(whole)),), weight=0.5)
+    yield Piece(word=name, weight=0.5)
+    simple = _NUMBER.fullmatch(number) and unit
+    for piece in _dose_pieces(number, unit) if simple else _compound_pieces(number):
+        yield Piece(piece.terms, piece.word, piece.weight / 2)
+    if unit and not simple:
+        yield Piece((_units()[unit],), weight=PART)
 
 
 def _digit_pieces(found: str, parts: Sequence[str]) -> Iterator[Piece]:
