@@ -38,8 +38,9 @@ def show(context: CliContext, note_id: str, collection: str, version: int | None
             shown = json.dumps(value, ensure_ascii=False) if isinstance(value, (list, dict)) else str(value)
             click.echo(f"{name + ':':<14}{printable(shown)}")
     click.echo()
-    # A terminal obeys control characters, a file does not: only there are they shown instead of sent.
-    click.echo(printable(note.text) if sys.stdout.isatty() else note.text)
+    # A terminal obeys control characters, a file does not: only there are they shown instead of sent. A line end of
+    # Windows is one to it, too; a carriage return alone would write over the line.
+    click.echo(printable(note.text.replace("\r\n", "\n")) if sys.stdout.isatty() else note.text)
 
 
 @notes.command()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import signal
 import socket
 import sqlite3
@@ -240,6 +241,19 @@ def test_ctrl_c_loses_nothing_and_the_same_command_goes_on(clinrag: Clinrag, hom
     again = clinrag("index", source, "-c", "ward", "--json")
     counts = one_json(again.stdout)
     assert (counts["stored"], counts["skipped"]) == (800 - kept, kept)
+
+
+def test_a_terminal_is_shown_line_ends_and_not_what_writes_over_a_line(clinrag: Clinrag, home: Path, tmp_path: Path):
+    (tmp_path / "letter.txt").write_bytes(b"Warfarin 5 mg.\r\nINR 2.4.\rINR 9\r\n")
+    clinrag("index", tmp_path / "letter.txt", "-c", "ward", "--encoder", "hashing")
+    ours, theirs = pty.openpty()
+    command = [*COMMAND, "notes", "show", "letter.txt", "-c", "ward"]
+    done = subprocess.run(command, env=environment(home), stdout=theirs, stderr=subprocess.PIPE, timeout=120)
+    os.close(theirs)
+    shown = os.read(ours, 65_536).decode()
+    os.close(ours)
+    assert done.returncode == 0
+    assert shown.endswith("\r\n\r\nWarfarin 5 mg.\r\nINR 2.4.␍INR 9\r\n\r\n")
 
 
 @pytest.mark.parametrize("encoding", ["latin-1", "euc-jp"])
