@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 import re
-from functools import cache, lru_cache
+from functools import cache
 from typing import TYPE_CHECKING
 
+from indexer.text.memory import remembered
 from indexer.text.rules import SUPPORTED, function_words
 
 if TYPE_CHECKING:
@@ -266,7 +267,7 @@ def _is_chinese(char: str) -> bool:
     return _HAN.match(char) is not None and _wrote(char) == "zh"
 
 
-@lru_cache(4096)
+@remembered(4096)
 def _wrote(char: str) -> str | None:
     """Return the language that alone writes a Han character in this form, by what its national standards hold."""
     if char in _CHINESE_FORMS:

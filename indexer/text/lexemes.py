@@ -344,11 +344,12 @@ def is_cyrillic(word: str) -> bool:
 
 @cache
 def _units() -> dict[str, str]:
-    return {
+    units = {
         normalized(form): common
         for common, forms in word_lists("analysis_units.toml")["units"].items()
         for form in forms.split()
     }
+    return units | {in_one_script(form): common for form, common in units.items()}  # As passages have them.
 
 
 def word_lists(name: str) -> dict[str, dict[str, str]]:
