@@ -88,11 +88,16 @@ def _word_weights(piece: Piece, languages: Sequence[str]) -> dict[str, float]:
     """Return the terms of a word in every language, each with all its weight: a passage has those of one language."""
     shares: dict[str, float] = {}
     for language in (None, *languages):
-        variants, parts = _stems(piece.word, language), _part_stems(piece.word, language)
+        variants, parts = _whole_and_parts(piece.word, language)
         whole = 1 - PART if parts else 1.0
         shares.update(dict.fromkeys(parts, PART / max(1, len(parts))))
         shares.update(dict.fromkeys(variants, whole / len(variants)))
     return shares
+
+
+@remembered(4096)
+def _whole_and_parts(word: str, language: str | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    return _stems(word, language), _part_stems(word, language)
 
 
 def _asking_words(pieces: Iterable[Piece]) -> frozenset[str]:
