@@ -59,14 +59,7 @@ def pretrain(
     Raises:
         ArgumentError: no text is left, or shares and sources do not match.
     """
-    from transformers import (
-        AutoModelForMaskedLM,
-        AutoTokenizer,
-        PrinterCallback,
-        Trainer,
-        TrainerCallback,
-        TrainingArguments,
-    )
+    from transformers import AutoModelForMaskedLM, AutoTokenizer, PrinterCallback
 
     torch.manual_seed(seed)  # a checkpoint without a prediction head gets a random one
     tokenizer = AutoTokenizer.from_pretrained(source or model, local_files_only=True)
@@ -77,14 +70,29 @@ def pretrain(
     rows = [ids for ids in packed_rows(data, settings, tokenizer, length, seed) for _ in range(settings.duplication)]
     if not rows:
         raise ArgumentError("mlm.sources", "give no text; name files of the data folder such as notes/mtsamples")
+    arguments = _arguments(folder, settings, seed)
+    trainer = _masked_trainer(net, settings, tell)(
+        model=net,
+        args=arguments,
+        train_dataset=Draws(rows, settings.steps * arguments.train_batch_size * arguments.world_size),
+        data_collator=Masker(tokenizer, settings, seed),
+        callbacks=[_telling(folder, settings, tell)],
+    )
+    trainer.remove_callback(PrinterCallback)  # standard output is the command's
+    trainer.train(resume_from_checkpoint=last_checkpoint(folder / "checkpoints"))
+    if not trainer.is_world_process_zero():
+        return out
+    net.save_pretrained(out.parent / "masked")  # with its head, for a pretraining stage that follows
+    tokenizer.save_pretrained(out.parent / "masked")
+    shutil.copytree(model, out, dirs_exist_ok=True)
+    body = getattr(net, net.base_model_prefix)
+    body.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    return out
 
-    class Tellers(TrainerCallback):  # type: ignore[misc,unused-ignore]
-        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-            if logs and "loss" in logs and state.is_world_process_zero:
-                row = {"step": state.global_step, "kind": "mlm", "loss": {"mlm": float(logs["loss"])}}
-                with (folder / "log.jsonl").open("a", encoding="utf-8") as log:
-                    log.write(json.dumps(row) + "\n")
-                tell(state.global_step / settings.steps, row)
+
+def _arguments(folder: Path, settings: MlmSettings, seed: int) -> Any:
+    from transformers import TrainingArguments
 
     arguments = TrainingArguments(
         output_dir=str(folder / "checkpoints"),
@@ -105,9 +113,29 @@ def pretrain(
         remove_unused_columns=False,
         dataloader_pin_memory=torch.cuda.is_available(),
     )
-    arguments = on_one_gpu(arguments)
-    head = next(part for name, part in net.named_children() if name in _HEADS)
+    return on_one_gpu(arguments)
 
+
+def _telling(folder: Path, settings: MlmSettings, tell: Tell) -> Any:
+    """Return the trainer's callback that logs losses and tells of them."""
+    from transformers import TrainerCallback
+
+    class Tellers(TrainerCallback):  # type: ignore[misc,unused-ignore]
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+            if logs and "loss" in logs and state.is_world_process_zero:
+                row = {"step": state.global_step, "kind": "mlm", "loss": {"mlm": float(logs["loss"])}}
+                with (folder / "log.jsonl").open("a", encoding="utf-8") as log:
+                    log.write(json.dumps(row) + "\n")
+                tell(state.global_step / settings.steps, row)
+
+    return Tellers()
+
+
+def _masked_trainer(net: Any, settings: MlmSettings, tell: Tell) -> Any:
+    """Return the class of a trainer whose steps take what memory there is."""
+    from transformers import Trainer
+
+    head = next((part for name, part in net.named_children() if name in _HEADS), None)
     size = [settings.batch]
 
     def shrink() -> bool:
@@ -121,11 +149,14 @@ def pretrain(
             # again as the body of a small model
             labels, share = inputs.pop("labels"), inputs.pop("share", 1.0)
             hidden = labels != -100  # (B, T)
-            hook = head.register_forward_pre_hook(lambda _, states: (states[0][hidden],))
-            try:
-                scores = model(**inputs).logits  # (hidden, V)
-            finally:
-                hook.remove()
+            if head is None:  # one of several parts, such as DistilBERT's: every position is read
+                scores = model(**inputs).logits[hidden]  # (hidden, V)
+            else:
+                hook = head.register_forward_pre_hook(lambda _, states: (states[0][hidden],))
+                try:
+                    scores = model(**inputs).logits
+                finally:
+                    hook.remove()
             loss: torch.Tensor = torch.nn.functional.cross_entropy(scores.float(), labels[hidden]) * share
             return loss
 
@@ -144,24 +175,7 @@ def pretrain(
 
             return within_memory(step, shrink)
 
-    trainer = MaskedTrainer(
-        model=net,
-        args=arguments,
-        train_dataset=Draws(rows, settings.steps * arguments.train_batch_size * arguments.world_size),
-        data_collator=Masker(tokenizer, settings, seed),
-        callbacks=[Tellers()],
-    )
-    trainer.remove_callback(PrinterCallback)  # standard output is the command's
-    trainer.train(resume_from_checkpoint=last_checkpoint(folder / "checkpoints"))
-    if not trainer.is_world_process_zero():
-        return out
-    net.save_pretrained(out.parent / "masked")  # with its head, for a pretraining stage that follows
-    tokenizer.save_pretrained(out.parent / "masked")
-    shutil.copytree(model, out, dirs_exist_ok=True)
-    body = getattr(net, net.base_model_prefix)
-    body.save_pretrained(out)
-    tokenizer.save_pretrained(out)
-    return out
+    return MaskedTrainer
 
 
 class Draws(torch.utils.data.Dataset[dict[str, Any]]):

@@ -132,6 +132,22 @@ def test_pretraining_out_of_memory_reads_a_batch_in_parts_and_ends_the_same(data
         torch.testing.assert_close(tight[name], value, atol=3e-4, rtol=0)
 
 
+def test_a_model_whose_prediction_head_is_of_several_parts_is_pretrained_too(data, tmp_path):
+    model = unigram_model(tmp_path / "model")
+    vocabulary = json.loads((model / "config.json").read_text())["vocab_size"]
+    config = transformers.DistilBertConfig(
+        vocab_size=vocabulary, dim=32, n_layers=1, n_heads=2, hidden_dim=64, max_position_embeddings=64
+    )
+    transformers.DistilBertModel(config).save_pretrained(model)
+    settings = MlmSettings(sources=("notes/aci_bench",), steps=2, batch=2, max_length=32, duplication=1)
+    told: list[float] = []
+    out = pretrain(model, data, tmp_path / "out", tmp_path, settings, 0, lambda _, row: told.append(row["loss"]["mlm"]))
+    assert all(0 < loss < 20 for loss in told)
+    before, after = (load_file(folder / "model.safetensors") for folder in (model, out))
+    name = "transformer.layer.0.ffn.lin1.weight"
+    assert not torch.equal(before[name], after[name])
+
+
 def test_two_stages_of_pretraining_hand_on_the_prediction_head(model, data, tmp_path, capfd):
     from rag.training.pipeline import run_recipe
 
