@@ -59,6 +59,11 @@ class Details:
         """Say whether a note id, or a patient where ``by`` says so, was named."""
         return salted(self.salt, self.by, subject) in self.subjects
 
+    def same_as(self, other: Details, subjects: Sequence[str]) -> bool:
+        """Say whether the other one, of these subjects by their names, was asked for in the same way."""
+        alike = (self.by, self.again, len(self.subjects)) == (other.by, other.again, len(other.subjects))
+        return alike and all(map(self.asked_for, subjects))
+
 
 @dataclass(frozen=True, slots=True)
 class Pending:
@@ -86,8 +91,8 @@ def ask(
     """Write down that these notes, or those of this patient, are to be erased; return that, and unknown note ids.
 
     ``elsewhere`` says whether something outside of the truth is covered: then nothing need be stored here. ``again``:
-    see `Details`; holds that are in the way end. What an erasure has dropped that is not done yet is not asked for a
-    second time: that one is returned.
+    see `Details`; holds that are in the way end. What was asked for already and is not done, or dropped by an erasure
+    that is not, is not asked for a second time: that one is returned.
 
     Raises:
         HeldError: one of the notes belongs to a patient under legal hold; nothing is written.
@@ -99,7 +104,8 @@ def ask(
     covered = _covered(connection, details)
     aside = any(details.covers(one.note_id, one.patient_id) for one in put_aside(connection))
     nothing = not covered.known and not aside and not elsewhere(details)
-    under_way = [one for one in pending_erasures(connection) if one.details.by == by and one.state != ASKED]
+    before = [one for one in pending_erasures(connection) if one.details.by == by]
+    under_way = [one for one in before if one.state != ASKED]
     if nothing:
         for one in under_way:
             if all(map(one.details.asked_for, subjects)):
@@ -112,8 +118,10 @@ def ask(
     # Whose notes were deleted before, nobody knows any more; what is left of them goes with every erasure.
     if nothing and (by == "notes" or not _tombstones(connection)):
         raise NoteNotFoundError(f"nothing of {'that patient' if by == 'patient' else 'those notes'} is stored")
-    pending = Pending(secrets.token_hex(16), iso(now_us()), ASKED, details)
-    connection.execute(t.erasures.insert().values(_values(pending)))
+    pending = next((one for one in before if one.state == ASKED and one.details.same_as(details, subjects)), None)
+    if pending is None:
+        pending = Pending(secrets.token_hex(16), iso(now_us()), ASKED, details)
+        connection.execute(t.erasures.insert().values(_values(pending)))
     known = covered.note_ids if by == "notes" else set(subjects)
     known |= {subject for subject in subjects if any(one.details.asked_for(subject) for one in under_way)}
     return pending, tuple(subject for subject in subjects if subject not in known)

@@ -104,6 +104,14 @@ def test_asking_again_for_a_pending_erasure_ends_it_with_its_receipt(library, wa
         library.erase(ward, by, [subject])
 
 
+@pytest.mark.parametrize(("by", "subject"), [("patient", "p"), ("notes", "a")])
+def test_asking_twice_before_anything_is_erased_is_one_erasure_with_one_receipt(library, ward, by, subject):
+    with ward.writer(), pytest.raises(ErasurePendingError, match="process"):
+        library.erase(ward, by, [subject], wait_s=0.0)
+    assert library.erase(ward, by, [subject]).receipt.counts["notes"] == 1
+    assert len(library.receipts.all()) == 1
+
+
 def test_asking_for_more_than_is_pending_names_only_what_was_never_there(library, ward):
     held_up(library, ward, "notes", "a")
     assert library.erase(ward, "notes", ["a", "b", "nowhere"]).missing == ("nowhere",)
