@@ -56,8 +56,8 @@ class Settings:
         return self.host in LOOPBACK_HOSTS
 
 
-def from_environment(environment: Mapping[str, str] | None = None) -> Settings:
-    """Return the settings of this process; an empty variable counts as absent.
+def from_environment(environment: Mapping[str, str] | None = None, home: Path | None = None) -> Settings:
+    """Return the settings of this process; an empty variable counts as absent, and ``home`` goes before its variable.
 
     ``CLINRAG_HOME``, ``CLINRAG_HOST``, ``CLINRAG_PORT``, ``CLINRAG_ENCODER``, ``CLINRAG_GENERATORS`` (comma separated),
     ``CLINRAG_GENERATOR_URL``, ``CLINRAG_GENERATOR_KEY``, ``CLINRAG_API_KEY``, ``CLINRAG_DATA``,
@@ -76,9 +76,9 @@ def from_environment(environment: Mapping[str, str] | None = None) -> Settings:
 
     def path(name: str) -> Path | None:
         given = text(name)
-        return Path(given).expanduser() if given else None
+        return _expanded(name, given) if given else None
 
-    defaults = Settings(home=_default_home(env))
+    defaults = Settings(home=_default_home(env) if home is None else _expanded("HOME", str(home)))
     api_key = text("API_KEY")
     if api_key is not None and len(api_key) < 32:
         raise ArgumentError("CLINRAG_API_KEY", "is shorter than 32 characters; make one with: openssl rand -hex 32")
@@ -115,11 +115,19 @@ def from_environment(environment: Mapping[str, str] | None = None) -> Settings:
 def _default_home(env: Mapping[str, str]) -> Path:
     given = env.get("CLINRAG_HOME", "").strip()
     if given:
-        return Path(given).expanduser()
+        return _expanded("HOME", given)
     data_home = env.get("XDG_DATA_HOME", "").strip()
     # The XDG specification: a relative path in the variable is invalid and is to be ignored.
-    base = Path(data_home) if data_home and Path(data_home).is_absolute() else Path.home() / ".local" / "share"
-    return base / "clinrag"
+    if data_home and Path(data_home).is_absolute():
+        return Path(data_home) / "clinrag"
+    return _expanded("HOME", "~/.local/share/clinrag")
+
+
+def _expanded(name: str, given: str) -> Path:
+    try:
+        return Path(given).expanduser()
+    except RuntimeError:  # a container's user without a name, or a name that is none
+        raise ArgumentError(f"CLINRAG_{name}", "has to be a full path: ~ stands for no folder here") from None
 
 
 def _whole(env: Mapping[str, str], name: str, default: int, low: int, high: int) -> int:

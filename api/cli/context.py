@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import click
@@ -24,18 +23,18 @@ class CliContext:
     _service: Service | None = None
 
     @classmethod
-    def of(cls, settings: Settings, home: Path | None) -> CliContext:
-        """Return the context for these settings and the home folder of the command line, if any.
+    def of(cls, settings: Settings) -> CliContext:
+        """Return the context for these settings.
 
         Raises:
             ArgumentError: something is there that is no folder.
         """
-        folder = settings.home if home is None else home.expanduser()
+        folder = settings.home
         if folder.exists() and not folder.is_dir():
             raise ArgumentError(
                 "home", f"{folder} is not a folder; --home or CLINRAG_HOME names where collections live"
             )
-        return cls(replace(settings, home=folder))
+        return cls(settings)
 
     @property
     def service(self) -> Service:

@@ -114,7 +114,7 @@ def _os_message(error: OSError) -> str:
 @click.pass_context
 def cli(ctx: click.Context, home: Path | None) -> None:
     """Index clinical notes in many languages, search them across languages, ask them with cited answers."""
-    ctx.obj = CliContext.of(from_environment(), home)
+    ctx.obj = CliContext.of(from_environment(home=home))
     ctx.call_on_close(ctx.obj.close)
 
 

@@ -24,6 +24,20 @@ def test_the_home_folder(environment: dict[str, str], home: Path):
     assert from_environment(environment).home == home
 
 
+def test_a_user_without_a_home_folder_names_one(monkeypatch: pytest.MonkeyPatch):
+    def nobody(*_: object) -> None:
+        raise KeyError
+
+    monkeypatch.delenv("HOME", raising=False)
+    for name in ("getpwuid", "getpwnam"):
+        monkeypatch.setattr(f"pwd.{name}", nobody)
+    for environment in ({}, {"CLINRAG_HOME": "~nobody/notes"}):
+        with pytest.raises(ArgumentError, match=r"CLINRAG_HOME has to be a full path: ~ stands for no folder here"):
+            from_environment(environment)
+    assert from_environment({"CLINRAG_HOME": "/srv/notes"}).home == Path("/srv/notes")
+    assert from_environment({}, Path("/data")).home == Path("/data"), "as --home does"
+
+
 def test_defaults_serve_loopback_without_a_language_model():
     settings = from_environment({})
     assert settings.loopback
