@@ -58,13 +58,16 @@ def backup(collection: Collection, file: Path, since: Path | None = None) -> Bac
     database is copied and checked, so an increment saves room and not time; behind an erasure it is nearly a whole one.
 
     Raises:
-        ArgumentError: the file is there already, or ``since`` is a backup of another collection.
+        ArgumentError: the file is there already, or would lie among the collections; or ``since`` is of another one.
         SourceError: ``since`` cannot be read, is no backup, or its base is not beside it.
         DamagedError: the collection is damaged; no file was made.
         StorageFullError: there is no room; no file was made.
     """
     if file.exists():
         raise ArgumentError("FILE", "is there already; backups are not overwritten")
+    if file.resolve().is_relative_to(collection.spaces.root.parent.resolve()):
+        # Whoever erases is told that no file there holds anything of it, and a backup is a whole copy.
+        raise ArgumentError("FILE", "lies among the collections, whose folders are theirs alone; choose another place")
     base = None if since is None else _base(collection, since)
     created_at = iso(now_us())
     with _aside(file) as partial:

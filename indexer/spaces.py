@@ -140,7 +140,7 @@ class Spaces:
         try:
             found = json.loads(self._marker.read_text())
             pointer = _Pointer(found["live"], found["previous"])
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return _Pointer()
         except (ValueError, KeyError, TypeError) as exc:
             raise DamagedError(f"{self._marker} does not say which space is live; restore it from a backup") from exc

@@ -63,6 +63,14 @@ def test_what_is_restored_is_the_collection(library, ward, tmp_path):
     assert restored.erased == ()
 
 
+@pytest.mark.parametrize("place", ["collections/b.backup", "collections/ward/b.backup"])
+def test_a_backup_among_the_collections_is_refused(library, ward, place):
+    file = ward.path.parents[2] / place
+    with pytest.raises(ArgumentError, match="lies among the collections"):
+        backup(ward, file)
+    assert not file.exists()
+
+
 def test_a_name_or_a_file_that_is_taken_is_left_alone(library, ward, tmp_path):
     store(ward, note("a", TEXT))
     file = tmp_path / "ward.backup"

@@ -313,3 +313,13 @@ def test_a_collection_that_was_deleted_since_is_not_made_anew_by_who_looks_at_it
         with pytest.raises(StorageError, match="was deleted"):
             ward.verify()
         assert not (home / "collections" / "ward" / "truth.sqlite").exists()
+
+
+def test_a_file_that_somebody_put_among_the_collections_is_none_and_in_nobody_s_way(home, library):
+    new(home).close()
+    (home / "collections" / "notes.zip").write_bytes(b"of somebody")
+    assert library.names() == ["ward"]
+    for act in (library.open, library.delete, library.keys_of):
+        with pytest.raises(CollectionNotFoundError, match=r"no collection 'notes\.zip'"):
+            act("notes.zip")
+    assert (home / "collections" / "notes.zip").read_bytes() == b"of somebody"
