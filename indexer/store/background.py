@@ -44,19 +44,25 @@ class Attendant:
         self._subject = weakref.ref(subject)
         self._name = name
         self._stopped = threading.Event()
+        self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
         """Begin, if it did not yet."""
-        if self._thread is None and not self._stopped.is_set():
-            self._thread = threading.Thread(
-                target=_attend, args=(self._subject, self._stopped), name=self._name, daemon=True
-            )
-            self._thread.start()
+        if self._thread is not None:
+            return
+        with self._lock:
+            if self._thread is None and not self._stopped.is_set():
+                thread = threading.Thread(
+                    target=_attend, args=(self._subject, self._stopped), name=self._name, daemon=True
+                )
+                thread.start()
+                self._thread = thread
 
     def close(self) -> None:
         """End, and wait for a look that is under way."""
-        self._stopped.set()
+        with self._lock:  # What is being started is waited for, too.
+            self._stopped.set()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()
 

@@ -333,6 +333,30 @@ def test_an_attendant_ends_with_its_subject():
     assert named("ends") == []
 
 
+def test_an_attendant_that_is_closed_while_it_starts_ends(monkeypatch):
+    subject, failed = Subject(), []
+    attendant = Attendant(subject, "starts")
+
+    def close():
+        try:
+            attendant.close()
+        except RuntimeError as error:
+            failed.append(error)
+
+    closing = threading.Thread(target=close)
+
+    class Slow(threading.Thread):
+        def start(self):
+            closing.start()
+            closing.join(0.1)  # Longer than closing takes that waits for nothing.
+            super().start()
+
+    monkeypatch.setattr("indexer.store.background.threading.Thread", Slow)
+    attendant.start()
+    closing.join(30)
+    assert (failed, named("starts")) == ([], [])
+
+
 def test_who_serves_evenly_looks_for_cycles_among_what_is_new():
     turns, looks = sys.getswitchinterval(), gc.get_threshold()
     try:
