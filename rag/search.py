@@ -230,9 +230,12 @@ def _arms(
 
 def _words(view: View, request: SearchRequest, depth: int) -> _Words:
     """Return what the query's words find in the languages of the scope."""
-    languages = sorted(language for language in view.language_pools() if language is not None)
+    pools = view.language_pools()
+    languages = sorted(language for language in pools if language is not None)
     own = analyze_query(request.query, languages)
-    terms, expansions = expanded(request.query, own, languages) if request.expand else (own, ())
+    # A note whose language was not told may be in any.
+    forms_of = [None] if None in pools else languages
+    terms, expansions = expanded(request.query, own, forms_of) if request.expand else (own, ())
     balanced = request.language_policy == "balanced"
     return _Words(terms, expansions, lexical_arm(view, terms, depth, balanced) if terms else EMPTY_ARM)
 

@@ -243,8 +243,9 @@ def test_the_shipped_encoder_crosses_languages_as_it_is_taken_to():
     assert asked(encoder)
 
 
-def test_other_forms_are_looked_for_in_notes_whose_language_was_not_told():
-    texts = {"none": ("HTA, EPOC, DM2", None), "es": ("Paciente con insuficiencia cardiaca", "es")}
+@pytest.mark.parametrize("other", ["es", "en", None])
+def test_other_forms_are_looked_for_in_notes_whose_language_was_not_told(other):
+    texts = {"none": ("HTA, EPOC, DM2", None), "other": ("Paciente con insuficiencia cardiaca", other)}
     held = HeldCollection(
         [HeldPassage(n, name, *text) for n, (name, text) in enumerate(texts.items())], ConceptEncoder()
     )
