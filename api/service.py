@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from indexer.encoders.encoder import Encoder
     from indexer.erasure import Erased
     from indexer.library import Library
-    from indexer.store.erasing import By
+    from indexer.store.asked import By
     from rag.generate import Generator
     from rag.search import LanguagePolicy, Mode
 

@@ -21,7 +21,7 @@ from indexer.store.folders import sync_folder
 
 if TYPE_CHECKING:
     from indexer.records import Note
-    from indexer.store.erasing import Details
+    from indexer.store.asked import Details
 
 RawNote = Mapping[str, object]
 
@@ -162,7 +162,7 @@ def _covered(notes: list[RawNote], details: Details) -> set[int]:
 
 
 def _details(path: Path) -> list[Details]:
-    from indexer.store.erasing import Details
+    from indexer.store.asked import Details
 
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))

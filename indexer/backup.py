@@ -17,6 +17,7 @@ from indexer.errors import ArgumentError, DamagedError, WriterBusyError
 from indexer.library import Library
 from indexer.receipts import Receipt
 from indexer.spaces import LOCK, TRUTH
+from indexer.store.asked import By
 from indexer.store.backup import (
     INCREMENT,
     BackupFacts,
@@ -27,7 +28,6 @@ from indexer.store.backup import (
     unpack,
     write_difference,
 )
-from indexer.store.erasing import By
 from indexer.store.failpoints import failpoint
 from indexer.store.folders import sync_folder
 from indexer.store.lock import exclusive

@@ -20,11 +20,12 @@ from indexer.scan import Trace, traces
 from indexer.spaces import LOCK, TRUTH, Spaces
 from indexer.store import holds, reading, truth
 from indexer.store import schema as t
+from indexer.store.asked import take_over
 from indexer.store.cipher import RowCipher, cipher_of, use_cipher
 from indexer.store.columns import Ids
 from indexer.store.dropping import check_droppable
 from indexer.store.embedded import stored_vector_keys, unembedded
-from indexer.store.erasing import drop_unreadable, last_erased_us, still_stored, take_over
+from indexer.store.erasing import drop_unreadable, last_erased_us, still_stored
 from indexer.store.folders import bytes_of, files_under
 from indexer.store.held import Identity
 from indexer.store.holds import Hold

@@ -39,10 +39,10 @@ from indexer.errors import (
 )
 from indexer.receipts import Receipt, Receipts
 from indexer.spaces import Spaces
-from indexer.store import erasing
+from indexer.store import asked, erasing
+from indexer.store.asked import By, Details, Pending
 from indexer.store.cipher import cipher_of
 from indexer.store.dropping import check_droppable
-from indexer.store.erasing import By, Details, Pending
 from indexer.store.failpoints import failpoint
 from indexer.store.packing import empty_log, pack
 from indexer.store.replica import Replica
@@ -111,7 +111,7 @@ class Eraser:
     def erase(self, by: By, subjects: Sequence[str], wait_s: float = WAIT_S, *, again: bool = False) -> Erased:
         """Erase notes by id, or all notes of one patient, and return the receipt.
 
-        ``again``: from a copy, what was erased from the collection before (`erasing.Details`).
+        ``again``: from a copy, what was erased from the collection before (`asked.Details`).
 
         Raises:
             HeldError: a patient is under legal hold, or came under it before anything was erased; nothing was.
@@ -133,7 +133,7 @@ class Eraser:
             # The collection was cut over: nobody would look here again, but for who rolls back, perhaps weeks later.
             if self._issued(pending) is None:
                 with suppress(StorageError), write_transaction(self.engine) as connection:
-                    erasing.forget(connection, [pending.erasure_id])
+                    asked.forget(connection, [pending.erasure_id])
                 raise
         return Erased(self._receipt(pending), missing)
 
@@ -177,7 +177,7 @@ class Eraser:
     def pending(self) -> list[Pending]:
         """Return the erasures that are not complete."""
         with read_transaction(self.engine) as connection:
-            return erasing.pending_erasures(connection)
+            return asked.pending_erasures(connection)
 
     def _ask(self, by: By, subjects: Sequence[str], deadline: float, *, again: bool) -> tuple[Pending, tuple[str, ...]]:
         def elsewhere(details: Details) -> bool:
@@ -200,7 +200,7 @@ class Eraser:
         pending = self.pending()
         held: list[str] = []
         for one in pending:
-            if one.state == erasing.ASKED:
+            if one.state == asked.ASKED:
                 try:
                     with read_transaction(self.engine) as connection:
                         erasing.check_held(connection, one.details)
@@ -208,7 +208,7 @@ class Eraser:
                     held.append(one.erasure_id)
         if held:
             with write_transaction(self.engine) as connection:
-                erasing.forget(connection, held)
+                asked.forget(connection, held)
             logger.warning("of collection %r an erasure is not done: a legal hold came before it", self.name)
         return [one for one in pending if one.erasure_id not in held]
 
@@ -218,21 +218,21 @@ class Eraser:
         if not pending:
             return False  # whoever held the lock before took ours along
         # Before anything is gone, as the derived files of now are of no use afterwards; behind a crash there is none.
-        terms = self.replica.lexical() if all(one.state == erasing.ASKED for one in pending) else None
+        terms = self.replica.lexical() if all(one.state == asked.ASKED for one in pending) else None
         for one in pending:
-            if one.state == erasing.ASKED:
+            if one.state == asked.ASKED:
                 withdrawn = self.waiting.withdraw(self.name, one.details)
                 self._reached("withdrawn")
                 with write_transaction(self.engine) as connection:
                     erasing.drop(connection, one, withdrawn)
                 self._reached("dropped")
         # Without what was asked for meanwhile, of which nothing is dropped: whoever asked waits for the lock.
-        pending = [one for one in self.pending() if one.state != erasing.ASKED]
-        if any(one.state != erasing.PACKED for one in pending):
+        pending = [one for one in self.pending() if one.state != asked.ASKED]
+        if any(one.state != asked.PACKED for one in pending):
             pack(self.engine, deadline)
             with write_transaction(self.engine) as connection:
                 for one in pending:
-                    erasing.step(connection, replace(one, state=erasing.PACKED))
+                    asked.step(connection, replace(one, state=asked.PACKED))
             self._reached("packed")
         self._empty_log(deadline)
         self.spaces.forget_repairs()
@@ -247,7 +247,7 @@ class Eraser:
             self.receipts.issue(one, self.name, self.collection_id, iso(now_us()))
         self._reached("issued")
         with write_transaction(self.engine) as connection:
-            erasing.forget(connection, [one.erasure_id for one in pending])
+            asked.forget(connection, [one.erasure_id for one in pending])
         with self.replica.still():
             empty_log(self.engine, self.path, time.monotonic())
         self._reached("forgotten")

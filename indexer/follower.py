@@ -19,10 +19,10 @@ from indexer.records import EncoderSpec
 from indexer.spaces import DERIVED_LOCK, LOCK, TRUTH, Spaces
 from indexer.store import mirror, truth
 from indexer.store import schema as t
+from indexer.store.asked import pending_erasures
 from indexer.store.cipher import RowCipher, use_cipher
 from indexer.store.distinct import without
 from indexer.store.embedded import MissingVectorsError
-from indexer.store.erasing import pending_erasures
 from indexer.store.failpoints import failpoint
 from indexer.store.folders import remove_folder
 from indexer.store.lock import exclusive

@@ -29,7 +29,7 @@ from indexer.follower import facts_of
 from indexer.receipts import Receipts
 from indexer.records import EncoderSpec
 from indexer.spaces import LOCK, TRUTH, Spaces
-from indexer.store.erasing import By
+from indexer.store.asked import By
 from indexer.store.failpoints import failpoint
 from indexer.store.folders import private_folder, remove_folder, sync_folder
 from indexer.store.holds import patients_held

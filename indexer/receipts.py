@@ -21,7 +21,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from indexer.errors import ArgumentError, DamagedError, SourceError
-from indexer.store.erasing import By, Pending, salted
+from indexer.store.asked import By, Pending, salted
 from indexer.store.failpoints import failpoint
 from indexer.store.folders import private_folder, sync_folder
 from indexer.store.lock import folder_lock

@@ -26,8 +26,8 @@ from indexer.records import Note, Status
 from indexer.spaces import DAMAGED, DERIVED_LOCK, LOCK, REPAIRING, TRUTH, Spaces
 from indexer.store import salvage, truth
 from indexer.store import schema as t
+from indexer.store.asked import carry_asked
 from indexer.store.embedded import Vectors
-from indexer.store.erasing import carry_asked
 from indexer.store.failpoints import failpoint
 from indexer.store.folders import bytes_of, sync_folder
 from indexer.store.lock import exclusive

@@ -19,7 +19,7 @@ from api.withdrawals import WITHDRAWN, WaitingJobs, WaitingNotes
 from indexer.erasure import WAIT_S
 from indexer.library import Library
 from indexer.records import Note
-from indexer.store.erasing import Details, salted
+from indexer.store.asked import Details, salted
 from tests.api.conftest import NOTES, Clinrag, one_json
 
 SALT = "00" * 32

@@ -17,7 +17,7 @@ from api.codes import JobNotFoundError, QueueFullError
 from api.jobs import JobRunner, JobState, Outcome, RawNote, Rejected
 from api.withdrawals import WaitingJobs
 from indexer.errors import CollectionNotFoundError, DamagedError, WriterBusyError
-from indexer.store.erasing import Details, salted
+from indexer.store.asked import Details, salted
 
 NOTES = [{"id": f"n{number}", "text": f"text {number}"} for number in range(6)]
 
