@@ -78,8 +78,6 @@ def detect(head: bytes, name: str) -> Format:
     if not head:
         raise FileError("is empty")
     by_name = _NAMED.get(suffix)
-    if by_name and by_name[0][0] in (Format.JSONL, Format.JSON) and head.startswith(_UTF16_BOMS):
-        raise FileError("is UTF-16; JSON has to be UTF-8")
     found = _by_content(head, suffix)
     if by_name and found not in by_name[0]:
         # A table may hold anything in its header, so a file with the name of one that is plain text is one.
@@ -108,8 +106,10 @@ def _by_content(head: bytes, suffix: str) -> Format:
     if (b"%PDF-" in head[:1024] and suffix in (".pdf", "")) or head.startswith(b"%PDF-"):
         return Format.PDF
     if head.startswith(_UTF16_BOMS):
-        body = head.decode("utf-16", "ignore").lstrip().encode("utf-8", "ignore")
-        return _markup(body) if body.startswith(b"<") else Format.TEXT
+        found = _by_content(head.decode("utf-16", "ignore").encode("utf-8", "ignore"), suffix)
+        if found not in (Format.TEXT, Format.HTML, Format.CCDA):  # as one text it would be one note of many patients
+            raise FileError("is JSON, a table or messages in UTF-16; save it as UTF-8")
+        return found
     if _HL7.match(head):
         return Format.HL7
     if b"\0" in head and suffix not in (".txt", ".text", ".jsonl", ".ndjson", ".json", ".csv", ".tsv"):

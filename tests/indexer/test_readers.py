@@ -257,6 +257,8 @@ def test_files_that_are_no_text_are_named_and_the_run_goes_on(tmp_path):
     (tmp_path / "l.hl7").write_bytes(b"no hl7")
     (tmp_path / "m.gz").write_bytes(b"\x1f\x8b broken")
     (tmp_path / "n.jsonl").write_bytes('{"id": "a", "text": "b"}\n'.encode("utf-16"))  # as PowerShell writes it
+    (tmp_path / "o.txt").write_bytes("id\ttext\tpatient_id\n1\tfever\tP1\n2\tcough\tP2\n".encode("utf-16"))  # Excel
+    (tmp_path / "p").write_bytes("MSH|^~\\&|A|B\rPID|1\r".encode("utf-16"))
     (tmp_path / "z.txt").write_bytes(b"ok")
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "link").symlink_to(tmp_path, target_is_directory=True)
@@ -276,7 +278,9 @@ def test_files_that_are_no_text_are_named_and_the_run_goes_on(tmp_path):
         "k.pdf": "is named .pdf but is not PDF",
         "l.hl7": "is named .hl7 but is not HL7 v2",
         "m.gz": "cannot be read to its end",
-        "n.jsonl": "is UTF-16; JSON has to be UTF-8",
+        "n.jsonl": "is JSON, a table or messages in UTF-16; save it as UTF-8",
+        "o.txt": "is JSON, a table or messages in UTF-16; save it as UTF-8",
+        "p": "is JSON, a table or messages in UTF-16; save it as UTF-8",
         "pipe": "is not a regular file",
         "link": "is a link to a folder, which is not followed; give its path",
     }
