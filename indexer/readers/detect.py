@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Collection
 from enum import StrEnum
 from pathlib import PurePosixPath
 
@@ -68,8 +69,10 @@ _NAMED: dict[str, tuple[tuple[Format, ...], str]] = {
 }
 
 
-def detect(head: bytes, name: str) -> Format:
+def detect(head: bytes, name: str, columns: Collection[str] = ()) -> Format:
     """Return the format of a file from its first bytes (`HEAD_BYTES` of them, unpacked) and its name.
+
+    A header that has all of ``columns``, those that the caller mapped, is that of a table.
 
     Raises:
         FileError: the content is of no known format, or not of the one that the name promises.
@@ -78,7 +81,7 @@ def detect(head: bytes, name: str) -> Format:
     if not head:
         raise FileError("is empty")
     by_name = _NAMED.get(suffix)
-    found = _by_content(head, suffix)
+    found = _by_content(head, suffix, columns)
     if by_name and found not in by_name[0]:
         # A table may hold anything in its header, so a file with the name of one that is plain text is one.
         if found is Format.TEXT and by_name[0][0] in (Format.CSV, Format.TSV, Format.HTML):
@@ -97,7 +100,7 @@ def suffix_of(name: str) -> str:
     return PurePosixPath(path.stem).suffix if path.suffix == ".gz" else path.suffix
 
 
-def _by_content(head: bytes, suffix: str) -> Format:
+def _by_content(head: bytes, suffix: str, columns: Collection[str]) -> Format:
     for magic, what in _ARCHIVES.items():
         if head.startswith(magic):
             raise FileError(f"is {what}, which is not read; unpack or convert it")
@@ -106,7 +109,7 @@ def _by_content(head: bytes, suffix: str) -> Format:
     if (b"%PDF-" in head[:1024] and suffix in (".pdf", "")) or head.startswith(b"%PDF-"):
         return Format.PDF
     if head.startswith(_UTF16_BOMS):
-        found = _by_content(head.decode("utf-16", "ignore").encode("utf-8", "ignore"), suffix)
+        found = _by_content(head.decode("utf-16", "ignore").encode("utf-8", "ignore"), suffix, columns)
         if found not in (Format.TEXT, Format.HTML, Format.CCDA):  # as one text it would be one note of many patients
             raise FileError("is JSON, a table or messages in UTF-16; save it as UTF-8")
         return found
@@ -123,7 +126,7 @@ def _by_content(head: bytes, suffix: str) -> Format:
         return _json_layout(body, whole=len(head) < HEAD_BYTES) or Format.TEXT
     if body.startswith(b"<"):
         return _markup(body)
-    return _table(body) or Format.TEXT
+    return _table(body, columns) or Format.TEXT
 
 
 def _json_layout(body: bytes, *, whole: bool) -> Format | None:
@@ -154,11 +157,11 @@ def _markup(body: bytes) -> Format:
     return Format.TEXT
 
 
-def _table(body: bytes) -> Format | None:
+def _table(body: bytes, columns: Collection[str]) -> Format | None:
     first = body.partition(b"\n")[0].rstrip(b"\r")
     for delimiter, kind in ((b"\t", Format.TSV), (b",", Format.CSV), (b";", Format.CSV), (b"|", Format.CSV)):
         if delimiter in first:
             names = [cell.strip().strip(b'"').decode("utf-8", "replace") for cell in first.split(delimiter)]
-            if known_header(names):
+            if known_header(names) or (columns and set(columns) <= set(names)):
                 return kind
     return None

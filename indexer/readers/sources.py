@@ -119,7 +119,7 @@ class _Run:
 
     def _read(self, source: SourceFile) -> Iterator[Note | RowError]:
         try:
-            found = self._wanted or detect(source.head(), source.relative)
+            found = self._wanted or detect(source.head(), source.relative, source.column_map.values())
             for item in _reader(found, named=self._wanted is not None)(source):
                 yield source.placed(None, item) if isinstance(item, Note) and item.origin is None else item
         except FileError as error:

@@ -68,6 +68,22 @@ def test_a_column_map_names_the_columns_and_the_rest_is_metadata(tmp_path):
     )
 
 
+@pytest.mark.parametrize("name", ["n.txt", "n.dat", "n", "n.txt.gz"])
+def test_mapped_columns_make_a_table_of_a_file_whatever_its_name(tmp_path, name):
+    content = f'\ufeff"Nr"\tBericht\tStation\r\n1\t{SENTENCES["ru"]}\t7\r\n2\t{SENTENCES["es"]}\t8\r\n'.encode()
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    (tmp_path / "prose.txt").write_text(SENTENCES["en"])
+    notes, errors = read(tmp_path, column_map={"id": "Nr", "text": "Bericht"})
+    assert errors == []
+    assert [(note.note_id, note.text) for note in notes] == [
+        ("1", SENTENCES["ru"]),
+        ("2", SENTENCES["es"]),
+        ("prose.txt", SENTENCES["en"]),
+    ]
+    (whole, _), _ = read(tmp_path)
+    assert whole.note_id == name, "without the map nothing tells it from prose"
+
+
 def test_bad_rows_are_named_with_their_first_line_and_the_rest_is_read(tmp_path):
     path = tmp_path / "n.csv"
     path.write_bytes(
