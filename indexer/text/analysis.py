@@ -47,7 +47,7 @@ _AROUND_WORDS += "\N{RIGHT-POINTING DOUBLE ANGLE QUOTATION MARK}\N{DOUBLE LOW-9 
 
 _AFTER_WORD = r"(?<=[^\W\d_] )"
 _LAST_LETTER = re.compile(_AFTER_WORD + r"[^\W\d_](?=[\s?.!]*\Z)")
-_LETTER = re.compile(_AFTER_WORD + r"(?:[A-ZА-Я](?![\w'’-])|[bcdfghjklmnpqrstvwxz](?![\w'’-])|[^\W\d_](?=[\s?.!]*\Z))")
+_LETTER = re.compile(_AFTER_WORD + r"(?:[A-HJ-ZА-Я](?![\w'’-])|[bcdfghjklmnpqrstvwxz](?![\w'’-])|[^\W\d_](?=[\s?.!]*\Z))")
 
 
 def analyze(text: str, language: str | None) -> list[str]:
@@ -117,7 +117,7 @@ def _naming_letters(text: str) -> frozenset[str]:
     """Return the letters that name something in a query, as in "hepatitis A" and "vitamine d".
 
     Articles and prepositions of one letter are no capitals behind another word, end no question, and are no Latin
-    consonants but before an apostrophe.
+    consonants but before an apostrophe. A capital I is the English pronoun, and names something at the end alone.
     """
     found = _LETTER.finditer(text) if not text.isupper() else _LAST_LETTER.finditer(text)
     return frozenset(folded(match[0].casefold()) for match in found)

@@ -265,6 +265,7 @@ def test_letter_that_names_something_is_asked_for(query, other):
 
 def test_letters_that_are_articles_or_elided_are_not_asked_for():
     assert not {"en:a", "a"} & set(analyze_query("Does she have a fever?", ["en"]))
+    assert not {"en:i", "i"} & set(analyze_query("Can I stop the tablets that I take when I am well?", ["en"]))
     assert "ru:в" not in analyze_query("Что было в анализе", ["ru"])
     assert analyze_query("Crohn's disease of the colon", ["en"])["en:s"] < 0.2
     assert "fr:l" not in analyze_query("qu'est-ce que l'hypertension", ["fr"])
