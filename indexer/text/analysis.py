@@ -47,7 +47,9 @@ _AROUND_WORDS += "\N{RIGHT-POINTING DOUBLE ANGLE QUOTATION MARK}\N{DOUBLE LOW-9 
 
 _AFTER_WORD = r"(?<=[^\W\d_] )"
 _LAST_LETTER = re.compile(_AFTER_WORD + r"[^\W\d_](?=[\s?.!]*\Z)")
-_LETTER = re.compile(_AFTER_WORD + r"(?:[A-HJ-ZА-Я](?![\w'’-])|[bcdfghjklmnpqrstvwxz](?![\w'’-])|[^\W\d_](?=[\s?.!]*\Z))")
+_LETTER = re.compile(
+    _AFTER_WORD + r"(?:[A-HJ-ZА-Я](?![\w'’-])|[bcdfghjklmnpqrstvwxz](?![\w'’-])|[^\W\d_](?=[\s?.!]*\Z))"
+)
 
 
 def analyze(text: str, language: str | None) -> list[str]:
