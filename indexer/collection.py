@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -211,8 +211,13 @@ class Collection:
         with self.writer(DELETE_TIMEOUT_S) as writer:
             return writer.delete(note_ids)
 
-    def eraser(self, receipts: Receipts, waiting: Waiting) -> Eraser:
-        """Return what erases from this collection; receipts are kept outside of it."""
+    def eraser(
+        self, receipts: Receipts, waiting: Waiting, held_elsewhere: Callable[[], Iterable[str]] = tuple
+    ) -> Eraser:
+        """Return what erases from this collection; receipts are kept outside of it.
+
+        ``held_elsewhere`` gives the patients under legal hold in other collections with the same keys.
+        """
         return Eraser(
             self.name,
             self.collection_id,
@@ -223,6 +228,7 @@ class Collection:
             self._replica,
             receipts,
             waiting,
+            held_elsewhere,
             partial(forget_beside, self.name, self.spaces, self._engine),
         )
 

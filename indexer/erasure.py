@@ -22,7 +22,7 @@ from __future__ import annotations
 import errno
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -105,6 +105,8 @@ class Eraser:
     replica: Replica
     receipts: Receipts
     waiting: Waiting
+    held_elsewhere: Callable[[], Iterable[str]]
+    """Gives the patients that are under legal hold where notes open with the same keys."""
     beside: Callable[[float], None]
     """Takes what the truth has lost out of the vectors of another encoder beside it, until a deadline."""
 
@@ -205,6 +207,10 @@ class Eraser:
                     with read_transaction(self.engine) as connection:
                         erasing.check_held(connection, one.details)
                 except HeldError:
+                    held.append(one.erasure_id)
+                    continue
+                by_patient = one.details.by == "patient" and not one.details.again
+                if by_patient and any(map(one.details.asked_for, self.held_elsewhere())):
                     held.append(one.erasure_id)
         if held:
             with write_transaction(self.engine) as connection:

@@ -9,11 +9,12 @@ import shutil
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
+from functools import partial
 from pathlib import Path
 
 from indexer.collection import DELETE_TIMEOUT_S, Collection
 from indexer.encryption import ENCRYPTION, Keyrings, MasterKey
-from indexer.erasure import WAIT_S, Erased, NothingWaits, Waiting
+from indexer.erasure import WAIT_S, Erased, Eraser, NothingWaits, Waiting
 from indexer.errors import (
     ArgumentError,
     ClinragError,
@@ -138,7 +139,7 @@ class Library:
             # Whatever a deletion in the middle makes of files and keys that are gone, this is what happened.
             raise _not_found(name) from exc
         try:
-            opened.finished = tuple(opened.eraser(self.receipts, self._waiting).resume())
+            opened.finished = tuple(self._eraser(opened).resume())
         except ClinragError as exc:
             # Reading must stay possible: whoever erases next, or looks with verify, meets the same error.
             log.warning("an erasure from collection %r is not complete: %s", name, exc)
@@ -160,10 +161,17 @@ class Library:
             NoteNotFoundError: nothing of them is stored; nothing was erased.
             ErasurePendingError: readers or a writer did not end within ``wait_s``; it goes on when opened next.
         """
-        if by == "patient" and not again and collection.cipher is not None:
-            self._check_held_elsewhere(collection, subjects)
+        if by == "patient" and not again:
+            held = self._held_elsewhere(collection)
+            for patient in subjects:
+                if patient in held:
+                    raise HeldError(
+                        f"patient {patient!r} is under legal hold in collection {held[patient]!r}, whose notes open "
+                        "with the same key; nothing was erased; 'clinrag notes release --patient ID "
+                        f"--collection {held[patient]}' ends the hold"
+                    )
         try:
-            return collection.eraser(self.receipts, self._waiting).erase(by, subjects, wait_s, again=again)
+            return self._eraser(collection).erase(by, subjects, wait_s, again=again)
         except NoteNotFoundError:
             # Asked again for what was pending, and what opening the collection brought to its end.
             for receipt in collection.finished:
@@ -252,22 +260,22 @@ class Library:
             raise ArgumentError("--with-keys", f"would make collection {sharing[0]!r} unreadable, which shares them")
         return ids[name]
 
-    def _check_held_elsewhere(self, collection: Collection, patients: Sequence[str]) -> None:
-        """Return if nobody holds the patients in a copy: it has the same keys, which their erasure destroys."""
-        for name in self.encrypted().get(collection.collection_id, []):
+    def _eraser(self, collection: Collection) -> Eraser:
+        return collection.eraser(self.receipts, self._waiting, partial(self._held_elsewhere, collection))
+
+    def _held_elsewhere(self, collection: Collection) -> dict[str, str]:
+        """Return the patients that are held in copies, and where: an erasure destroys the keys of these, too."""
+        found: dict[str, str] = {}
+        for name in self.encrypted().get(collection.collection_id, []) if collection.cipher is not None else ():
             root = self._path(name)
             if root == collection.spaces.root:
                 continue
             try:
                 with Collection(Spaces(root).live(), name, root, self.keyrings) as other:
-                    held = {hold.patient_id for hold in other.holds()}
+                    found |= {hold.patient_id: name for hold in other.holds()}
             except (CollectionNotFoundError, DamagedError):
                 continue  # deleted since it was named, or nobody can tell
-            for patient in held.intersection(patients):
-                raise HeldError(
-                    f"patient {patient!r} is under legal hold in collection {name!r}, whose notes open with the same "
-                    f"key; nothing was erased; 'clinrag notes release --patient ID --collection {name}' ends the hold"
-                )
+        return found
 
     def _tidy(self) -> None:
         """Do what `_finish` does; where that is not possible now, say so: what is there must be readable all the same.

@@ -185,3 +185,29 @@ def test_a_hold_refuses_and_keeps_the_key(library, ward):
     assert ward.note("note-1").text == NOTES[3].text
     assert ward.release("patient-one")
     assert ward.holds() == []
+
+
+def test_a_hold_in_a_copy_that_comes_before_anything_was_erased_wins(library, ward, home, master, tmp_path):
+    fill(ward)
+    backup(ward, tmp_path / "ward.backup")
+    restore(library, tmp_path / "ward.backup", "copy").collection.close()
+
+    def stop(point):
+        if point == "erase.asked":
+            raise KeyboardInterrupt
+
+    failpoints.install(stop)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            library.erase(ward, "patient", ["patient-one"])
+    finally:
+        failpoints.install(None)
+    with library.open("copy") as copy:
+        copy.hold("patient-one", "case 12/2026")
+    with Library(home, master=master).open("ward") as again, library.open("copy") as copy:
+        assert again.finished == ()
+        assert again.note("note-1").text == copy.note("note-1").text == NOTES[3].text
+        with pytest.raises(HeldError, match="'copy'"):
+            library.erase(again, "patient", ["patient-one"])
+        assert copy.release("patient-one")
+        assert library.erase(again, "patient", ["patient-one"]).receipt.counts["keys"] == 1
