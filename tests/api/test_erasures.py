@@ -23,6 +23,7 @@ from indexer.store.asked import Details, salted
 from tests.api.conftest import NOTES, Clinrag, one_json
 
 SALT = "00" * 32
+PATIENT = re.compile(rb"(?<!\d)4711(?!\d)")  # Within a longer number it is part of some moment.
 
 
 def details(by: str, *subjects: str) -> Details:
@@ -42,7 +43,7 @@ def test_a_patient_is_erased_with_a_receipt_that_verifies(indexed: Clinrag, home
     assert receipt["counts"]["notes"] == 2  # type: ignore[index]
     assert receipt["missing"] == []
     left = bytes_under(home / "collections")
-    assert b"4711" not in left
+    assert PATIENT.search(left) is None
     assert "fibrilación auricular".encode() not in left
     path = home / "receipts" / f"{receipt['receipt_id']}.json"
     assert indexed("receipts", "verify", path).exit_code == 0
@@ -105,7 +106,7 @@ def test_an_erasure_that_a_reader_holds_up_exits_with_1_and_the_same_command_end
     again = indexed("notes", "erase", "--patient", "4711", "--collection", "ward", "--yes")
     assert (again.exit_code, "erased 2 notes" in again.stdout) == (0, True), again.output
     assert indexed("collections", "verify", "ward").exit_code == 0
-    assert b"4711" not in bytes_under(home / "collections")
+    assert PATIENT.search(bytes_under(home / "collections")) is None
     (receipt,) = (home / "receipts").glob("*.json")
     assert indexed("receipts", "verify", receipt, "--covers", "4711").exit_code == 0
 
