@@ -1,7 +1,8 @@
 """A second thread for part of what one caller waits for: two cores answer one search sooner than one.
 
 There is one such thread in a process, for a caller who is alone. Where several wait at once they keep the cores busy
-by themselves, and sharing out would only cost them turns: then each does all of its work in its own thread.
+by themselves, and sharing out would only cost them turns: then each does all of its work in its own thread. Who else
+keeps a core busy is not known here: so work that was begun and does not end is done again by its caller.
 """
 
 from __future__ import annotations
@@ -11,17 +12,22 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from types import TracebackType
-from typing import Generic, Self, TypeVar, cast
+from typing import Generic, Self, TypeVar
 
 T = TypeVar("T")
+
+PATIENCE_S = 0.0003
+"""How long a caller with nothing left to do waits for what was begun: about as long as it takes to do some of it."""
 
 
 class Beside(Generic[T]):
     """Work that the second thread begins while its caller does something else; the caller does it if that did not.
 
-    To be used as a context around that something else. The work, or what is done beside it, should let go of the
-    interpreter for most of its time, and be long beside what handing over takes, some 50 µs.
+    To be used as a context around that something else. The work may be done twice, so it must change nothing. It, or
+    what is done beside it, should let go of the interpreter for most of its time, and be long beside what handing over
+    takes, some 50 µs.
     """
 
     def __init__(self, work: Callable[[], T]) -> None:
@@ -44,9 +50,10 @@ class Beside(Generic[T]):
 
     def result(self) -> T:
         """Return what the work gives, or raise what it raises. To be called once, within the context."""
-        if self._handed is None or self._handed.cancel():
-            return self._work()
-        return self._handed.result()
+        if self._handed is not None and not self._handed.cancel():
+            with suppress(TimeoutError):
+                return self._handed.result(PATIENCE_S)
+        return self._work()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -62,7 +69,7 @@ def shared_out(works: Sequence[Callable[[], T]]) -> list[T]:
     """Return what each of several works gives: whichever of both threads is free takes the next one."""
     if len(works) == 1:
         return [works[0]()]
-    done: list[T | None] = [None] * len(works)
+    done: list[tuple[T] | None] = [None] * len(works)
     left = deque(range(len(works)))
 
     def take() -> None:
@@ -71,12 +78,12 @@ def shared_out(works: Sequence[Callable[[], T]]) -> list[T]:
                 number = left.popleft()
             except IndexError:
                 return
-            done[number] = works[number]()
+            done[number] = (works[number](),)
 
     with Beside(take) as beside:
         take()
         beside.result()
-    return cast("list[T]", done)
+    return [works[number]() if one is None else one[0] for number, one in enumerate(done)]
 
 
 def _new() -> ThreadPoolExecutor:

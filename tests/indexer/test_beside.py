@@ -77,6 +77,30 @@ def test_who_is_not_alone_does_all_of_it() -> None:
         assert shared_out([threading.get_ident] * 5) == [threading.get_ident()] * 5
 
 
+@pytest.mark.skipif(N_CORES < 2, reason="needs two cores")
+@pytest.mark.parametrize("how", ["one", "several"])
+def test_what_was_begun_and_does_not_end_is_done_by_the_caller(how: str) -> None:
+    begun, free, me = threading.Event(), threading.Event(), threading.get_ident()
+
+    def work() -> int:
+        if threading.get_ident() == me:
+            assert begun.wait(LONG_S), "the other thread took nothing while its caller was busy"
+        else:
+            begun.set()
+            free.wait(LONG_S)
+        return threading.get_ident()
+
+    try:
+        if how == "several":
+            assert shared_out([work] * 3) == [me] * 3
+        else:
+            with Beside(work) as beside:
+                assert begun.wait(LONG_S)
+                assert beside.result() == me
+    finally:
+        free.set()
+
+
 def test_an_error_reaches_the_caller() -> None:
     def fail() -> None:
         raise ValueError("damaged")
