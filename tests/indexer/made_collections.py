@@ -8,6 +8,7 @@ import numpy as np
 
 from indexer.library import Library
 from indexer.records import Chunk, EncoderSpec, Note, Status
+from indexer.store import failpoints
 from indexer.store.stored import Prepared
 from indexer.store.truth import content_hash, text_hash
 
@@ -88,3 +89,14 @@ def shown(collection, scope=None):
     """Return which note versions a scope shows, as ``{note_id: version}``."""
     view = collection.view(scope)
     return {passage.note_id: passage.version for passage in view.passages(view.rows)}
+
+
+def at(point, act):
+    """Have something done once when a failpoint is reached."""
+
+    def reached(name):
+        if name == point:
+            failpoints.install(None)
+            act()
+
+    failpoints.install(reached)

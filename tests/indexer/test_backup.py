@@ -19,11 +19,6 @@ TEXT = "The zygomatic fracture was plated by Dr Quillfeather. Seen again in May.
 
 
 @pytest.fixture
-def home(tmp_path):
-    return tmp_path / "home"
-
-
-@pytest.fixture
 def library(home):
     return Library(home)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from indexer.backup import backup, restore
-from indexer.encryption import MasterKey
 from indexer.errors import ErasurePendingError, HeldError
 from indexer.library import Library
 from indexer.store import failpoints, schema, truth
@@ -13,18 +12,6 @@ from indexer.store.cipher import plain_rows
 from indexer.store.sqlite import read_transaction
 from tests.indexer.made_collections import SPEC, shown, store
 from tests.indexer.test_encryption import NOTES, fill
-
-
-@pytest.fixture
-def home(tmp_path):
-    return tmp_path / "home"
-
-
-@pytest.fixture
-def master(tmp_path):
-    file = tmp_path / "master.key"
-    file.write_text("5a" * 32 + "\n")
-    return MasterKey(file)
 
 
 @pytest.fixture
@@ -36,12 +23,6 @@ def library(home, master):
 def ward(library):
     with library.create("ward", "letters", SPEC, encrypted=True) as collection:
         yield collection
-
-
-@pytest.fixture(autouse=True)
-def no_failpoints():
-    yield
-    failpoints.install(None)
 
 
 def test_erasing_a_patient_makes_older_backups_unreadable(home, library, ward, tmp_path):

@@ -22,7 +22,7 @@ from indexer.errors import ArgumentError, DamagedError, KeyDestroyedError, KeysE
 from indexer.library import Library
 from indexer.records import Scope
 from indexer.repair import repair
-from indexer.store import failpoints, truth
+from indexer.store import truth
 from indexer.store.file_cipher import FileCipher
 from indexer.store.held import TERMS
 from indexer.store.snapshots import MANIFEST
@@ -53,18 +53,6 @@ SECRETS = (
 
 
 @pytest.fixture
-def home(tmp_path):
-    return tmp_path / "home"
-
-
-@pytest.fixture
-def master(tmp_path):
-    file = tmp_path / "master.key"
-    file.write_text("5a" * 32 + "\n")
-    return MasterKey(file)
-
-
-@pytest.fixture
 def library(home, master):
     return Library(home, master=master)
 
@@ -73,12 +61,6 @@ def library(home, master):
 def ward(library):
     with library.create("ward", "letters", SPEC, encrypted=True) as collection:
         yield collection
-
-
-@pytest.fixture(autouse=True)
-def no_failpoints():
-    yield
-    failpoints.install(None)
 
 
 def fill(collection, notes=NOTES):

@@ -40,11 +40,6 @@ SECRETS = (
 
 
 @pytest.fixture
-def home(tmp_path):
-    return tmp_path / "home"
-
-
-@pytest.fixture
 def library(home):
     return Library(home)
 
@@ -53,12 +48,6 @@ def library(home):
 def ward(home):
     with new(home) as collection:
         yield collection
-
-
-@pytest.fixture(autouse=True)
-def no_failpoints():
-    yield
-    failpoints.install(None)
 
 
 def windows(text):

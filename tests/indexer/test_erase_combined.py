@@ -13,9 +13,9 @@ from indexer.erasure import NothingWaits
 from indexer.errors import ErasurePendingError, HeldError
 from indexer.library import Library
 from indexer.repair import repair
-from indexer.store import erasing, failpoints
+from indexer.store import erasing
 from indexer.times import period
-from tests.indexer.made_collections import SPEC, LetterEncoder, note, shown, store
+from tests.indexer.made_collections import SPEC, LetterEncoder, at, note, shown, store
 
 RARE = "Zuclopenthixol decanoate was given to this patient."
 
@@ -43,23 +43,6 @@ def safe(library):
 def plain(library):
     with library.create("ward", "letters", SPEC) as made:
         yield made
-
-
-def at(point, act):
-    """Have something done once when a failpoint is reached."""
-
-    def reached(name):
-        if name == point:
-            failpoints.install(None)
-            act()
-
-    failpoints.install(reached)
-
-
-@pytest.fixture(autouse=True)
-def _no_failpoint_stays():
-    yield
-    failpoints.install(None)
 
 
 # --- legal holds

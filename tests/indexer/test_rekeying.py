@@ -49,12 +49,6 @@ def home(tmp_path, old):
     return home
 
 
-@pytest.fixture(autouse=True)
-def no_failpoints():
-    yield
-    failpoints.install(None)
-
-
 def rekey(home, old, new, name="ward"):
     library = Library(home, master=old)
     return library.keyrings.rekey(library.keys_of(name), new)

@@ -20,7 +20,7 @@ from indexer.library import Library
 from indexer.reencoding import cutover, discard, reencode, rollback
 from indexer.repair import repair
 from indexer.store import failpoints, sqlite
-from tests.indexer.made_collections import SPEC, LetterEncoder, note, shown, vector
+from tests.indexer.made_collections import SPEC, LetterEncoder, at, note, shown, vector
 from tests.indexer.test_reencoding import WordEncoder
 
 RARE = "Zuclopenthixol decanoate was given to this patient."
@@ -38,23 +38,6 @@ def ward(library):
         notes = [note("a", RARE, patient_id="p"), note("b", "Pain. Fever. Rest.", patient_id="q"), note("c", "Cough.")]
         index_notes(made, LetterEncoder(), notes)
         yield made
-
-
-@pytest.fixture(autouse=True)
-def _no_failpoint_stays():
-    yield
-    failpoints.install(None)
-
-
-def at(point, act):
-    """Have something done once when a failpoint is reached."""
-
-    def reached(name):
-        if name == point:
-            failpoints.install(None)
-            act()
-
-    failpoints.install(reached)
 
 
 def change(library, statement):
