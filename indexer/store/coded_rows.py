@@ -9,14 +9,13 @@ how much is scanned, never what an exact search finds.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from indexer.beside import shared_out
-from indexer.store.faiss_codes import SHARED_BYTES, Asked, Lists, RowCodes, parted, selector_of
+from indexer.store.faiss_codes import Asked, Lists, RowCodes, parted, selector_of
 from indexer.store.faiss_short import ShortCodes, missed
 from indexer.store.row_matrix import Positions, RowState
 from indexer.store.vectors import Rows, Scores, row_scores
@@ -193,49 +192,39 @@ class CodedRows:
             if NEAR_SHARE * fetch > pool.n_coded:
                 return None
 
-    def candidates(self, state: RowState, asked: Asked, k: int, pools: Sequence[Pool]) -> list[Candidates | None]:
-        """Return which rows can be among the k best of each pool, ``None`` where codes leave too many.
+    def candidates(self, state: RowState, asked: Asked, k: int, pool: Pool) -> Candidates | None:
+        """Return which rows can be among the k best of a pool, ``None`` where codes leave too many.
 
         The k-th best exact score of those that the codes put first bounds what the others must reach.
         """
-        found: list[Candidates | None] = [None] * len(pools)
-        if not asked.query.any():  # Nothing is nearer than anything else to a query of zeros.
-            return found
-        numbers = [number for number, pool in enumerate(pools) if pool.n_coded]
-        fetch = max([DRAFT_PLACES * k, DRAFT_LEAST, *(pools[number].n_coded // DRAFT for number in numbers)])
-        while numbers:
-            drafts = self._drafts(asked, [pools[number] for number in numbers], fetch)
-            left = []
-            for number, draft, head in zip(numbers, drafts, _heads(state, asked, k, drafts), strict=True):
-                pool, least = pools[number], -np.inf
-                if len(head):
-                    least = self.codes.least(asked, float(np.partition(head, len(head) - k)[len(head) - k]))
-                if draft.below == -np.inf or draft.below < least:
-                    near = draft.places[: int(np.searchsorted(-draft.rough, -least, side="right"))]
-                    found[number] = Candidates(np.concatenate([near, pool.long, pool.fresh]), head[: len(near)])
-                elif 16 * fetch <= pool.n_coded:
-                    left.append(number)
-            numbers, fetch = left, 4 * fetch
-        return found
+        # Nothing is nearer than anything else to a query of zeros.
+        if not pool.n_coded or not asked.query.any():
+            return None
+        fetch = max(DRAFT_PLACES * k, DRAFT_LEAST, pool.n_coded // DRAFT)
+        while True:
+            draft = self._draft(asked, pool, fetch)
+            head, least = _head(state, asked, k, draft), -np.inf
+            if len(head):
+                least = self.codes.least(asked, float(np.partition(head, len(head) - k)[len(head) - k]))
+            if draft.below == -np.inf or draft.below < least:
+                near = draft.places[: int(np.searchsorted(-draft.rough, -least, side="right"))]
+                return Candidates(np.concatenate([near, pool.long, pool.fresh]), head[: len(near)])
+            if 16 * fetch > pool.n_coded:
+                return None
+            fetch *= 4
 
-    def _drafts(self, asked: Asked, pools: Sequence[Pool], fetch: int) -> list[_Draft]:
-        """Return up to ``fetch`` rows of each pool, but for those whose codes say too little."""
-        drafts: dict[int, tuple[Positions, Scores]] = {}
-        cuts = {id(pool.cut): pool.cut for pool in pools if pool.cut is not None}
-        for cut in cuts.values():
-            those = [number for number, pool in enumerate(pools) if pool.cut is cut]
-            parts = [partial(cut.scanned, asked.rotated, pools[number].lists, fetch) for number in those]
-            n_scanned = sum(pools[number].n_coded for number in those)
-            shared = n_scanned * self.codes.codes.shape[1] >= SHARED_BYTES
-            drafts.update(zip(those, shared_out(parts) if shared else [part() for part in parts], strict=True))
-        found = []
-        for number, pool in enumerate(pools):
-            if pool.cut is None:
-                drafts[number] = self._in_order.scanned(asked.rotated, _ONE_LIST, fetch, pool.selector)
-            places, rough = drafts[number]
-            kept = self._short[places]  # The others are added in any case.
-            found.append(_Draft(places[kept], rough[kept], _left(rough, pool.n_coded)))
-        return found
+    def _draft(self, asked: Asked, pool: Pool, fetch: int) -> _Draft:
+        """Return up to ``fetch`` rows of a pool, but for those whose codes say too little."""
+        if pool.cut is None:
+            places, rough = self._in_order.scanned(asked.rotated, _ONE_LIST, fetch, pool.selector)
+        else:
+            places, rough = pool.cut.scanned(asked.rotated, pool.lists, fetch)
+        kept = self._short[places]  # The others are added in any case.
+        return _Draft(places[kept], rough[kept], _left(rough, pool.n_coded))
+
+    def scanned_bytes(self, pools: Sequence[Pool]) -> int:
+        """Return how much of the codes an exact search of some pools reads, at the least."""
+        return sum(pool.n_coded for pool in pools) * int(self.codes.codes.shape[1])
 
 
 def _all_but(long: Positions, n: int) -> NDArray[np.bool_]:
@@ -244,13 +233,11 @@ def _all_but(long: Positions, n: int) -> NDArray[np.bool_]:
     return short
 
 
-def _heads(state: RowState, asked: Asked, k: int, drafts: Sequence[_Draft]) -> list[Scores]:
-    """Return the exact scores of the first rows of each draft; none of one that holds no more than k."""
-    firsts = [draft.places[: HEAD_PLACES * k] if len(draft.places) > k else draft.places[:0] for draft in drafts]
-    every = np.concatenate(firsts)
-    state.touch(every)
-    scores = row_scores(state.base.take(every, axis=0), asked.query)
-    return np.split(scores, np.cumsum([len(first) for first in firsts])[:-1])
+def _head(state: RowState, asked: Asked, k: int, draft: _Draft) -> Scores:
+    """Return the exact scores of the first rows of a draft; none of one that holds no more than k."""
+    first = draft.places[: HEAD_PLACES * k] if len(draft.places) > k else draft.places[:0]
+    state.touch(first)
+    return row_scores(state.base.take(first, axis=0), asked.query)
 
 
 def _left(rough: Scores, n: int) -> float:

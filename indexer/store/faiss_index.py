@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 
 from indexer.beside import shared_out
 from indexer.errors import DamagedError, MissingExtraError
-from indexer.store.coded_rows import SCREENED, Candidates, CodedRows, Pool, scan_only
+from indexer.store.coded_rows import SCREENED, CodedRows, Pool, scan_only
+from indexer.store.faiss_codes import SHARED_BYTES, Asked
 from indexer.store.known_pools import KnownPools
 from indexer.store.row_matrix import Positions, RowMatrix, RowState, Touch, exact_best
 from indexer.store.vectors import Ids, Rows, Scores, best, checked_query, row_scores
@@ -107,16 +108,6 @@ class _Scanner(threading.local):
         codes.view_data = codes.c_ptr = address
         codes.view_size = codes.c_size = rows.nbytes
         self._index.ntotal = len(rows)
-
-
-def _to_score(near: Candidates | None) -> Positions:
-    """Return the candidates whose exact scores are not known, if these are few enough to be scored as they are."""
-    return np.empty(0, np.intp) if near is None or len(near.at) > _SCORED else near.at[len(near.known) :]
-
-
-def _split(scores: Scores, of: Sequence[Positions]) -> list[Scores]:
-    """Return the scores of each of several groups of rows, of scores that are one after the other."""
-    return np.split(scores, np.cumsum([len(places) for places in of])[:-1])
 
 
 class FaissVectorIndex:
@@ -281,19 +272,22 @@ class FaissVectorIndex:
         assert self._coded is not None
         if any(pool.near for pool in pools):
             return shared_out([partial(self._found_near, state, query, k, pool) for pool in pools])
-        narrowed = [self._few_fresh(state, query, k, pool) for pool in pools]
-        candidates = self._coded.candidates(state, self._coded.codes.asked(query), k, narrowed)
-        beyond = [_to_score(near) for near in candidates]
-        scores = row_scores(state.rows_at(np.concatenate(beyond)), query)
-        found = []
-        for pool, near, own in zip(pools, candidates, _split(scores, beyond), strict=True):
-            if near is None:
-                found.append(self._scanned(state, query, k, pool.at))
-            elif len(near.at) > _SCORED:
-                found.append(self._scanned(state, query, k, np.sort(near.at)))
-            else:
-                found.append(best(state.ids[near.at], np.concatenate([near.known, own]), k))
-        return found
+        asked = self._coded.codes.asked(query)
+        parts = [partial(self._found_exactly, state, asked, k, pool) for pool in pools]
+        if self._coded.scanned_bytes(pools) < SHARED_BYTES:
+            return [part() for part in parts]
+        return shared_out(parts)
+
+    def _found_exactly(self, state: RowState, asked: Asked, k: int, pool: Pool) -> tuple[Ids, Scores]:
+        """Return the k best of a pool."""
+        assert self._coded is not None
+        near = self._coded.candidates(state, asked, k, self._few_fresh(state, asked.query, k, pool))
+        if near is None:
+            return self._scanned(state, asked.query, k, pool.at)
+        if len(near.at) > _SCORED:
+            return self._scanned(state, asked.query, k, np.sort(near.at))
+        own = row_scores(state.rows_at(near.at[len(near.known) :]), asked.query)
+        return best(state.ids[near.at], np.concatenate([near.known, own]), k)
 
     def _found_near(self, state: RowState, query: Scores, k: int, pool: Pool) -> tuple[Ids, Scores]:
         """Return nearly the k best of a pool, by the short codes; exactly those where it is too small for that."""

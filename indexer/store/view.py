@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import Engine, select
 
+from indexer.beside import Beside
 from indexer.errors import NoteNotFoundError
 from indexer.records import Coverage, Scope
 from indexer.store import schema as t
@@ -92,8 +93,10 @@ class View:
         if len(self.rows) <= _FEW:
             return self._small_vector_pools(query, k, limit)
         sampled = self._sampled(limit)
-        found = search_pools(self._replica.vectors(), query, k, list(pools.values()))
-        return {language: Pool(*one, sampled[language] @ query) for language, one in zip(pools, found, strict=True)}
+        with Beside(lambda: [sampled[language] @ query for language in pools]) as beside:
+            found = search_pools(self._replica.vectors(), query, k, list(pools.values()))
+            samples = beside.result()
+        return {language: Pool(*one, own) for language, one, own in zip(pools, found, samples, strict=True)}
 
     def _small_vector_pools(self, query: Scores, k: int, limit: int) -> dict[str | None, Pool]:
         scores = self.vector_scores(query, self.rows)
