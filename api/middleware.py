@@ -41,6 +41,10 @@ class Edge:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        method = scope["method"]
+        if method == "HEAD":
+            # What GET answers, without its body: the server below leaves that out, by the method in a scope of its own.
+            scope = {**scope, "method": "GET"}
         headers = Headers(scope=scope)
         given = headers.get("x-request-id", "")
         request_id = given if _REQUEST_ID.match(given) else secrets.token_hex(8)
@@ -72,7 +76,7 @@ class Edge:
             detail = "something went wrong inside; the server's log has the place under this request_id"
             await problem(INTERNAL if code.status == 500 else code, detail, request_id)(scope, receive, sending)
         finally:
-            self._say(scope, answer.get("status", 499), time.perf_counter() - started)
+            self._say(scope, method, answer.get("status", 499), time.perf_counter() - started)
 
     def _refusal(self, path: str, headers: Headers, request_id: str) -> ASGIApp | None:
         # A page in a browser can reach a loopback server through a name of its own that resolves to 127.0.0.1; the Host
@@ -92,9 +96,9 @@ class Edge:
         limit = most_bytes(path, self._settings.max_body_bytes)
         return http_problem(413, too_large(limit), request_id) if length > limit else None
 
-    def _say(self, scope: MutableMapping[str, Any], status: int, seconds: float) -> None:
+    def _say(self, scope: MutableMapping[str, Any], method: str, status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", "unmatched")  # the template: a path holds note ids
-        method = scope["method"] if scope["method"] in _METHODS else "other"
+        method = method if method in _METHODS else "other"
         self._metrics.request(method, route, status, seconds)
         fields = {
             "request_id": scope["clinrag.request_id"],

@@ -57,12 +57,15 @@ def listen(host: str, port: int) -> socket.socket:
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family, backlog=512)
+        listening = socket.create_server((host, port), family=family, backlog=512)
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or type(error).__name__
         raise ArgumentError(
             "host and port", f"{host}:{port} cannot be listened on ({reason}); choose others"
         ) from error
+    # Asked of the kernel, its protocol is TCP and not 0: only then does asyncio switch Nagle's delay off. With it, the
+    # body of every answer on a connection that is kept waits 40 ms for the client to acknowledge the head.
+    return socket.socket(fileno=listening.detach())
 
 
 class PatientProtocol(H11Protocol):

@@ -339,6 +339,21 @@ def test_probes_answer(client: httpx.Client, path: str):
     assert client.get(path).status_code == 200
 
 
+@pytest.mark.parametrize("path", ["/healthz", "/docs", "/v1/collections", "/v1/collections/ward/notes/letter/1", "/no"])
+def test_head_answers_what_get_does_without_a_body(ward: httpx.Client, path: str):
+    whole, head = ward.get(path), ward.head(path)
+    assert head.content == b""
+    assert head.status_code == whole.status_code
+    kept = ("content-type", "content-length", "cache-control")
+    assert [head.headers.get(name) for name in kept] == [whole.headers.get(name) for name in kept]
+    assert ward.get("/healthz").json() == {"status": "ok"}  # on the same connection
+
+
+def test_head_is_refused_where_get_is(ward: httpx.Client):
+    answer = ward.head("/v1/search")
+    assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
+
+
 def test_metrics_count_by_route_template(ward: httpx.Client):
     ward.get("/v1/collections/ward/notes/letter/1")
     ward.get("/v1/no/such/path/4711")
