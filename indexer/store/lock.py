@@ -27,8 +27,7 @@ def exclusive(path: Path, what: str, timeout_s: float = 0.0) -> Iterator[None]:
     Raises:
         WriterBusyError: it is held by another for longer than ``timeout_s``; names the holder's process and since when.
     """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
+    with _descriptor(path, os.O_RDWR | os.O_CREAT) as descriptor:
         deadline = time.monotonic() + timeout_s
         while not _try(descriptor):
             if time.monotonic() >= deadline:
@@ -44,8 +43,6 @@ def exclusive(path: Path, what: str, timeout_s: float = 0.0) -> Iterator[None]:
         finally:
             with suppress(OSError):
                 os.ftruncate(descriptor, 0)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager
@@ -57,8 +54,7 @@ def folder_lock(folder: Path, what: str, timeout_s: float = 0.0, *, shared: bool
     Raises:
         WriterBusyError: others hold it for longer than ``timeout_s``; says ``what`` they do.
     """
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
+    with _descriptor(folder, os.O_RDONLY | os.O_DIRECTORY) as descriptor:
         if shared:
             fcntl.flock(descriptor, fcntl.LOCK_SH)
         deadline = time.monotonic() + timeout_s
@@ -67,7 +63,21 @@ def folder_lock(folder: Path, what: str, timeout_s: float = 0.0, *, shared: bool
                 raise WriterBusyError(f"{what} by another process; try again when it is done")
             time.sleep(_POLL_S)
         yield
+
+
+@contextmanager
+def _descriptor(path: Path, flags: int) -> Iterator[int]:
+    """Open what is to be locked; the lock is given up with the block.
+
+    Not by closing alone: a process that was forked meanwhile has the descriptor too, and the lock with it for as long
+    as it lives. Where the block ends in that process, nothing is given up.
+    """
+    descriptor, opener = os.open(path, flags | os.O_CLOEXEC, 0o600), os.getpid()
+    try:
+        yield descriptor
     finally:
+        if os.getpid() == opener:
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
         os.close(descriptor)
 
 

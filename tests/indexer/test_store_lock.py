@@ -13,6 +13,7 @@ import pytest
 
 from indexer.errors import ArgumentError, CollectionExistsError, CollectionNotFoundError, WriterBusyError
 from indexer.library import Library
+from indexer.store.lock import exclusive, folder_lock
 from tests.indexer.made_collections import SPEC, new, note, shown, store
 
 HOLD = """
@@ -71,6 +72,23 @@ def test_a_killed_writer_holds_nothing(ward, tmp_path):
         holder.wait()
     store(ward, note("a"))
     assert shown(ward) == {"a": 1}
+
+
+@pytest.mark.parametrize("lock", [lambda path: exclusive(path / "lock", "a thing"), lambda path: folder_lock(path, "")])
+def test_a_process_that_was_forked_meanwhile_holds_nothing(tmp_path, lock):
+    waits, go = os.pipe()
+    with lock(tmp_path):
+        forked = os.fork()
+        if not forked:
+            os.close(go)
+            os.read(waits, 1)
+            os._exit(0)
+    try:
+        with lock(tmp_path):
+            pass
+    finally:
+        os.close(go)
+        os.waitpid(forked, 0)
 
 
 def test_threads_take_turns(ward):
