@@ -1,7 +1,6 @@
-"""What a stage that was cut off goes on from.
+"""What a loop of our own that was cut off goes on from, and what a full disk is told as.
 
-Our own loops keep everything in one file, written under another name and renamed: weights of one step never meet the
-moments of another. transformers' trainer writes a folder file by file; what a kill left half written is passed over.
+Everything is in one file, written under another name and renamed: weights of one step never meet another's moments.
 """
 
 from __future__ import annotations
@@ -9,7 +8,6 @@ from __future__ import annotations
 import errno
 import json
 import shutil
-import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,11 +22,6 @@ from indexer.errors import ArgumentError, ClinragError, SourceError, StorageFull
 
 _NAME = "checkpoint.safetensors"
 _ROOM = 1 << 20
-
-
-def without_card(model: Any) -> None:
-    """Have a sentence-transformers model write no card into its trainer's checkpoints: it quotes rows it was taught."""
-    model._create_model_card = lambda *_, **__: None
 
 
 def save_checkpoint(
@@ -95,24 +88,6 @@ def told_when_full(folder: Path) -> Iterator[None]:
         if isinstance(error, ClinragError) or not (full or shutil.disk_usage(folder).free < _ROOM):
             raise
         raise StorageFullError(f"no room is left in {folder.name}; make room, and the same command goes on") from error
-
-
-def last_checkpoint(folder: Path) -> str | None:
-    """Return the newest whole checkpoint that transformers' trainer left in a folder, ``None`` without one."""
-    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rsplit("-", 1)[1]), reverse=True)
-    return next((str(path) for path in found if _is_whole(path)), None)
-
-
-def _is_whole(checkpoint: Path) -> bool:
-    try:
-        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))  # written last
-        for path in checkpoint.rglob("*.safetensors"):
-            with safe_open(path, "pt"):
-                pass
-    except (OSError, ValueError, SafetensorError):
-        return False
-    pickled = (path for pattern in ("*.pt", "*.pth", "*.bin") for path in checkpoint.rglob(pattern))
-    return all(map(zipfile.is_zipfile, pickled))
 
 
 def _flat(optimizer: torch.optim.Optimizer) -> list[Tensor]:

@@ -7,8 +7,7 @@ brings checkpoints, mixed precision and ``accelerate launch``.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,18 +15,15 @@ import torch
 
 from indexer.errors import ArgumentError
 from rag.training.bounds import ROUNDED
-from rag.training.checkpoint import last_checkpoint, without_card
 from rag.training.contrast_rows import contrast_dataset, contrast_rows
 from rag.training.memory import within_memory
-from rag.training.processes import on_one_gpu
 from rag.training.recipe import ContrastSettings
 from rag.training.student import both_prompts
-from rag.training.watch import DevWatch, model_encode
+from rag.training.trainers import Tell, on_one_gpu, run_trainer, save_model, shared_arguments, without_card
+from rag.training.watch import DevWatch
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
-
-Tell = Callable[[float, Mapping[str, Any]], None]
 
 
 def tune(
@@ -48,7 +44,6 @@ def tune(
         ArgumentError: there are no pairs, a setting is not allowed, or not even a micro-batch of one fits.
     """
     from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
-    from transformers import PrinterCallback, TrainerCallback
 
     torch.manual_seed(seed)  # a checkpoint without a pooler gets a random one, which no vector passes
     tuned = SentenceTransformer(str(model), local_files_only=True)
@@ -76,31 +71,16 @@ def tune(
 
             return within_memory(step, shrink)
 
-    class Tellers(TrainerCallback):  # type: ignore[misc,unused-ignore]
-        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-            if logs and "loss" in logs and state.is_world_process_zero:
-                row = {"step": state.global_step, "kind": "contrast", "loss": {"contrast": float(logs["loss"])}}
-                with (folder / "log.jsonl").open("a", encoding="utf-8") as log:
-                    log.write(json.dumps(row) + "\n")
-                tell(state.global_step / max(1, state.max_steps), row)
-
-        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            if watch is not None and state.is_world_process_zero and watch.due():
-                share = state.global_step / max(1, state.max_steps)
-                watch.look(state.global_step, share, model_encode(tuned), lambda to: _save(tuned, to))
-
     trainer = Trainer(
         model=tuned,
         args=on_one_gpu(_arguments(tuned, folder, settings, seed, rows.column_names)),
         train_dataset=rows,
         loss=loss,
-        callbacks=[Tellers()],
     )
-    trainer.remove_callback(PrinterCallback)  # standard output is the command's
-    trainer.train(resume_from_checkpoint=last_checkpoint(folder / "checkpoints"))
+    first = run_trainer(trainer, "contrast", folder, tell, watch)
     tuned.max_seq_length = longest  # the model reads as long a text as before; only its training was cut
-    if trainer.is_world_process_zero():
-        _save(tuned, out)
+    if first:
+        save_model(tuned, out)
     return out
 
 
@@ -168,26 +148,15 @@ def _arguments(tuned: Any, folder: Path, settings: ContrastSettings, seed: int, 
 
     query, passage = both_prompts(tuned.prompts or {})
     return SentenceTransformerTrainingArguments(
-        output_dir=str(folder / "checkpoints"),
+        **shared_arguments(folder / "checkpoints", seed),
         num_train_epochs=settings.epochs,
         max_steps=settings.steps,
         per_device_train_batch_size=settings.batch,
         learning_rate=settings.learning_rate,
         warmup_steps=0.05,
         lr_scheduler_type="cosine",
-        seed=seed,
-        data_seed=seed,
         batch_sampler=BatchSamplers.NO_DUPLICATES,  # a label of many passages would be its own negative
-        save_strategy="steps",
         save_steps=settings.checkpoint_steps,
-        save_total_limit=1,
         logging_steps=max(1, min(10, settings.steps // 10)) if settings.steps > 0 else 10,
-        report_to=[],
-        disable_tqdm=True,
-        dataloader_pin_memory=torch.cuda.is_available(),
         prompts={name: query if name == "anchor" else passage for name in columns},
     )
-
-
-def _save(model: SentenceTransformer, out: Path) -> None:
-    model.save(str(out), create_model_card=False)

@@ -7,10 +7,9 @@ whole tokens, at most twenty predictions in 128 tokens.
 
 from __future__ import annotations
 
-import json
 import random
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +19,16 @@ from indexer.errors import ArgumentError
 from indexer.text.language import identify
 from indexer.text.sections import split_sections
 from indexer.text.sentences import split_sentences
-from rag.training.checkpoint import last_checkpoint
 from rag.training.heldout import HeldOut, read_rows
 from rag.training.memory import within_memory
 from rag.training.pairs import LANGUAGES
-from rag.training.processes import on_one_gpu
 from rag.training.recipe import MlmSettings
+from rag.training.trainers import Tell, on_one_gpu, run_trainer, shared_arguments
 
 MARKS = ("[**", "**]", "___")
 _PREDICTIONS_PER_TOKEN = 20 / 128
 _HEADS = {"cls", "lm_head", "head"}  # what turns states into tokens: BERT, RoBERTa and its kin, ModernBERT
 _SENTENCES_A_PAGE = 40
-Tell = Callable[[float, Mapping[str, Any]], None]
 
 
 def pretrain(
@@ -59,7 +56,7 @@ def pretrain(
     Raises:
         ArgumentError: no text is left, or shares and sources do not match.
     """
-    from transformers import AutoModelForMaskedLM, AutoTokenizer, PrinterCallback
+    from transformers import AutoModelForMaskedLM, AutoTokenizer
 
     torch.manual_seed(seed)  # a checkpoint without a prediction head gets a random one
     tokenizer = AutoTokenizer.from_pretrained(source or model, local_files_only=True)
@@ -76,11 +73,8 @@ def pretrain(
         args=arguments,
         train_dataset=Draws(rows, settings.steps * arguments.train_batch_size * arguments.world_size),
         data_collator=Masker(tokenizer, settings, seed),
-        callbacks=[_telling(folder, settings, tell)],
     )
-    trainer.remove_callback(PrinterCallback)  # standard output is the command's
-    trainer.train(resume_from_checkpoint=last_checkpoint(folder / "checkpoints"))
-    if not trainer.is_world_process_zero():
+    if not run_trainer(trainer, "mlm", folder, tell):
         return out
     net.save_pretrained(out.parent / "masked")  # with its head, for a pretraining stage that follows
     tokenizer.save_pretrained(out.parent / "masked")
@@ -95,40 +89,18 @@ def _arguments(folder: Path, settings: MlmSettings, seed: int) -> Any:
     from transformers import TrainingArguments
 
     arguments = TrainingArguments(
-        output_dir=str(folder / "checkpoints"),
+        **shared_arguments(folder / "checkpoints", seed),
         max_steps=settings.steps,
         per_device_train_batch_size=settings.batch,
         learning_rate=settings.learning_rate,
         warmup_steps=0.06,
-        seed=seed,
-        data_seed=seed,
-        save_strategy="steps",
         save_steps=settings.checkpoint_steps,
-        save_total_limit=1,
         logging_steps=max(1, min(50, settings.steps // 10)),
-        report_to=[],
-        disable_tqdm=True,
         bf16=settings.bfloat16,
         use_cpu=not torch.cuda.is_available(),  # else bfloat16 asks for a GPU
         remove_unused_columns=False,
-        dataloader_pin_memory=torch.cuda.is_available(),
     )
     return on_one_gpu(arguments)
-
-
-def _telling(folder: Path, settings: MlmSettings, tell: Tell) -> Any:
-    """Return the trainer's callback that logs losses and tells of them."""
-    from transformers import TrainerCallback
-
-    class Tellers(TrainerCallback):  # type: ignore[misc,unused-ignore]
-        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-            if logs and "loss" in logs and state.is_world_process_zero:
-                row = {"step": state.global_step, "kind": "mlm", "loss": {"mlm": float(logs["loss"])}}
-                with (folder / "log.jsonl").open("a", encoding="utf-8") as log:
-                    log.write(json.dumps(row) + "\n")
-                tell(state.global_step / settings.steps, row)
-
-    return Tellers()
 
 
 def _masked_trainer(net: Any, settings: MlmSettings, tell: Tell) -> Any:

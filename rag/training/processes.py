@@ -32,14 +32,3 @@ class Team:
         """Return once all processes have come here."""
         if self._state is not None:
             self._state.wait_for_everyone()
-
-
-def on_one_gpu(arguments: Any) -> Any:
-    """Return a trainer's arguments with one GPU for this process; several are for as many processes.
-
-    transformers would else split each batch among copies of the model on all GPUs that it sees, which know nothing of
-    the rest of the batch: neither the positions that are asked of it nor the other passages.
-    """
-    if arguments.n_gpu > 1:
-        arguments._n_gpu = 1
-    return arguments

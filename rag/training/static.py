@@ -13,18 +13,16 @@ Shapes: V tokens, N texts, D the teacher's width, K the table's.
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
@@ -32,12 +30,11 @@ from indexer.encoders.catalog import load_encoder
 from indexer.encoders.encoder import Encoder
 from indexer.errors import ArgumentError
 from rag.training.batches import Sampler, Sizes, Texts
-from rag.training.checkpoint import last_checkpoint, without_card
 from rag.training.contrast_rows import contrast_rows
 from rag.training.heldout import read_rows
-from rag.training.processes import on_one_gpu
 from rag.training.recipe import StaticSettings
-from rag.training.watch import DevWatch, model_encode
+from rag.training.trainers import Tell, on_one_gpu, run_trainer, save_model, shared_arguments, without_card
+from rag.training.watch import DevWatch
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -45,7 +42,6 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 Floats = NDArray[np.float32]
-Tell = Callable[[float, Mapping[str, Any]], None]
 _CHARACTERS = 600  # of a text: a few sentences, in all scripts less than the teacher's longest
 _KEPT_ROWS = 12_000
 _STALE = 20  # batches in a row without a new row: a small folder is read out
@@ -108,7 +104,7 @@ def make_static(
     model = _model(tokenizer, load_file(distilled)["embedding.weight"].numpy())
     if _train(model, _contrast(model, pairs, settings, seed), folder, settings, seed, tell, watch):
         shutil.rmtree(out, ignore_errors=True)
-        _save(model, out)
+        save_model(model, out)
     return out
 
 
@@ -293,52 +289,24 @@ def _train(
     """Train and return whether this process is the one that writes."""
     from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
     from sentence_transformers.base.sampler import BatchSamplers
-    from transformers import PrinterCallback, TrainerCallback
 
-    class Tellers(TrainerCallback):  # type: ignore[misc,unused-ignore]
-        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-            if logs and "loss" in logs and state.is_world_process_zero:
-                row = {"step": state.global_step, "kind": part.name, "loss": {part.name: float(logs["loss"])}}
-                with (folder / "log.jsonl").open("a", encoding="utf-8") as log:
-                    log.write(json.dumps(row) + "\n")
-                tell(part.share + 0.2 * state.global_step / max(1, state.max_steps), row)
-
-        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            if watch is not None and state.is_world_process_zero and watch.due():
-                share = part.share + 0.2 * state.global_step / max(1, state.max_steps)
-                watch.look(state.global_step, share, model_encode(model), lambda to: _save(model, to))
-
-    checkpoints = folder / part.name
     arguments = SentenceTransformerTrainingArguments(
-        output_dir=str(checkpoints),
+        **shared_arguments(folder / part.name, seed),
         max_steps=part.steps,
         per_device_train_batch_size=min(settings.batch, len(part.rows)),
         learning_rate=part.rate,
         warmup_steps=0.05,
         lr_scheduler_type="cosine",
         max_grad_norm=0.0,  # Adam knows no scale, and one text that means nearly zero would outweigh all others
-        seed=seed,
-        data_seed=seed,
-        dataloader_pin_memory=torch.cuda.is_available(),
         batch_sampler=BatchSamplers.NO_DUPLICATES if part.name == "contrast" else BatchSamplers.BATCH_SAMPLER,
-        save_strategy="steps",
         save_steps=max(1, part.steps // 3),
-        save_total_limit=1,
         logging_steps=max(1, min(20, part.steps // 10)),
-        report_to=[],
-        disable_tqdm=True,
     )
     without_card(model)
     trainer = SentenceTransformerTrainer(
-        model=model, args=on_one_gpu(arguments), train_dataset=part.rows, loss=part.loss, callbacks=[Tellers()]
+        model=model, args=on_one_gpu(arguments), train_dataset=part.rows, loss=part.loss
     )
-    trainer.remove_callback(PrinterCallback)  # standard output is the command's
-    trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
-    return bool(trainer.is_world_process_zero())
-
-
-def _save(model: SentenceTransformer, out: Path) -> None:
-    model.save(str(out), create_model_card=False)
+    return run_trainer(trainer, part.name, folder, tell, watch, done=part.share, width=0.2)
 
 
 def _unit(rows: Floats) -> Floats:

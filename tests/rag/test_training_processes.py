@@ -13,8 +13,8 @@ import torch
 from transformers import TrainingArguments
 
 from rag.training.contrast_rows import contrast_rows
-from rag.training.processes import on_one_gpu
 from rag.training.student import Student
+from rag.training.trainers import on_one_gpu
 from tests.rag.made_training import data_folder, unigram_model
 
 RECIPE = """
