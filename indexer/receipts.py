@@ -127,14 +127,22 @@ class Receipts:
         """Return the receipts of this home, oldest first.
 
         Raises:
-            DamagedError: one of the files is no receipt; names it.
+            DamagedError: one of the files is no receipt, or not what was signed; names it.
             OSError: the folder or a file of it cannot be read: that is not to be taken for no receipts.
         """
         try:
             paths = [path for path in self._folder.iterdir() if path.suffix == ".json"]
         except FileNotFoundError:
             return []
-        found = [_parsed(path.read_bytes(), path) for path in paths]
+        found = []
+        for path in paths:
+            found.append(_parsed(path.read_bytes(), path))
+            if not _intact(found[-1]):
+                # A changed salt or id covers nothing, and what was erased would come back with a backup.
+                raise DamagedError(
+                    f"{path} is not what was signed, so nobody can tell what it covers; bring it back from a copy of "
+                    "the home folder, or move it away: what it covered is then not erased from restored backups"
+                )
         return sorted(found, key=lambda receipt: (receipt.erased_at, receipt.receipt_id))
 
     def verify(self, path: Path, public_key: str | None = None) -> Verdict:

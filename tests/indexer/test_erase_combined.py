@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from contextlib import closing
 
@@ -10,7 +11,7 @@ import pytest
 from indexer.backup import backup, restore
 from indexer.encryption import MasterKey
 from indexer.erasure import NothingWaits
-from indexer.errors import ErasurePendingError, HeldError
+from indexer.errors import DamagedError, ErasurePendingError, HeldError
 from indexer.library import Library
 from indexer.repair import repair
 from indexer.store import erasing
@@ -172,6 +173,24 @@ def test_receipts_that_cannot_be_read_are_not_taken_for_none(library, plain, tmp
     assert library.names() == ["ward"]
     receipts.unlink()
     (tmp_path / "elsewhere").rename(receipts)
+    with restore(library, tmp_path / "b", "copy").collection as copy:
+        assert shown(copy) == {}
+
+
+@pytest.mark.parametrize("what", ["salt", "collection_id", "subjects", "asked_at"])
+def test_a_receipt_that_is_not_what_was_signed_is_named_and_brings_nothing_back(library, plain, tmp_path, what):
+    store(plain, note("a", RARE, patient_id="p"))
+    backup(plain, tmp_path / "b")
+    receipt = library.receipts.path(library.erase(plain, "patient", ["p"]).receipt.receipt_id)
+    signed = receipt.read_text()
+    said = json.loads(signed)
+    value = said[what] if isinstance(said[what], str) else said[what][0]
+    receipt.write_text(signed.replace(value, f"{value[:-1]}{'b' if value[-1] == 'a' else 'a'}"))
+    for whoever_looks in (library.receipts.all, lambda: restore(library, tmp_path / "b", "copy")):
+        with pytest.raises(DamagedError, match=rf"{receipt.name} is not what was signed"):
+            whoever_looks()
+    assert library.names() == ["ward"]
+    receipt.write_text(signed)
     with restore(library, tmp_path / "b", "copy").collection as copy:
         assert shown(copy) == {}
 
