@@ -154,6 +154,7 @@ class Sampler:
                 break
             seen.add(row["id"])
             rows.append(row)
+        rows = rows or [self._bitext[at]]  # of a few rows, chance may pass all by
         left, right = zip(*(_two(row["texts"], chance) for row in rows), strict=True)
         english = [row["texts"]["en"] for row in rows]
         same = [normalised(text) for text in english]

@@ -321,7 +321,10 @@ def _list(note: Note, key: str) -> list[Any]:
 
 def _meta(note: Note) -> dict[str, Any]:
     value = note.metadata.get("meta")
-    content = json.loads(value) if isinstance(value, str) and value.startswith("{") else {}
+    try:
+        content = json.loads(value) if isinstance(value, str) else None
+    except json.JSONDecodeError:  # a source's own words
+        content = None
     return content if isinstance(content, dict) else {}
 
 

@@ -29,6 +29,7 @@ MARKS = ("[**", "**]", "___")
 _PREDICTIONS_PER_TOKEN = 20 / 128
 _HEADS = {"cls", "lm_head", "head"}  # what turns states into tokens: BERT, RoBERTa and its kin, ModernBERT
 _SENTENCES_A_PAGE = 40
+_LONGEST_WORD = 10  # pieces; what is longer is a sentence of a script without blanks
 
 
 def pretrain(
@@ -202,7 +203,7 @@ class Masker:
         return {"input_ids": tokens, "attention_mask": mask, "labels": labels}
 
     def _hidden(self, ids: Sequence[int], chance: random.Random) -> list[int]:
-        """Return the positions to hide, whole words together where asked."""
+        """Return the positions to hide, whole words together where asked; at least one, of a row that has any."""
         groups: list[list[int]] = []
         pieces = self._tokenizer.convert_ids_to_tokens(list(ids))
         for at, (number, piece) in enumerate(zip(ids, pieces, strict=True)):
@@ -213,6 +214,9 @@ class Masker:
                 groups[-1].append(at)
             else:
                 groups.append([at])
+        groups = [
+            one for group in groups for one in ([group] if len(group) <= _LONGEST_WORD else [[at] for at in group])
+        ]
         most = max(1, int(len(ids) * _PREDICTIONS_PER_TOKEN))
         wanted = min(most, max(1, round(self._settings.masked * sum(map(len, groups)))))
         chance.shuffle(groups)
@@ -220,7 +224,7 @@ class Masker:
         for group in groups:
             if len(hidden) + len(group) <= wanted:
                 hidden.extend(group)
-        return hidden
+        return hidden or groups[0][:wanted]  # each word of a short row may be longer than may be hidden of it
 
     @staticmethod
     def _has_word_marks(pieces: Sequence[str]) -> bool:
@@ -228,15 +232,22 @@ class Masker:
 
 
 def packed_rows(data: Path, settings: MlmSettings, tokenizer: Any, length: int, seed: int) -> list[list[int]]:
-    """Return token ids of whole sentences packed up to ``length``, mixed from the sources by their shares."""
+    """Return token ids of whole sentences packed up to ``length``, mixed from the sources by their shares.
+
+    Raises:
+        ArgumentError: shares and sources do not match.
+        SourceError: a source is not there or damaged.
+    """
     shares = settings.shares or (1.0,) * len(settings.sources)
     if len(shares) != len(settings.sources):
         raise ArgumentError("mlm.shares", f"has {len(shares)} values for {len(settings.sources)} sources")
     held_out = HeldOut(data)
+    special = set(tokenizer.all_special_ids)
     chance = random.Random(f"{seed}/mix")  # noqa: S311 - no secret
     found: list[list[int]] = []
     for name, share in zip(settings.sources, shares, strict=True):
-        rows = list(_pack(_sentences(data / f"{name}.jsonl.gz", held_out), tokenizer, length))
+        packed = _pack(_sentences(data / f"{name}.jsonl.gz", held_out), tokenizer, length)
+        rows = [row for row in packed if not special.issuperset(row)]  # all unknown: nothing could be asked of it
         whole, rest = divmod(share, 1.0)
         found += rows * int(whole)
         found += chance.sample(rows, int(len(rows) * rest))

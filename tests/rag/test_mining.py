@@ -50,6 +50,12 @@ def nothing_held_out(tmp_path) -> HeldOut:
 # what is mined
 
 
+@pytest.mark.parametrize("meta", ["{draft} by telephone", "[1", {"title": "Heart failure clinic, second visit"}])
+def test_what_a_source_says_about_a_note_is_a_title_or_passed_over(tmp_path, nothing_held_out, meta):
+    found = mine_notes([lines(tmp_path / "notes.jsonl", [{**NOTE, "meta": meta}])], {}, nothing_held_out).rows
+    assert any(row.query == "Heart failure clinic, second visit" for row in found) == isinstance(meta, dict)
+
+
 def test_a_note_gives_every_kind_of_pair(tmp_path, nothing_held_out):
     start = NOTE["text"].index("Crepitantes")
     note = {**NOTE, "entities": [{"start": start, "end": start + 11, "concept": "crackles"}]}

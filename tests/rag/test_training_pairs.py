@@ -178,6 +178,13 @@ def test_a_batch_is_the_same_for_one_seed_and_step_and_another_for_the_next(pair
         assert len(batch.queries) == len(batch.passages) > 1
 
 
+def test_a_few_rows_of_parallel_text_always_give_a_batch(tmp_path):
+    rows = [{"id": str(n), "source": "own", "texts": {"en": f"one {n}", "zh": f"一 {n}"}} for n in range(3)]
+    (tmp_path / "bitext.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    sampler = Sampler(tmp_path)
+    assert {len(sampler.draw("bitext", step).left) for step in range(50)} == {1, 2, 3}
+
+
 def test_a_paragraph_asked_for_in_another_language_is_taught_by_its_english(pairs):
     sampler = Sampler(pairs, Sizes(crossing=3))
     sentences = [texts for row in rows_of(pairs, "documents") for texts in row["sentences"]]

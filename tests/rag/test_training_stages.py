@@ -18,7 +18,8 @@ from rag.training.heldout import is_held_out_concept
 from rag.training.mlm import MARKS, Masker, packed_rows, pretrain
 from rag.training.recipe import MlmSettings
 from rag.training.student import Student
-from tests.rag.made_training import WORDS, unigram_model
+from tests import tiny_models
+from tests.rag.made_training import WORDS, unigram_model, write_rows
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +51,20 @@ def test_masking_asks_for_at_most_twenty_of_128_and_never_for_special_tokens(tok
             for at in range(2, len(ids) - 1):
                 if not starts[at]:
                     assert bool(row[at]) == bool(row[at - 1])
+
+
+@pytest.mark.parametrize("text", ["发热咳嗽" * 10, "thrombocytopenia", "fever" * 30])
+def test_words_are_hidden_of_a_text_without_blanks_and_of_one_long_word(tokenizer, text):
+    ids = tokenizer(text)["input_ids"]
+    settings = MlmSettings(whole_words=True)
+    asked = Masker(tokenizer, settings, 0)([{"input_ids": ids, "draw": draw} for draw in range(8)])["labels"] != -100
+    assert asked.sum(1).tolist() == [max(1, min(int(len(ids) * 20 / 128), round(0.15 * (len(ids) - 2))))] * 8
+
+
+def test_text_that_the_vocabulary_does_not_know_is_left_out(data, tmp_path):
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_models.bert(tmp_path / "bert"))
+    write_rows(tmp_path / "notes" / "strange.jsonl.gz", [{"id": "1", "language": "en", "text": "☃ ☂ ☀ ☁ " * 10}])
+    assert packed_rows(tmp_path, MlmSettings(sources=("notes/strange",)), tokenizer, 48, 0) == []
 
 
 def test_rows_hold_whole_sentences_mixed_by_share_and_nothing_evaluated(data, tokenizer):
