@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -9,6 +10,7 @@ from importlib import metadata
 from typing import Any
 
 from fastapi import FastAPI
+from fastapi.concurrency import run_in_threadpool
 
 from api import problems
 from api.auth import Gate
@@ -22,6 +24,9 @@ from api.settings import Settings
 from api.state import State
 from api.wiring import build_served
 from api.withdrawals import RawNote
+
+TIDY_S = 5.0
+"""How often collections are let go of that are gone; whoever asks for one that is learns it at once."""
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -98,15 +103,23 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     resumed = state.jobs.start()
     SERVER.info("started", extra={"fields": {"jobs_resumed": resumed, "loopback": state.settings.loopback}})
     threading.Thread(target=_warm, args=(state,), name="clinrag-warm", daemon=True).start()
+    tidying = asyncio.create_task(_tidy(state))
     try:
         yield
     finally:
+        tidying.cancel()
         # Requests are answered by now. The running batch is finished; jobs behind it wait on disk for the next start.
         state.jobs.stop()
         for worker in state.workers:
             worker.close()
         state.service.close()
         SERVER.info("stopped")
+
+
+async def _tidy(state: State) -> None:
+    while True:
+        await asyncio.sleep(TIDY_S)
+        await run_in_threadpool(state.service.let_go)
 
 
 def _warm(state: State) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 import signal
 import socket
+from contextlib import suppress
 from typing import ClassVar
 
 import uvicorn
@@ -24,6 +26,7 @@ def run(settings: Settings) -> None:
     Raises:
         ArgumentError: the address cannot be listened on, or needs keys that are not there.
     """
+    _open_many_files()
     serve_evenly()
     app = create_app(settings)
     listening = listen(settings.host, settings.port)
@@ -32,6 +35,16 @@ def run(settings: Settings) -> None:
     # uvicorn raises the signal again once it has shut down; a stop that was asked for is no failure.
     signal.signal(signal.SIGTERM, lambda number, frame: None)
     uvicorn.Server(configured(app)).run(sockets=[listening])
+
+
+def _open_many_files() -> None:
+    """Take as many open files as this user may have: a connection is one, an open collection six and more.
+
+    The limit that holds without asking is 1,024 on most systems.
+    """
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(OSError, ValueError):  # There are systems that name a limit which they do not allow.
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def configured(app: FastAPI) -> uvicorn.Config:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
@@ -133,6 +133,18 @@ class Service:
                 self._loaded.close_collection(name)
                 known = self._loaded.collections[name] = self.library.open(name)
             return known
+
+    def let_go(self) -> None:
+        """Close collections that another process deleted, or put others in the place of, before anybody asks for them.
+
+        As long as they are open, their files keep their room on the disk and what stands in them.
+        """
+        for name, known in list(self._loaded.collections.items()):
+            with suppress(ClinragError, OSError):  # Nobody can tell: whoever asks for it meets the same.
+                if not known.present():
+                    with self._loaded.collection_lock(name):
+                        if self._loaded.collections.get(name) is known:
+                            self._loaded.close_collection(name)
 
     def on(self, name: str, act: Callable[[Collection], Made]) -> Made:
         """Return what is done with a collection; it is done again where that was repaired or cut over meanwhile.

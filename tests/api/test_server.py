@@ -3,9 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 import socket
+import threading
+from contextlib import ExitStack, suppress
+from pathlib import Path
 
+import pytest
+
+from api import app as app_module
 from api.server import listen
+from api.settings import Settings
+from indexer.encoders.encoder import HashingEncoder
+from indexer.library import Library
+from tests.api.conftest import NOTES, serving
+from tests.api.test_processes import server_process
+
+
+def deleted_files_open(under: Path) -> list[str]:
+    found = []
+    for descriptor in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):
+            found.append(str(descriptor.readlink()))
+    return [name for name in found if name.startswith(str(under)) and name.endswith("(deleted)")]
 
 
 async def test_an_answer_does_not_wait_for_the_client_to_acknowledge_its_head():
@@ -23,3 +43,39 @@ async def test_an_answer_does_not_wait_for_the_client_to_acknowledge_its_head():
         assert not await delays
         writer.close()
         await writer.wait_closed()
+
+
+def test_a_collection_that_another_process_deleted_gives_its_room_back_without_being_asked_for(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(app_module, "TIDY_S", 0.01)
+    with serving(Settings(home=home, encoder="hashing")) as client:
+        for name in ("kept", "gone"):
+            assert client.post("/v1/collections", json={"name": name}).status_code == 201
+            assert client.post(f"/v1/collections/{name}/notes", json={"notes": NOTES}).json()["stored"] == len(NOTES)
+            assert client.post("/v1/search", json={"query": "creatinine", "collection": name}).status_code == 200
+        Library(home).delete("gone")
+        assert deleted_files_open(home)
+        pause = threading.Event()
+        for _ in range(1_000):
+            if not deleted_files_open(home):
+                break
+            pause.wait(0.01)
+        assert deleted_files_open(home) == []
+        assert client.post("/v1/search", json={"query": "creatinine", "collection": "kept"}).json()["hits"]
+
+
+def test_more_collections_can_be_open_than_the_soft_limit_of_files_lets(home: Path):
+    library, encoder = Library(home), HashingEncoder()
+    names = [f"c{number}" for number in range(16)]
+    for name in names:
+        library.create(name, "hashing", encoder.spec).close()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with ExitStack() as stack:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
+        try:
+            _, client = stack.enter_context(server_process(home))
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        listed = client.get("/v1/collections").json()
+        assert ([row["name"] for row in listed["collections"]], listed["damaged"]) == (sorted(names), [])
