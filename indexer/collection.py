@@ -91,6 +91,7 @@ class Collection:
             with read_transaction(self._engine) as connection:
                 facts = truth.read_meta(connection)
                 self._witness.check(acknowledged, connection)
+                self._presence.check_newest(truth.last_change(connection).seq)
                 check_tables(connection, CHECKED_AT_OPEN)
             missing = {"encoder_name", "spec", "collection_id", "created_at"} - facts.keys()
             if missing:

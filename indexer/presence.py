@@ -6,8 +6,9 @@ import os
 import weakref
 from pathlib import Path
 
-from indexer.errors import CollectionNotFoundError, EncoderMismatchError, WriterBusyError
-from indexer.spaces import TRUTH, Spaces
+from indexer.errors import CollectionNotFoundError, DamagedError, EncoderMismatchError, WriterBusyError
+from indexer.spaces import LIVE, TRUTH, Spaces
+from indexer.store.witness import Witness
 
 
 class Presence:
@@ -34,6 +35,24 @@ class Presence:
             raise CollectionNotFoundError(
                 f"no collection {name!r}; 'clinrag collections list' names those there are"
             ) from exc
+        beside = spaces.beside() if spaces.live() == space else None
+        self._beside = None if beside is None else Witness(beside)
+        self._said_beside = None if self._beside is None else self._beside.read()
+
+    def check_newest(self, seq: int) -> None:
+        """Return if the space, whose log ends with this change, is not behind the one beside it: no live one ever is.
+
+        Raises:
+            DamagedError: it is: what says which one is live was lost, or an older form of it is there.
+        """
+        if self._beside is None or self._said_beside is None or self._said_beside[0] <= seq:
+            return
+        if self._spaces.live() == self._space:
+            raise DamagedError(
+                f"collection {self._name!r} ends with change {seq}, and {self._beside.path.parent} beside it with "
+                f"change {self._said_beside[0]}: {self._spaces.root / LIVE} or the database is not the newest; bring "
+                f"that back, or remove {self._beside.path} to go on without"
+            )
 
     def live(self) -> bool:
         """Return whether it is there, and is what whoever opens the name gets."""

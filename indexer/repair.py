@@ -66,7 +66,8 @@ def repair(library: Library, name: str, load_encoder: Callable[[str], Encoder]) 
         KeysError: it is encrypted, and its keys are not there or not the right ones; nothing was changed.
         WriterBusyError: it is being written to.
     """
-    folder = Spaces(library.folder(name)).live()
+    spaces = Spaces(library.folder(name))
+    folder = spaces.live()
     path = folder / TRUTH
     if not path.exists():
         raise CollectionNotFoundError(f"no collection {name!r}; 'clinrag collections list' names those there are")
@@ -88,7 +89,7 @@ def repair(library: Library, name: str, load_encoder: Callable[[str], Encoder]) 
                     "nothing was changed; restore it from a backup"
                 )
             failpoint("repair.made")
-            kept = _put_in_place(path, aside / TRUTH)
+            kept = _put_in_place(path, aside / TRUTH, spaces.beside())
         finally:
             shutil.rmtree(aside, ignore_errors=True)
     return Repaired(rebuilder.embedded, len(found.recut), tuple(found.quarantined), kept)
@@ -148,13 +149,14 @@ def _rebuilt(found: salvage.Salvage, target: Path, load_encoder: Callable[[str],
     return rebuilder
 
 
-def _put_in_place(path: Path, made: Path) -> Path:
+def _put_in_place(path: Path, made: Path, beside: Path | None) -> Path:
     """Put the new database in the place of the old one, which is kept under another name.
 
     1. The old log goes into the old file, once nobody reads a state that needs it: a crash behind step 3 then finds a
        file without log. One that is too damaged for that is of no use to anybody.
-    2. What is derived, and the witness, go: they belong to the old log of changes. Nobody writes derived files until
-       the new one is in place; who has the old one open does not write any from then on.
+    2. What is derived, and the witness, go: they belong to the old log of changes, and so does the witness of the space
+       ``beside``, which would say that the new one lacks its end. Nobody writes derived files until the new one is in
+       place; who has the old one open does not write any from then on.
     3. The old log's files go: beside the new database they would be taken for its own.
     4. The new file takes the name in one step. Between 3 and 4 nobody opens the collection: who did would make a log
        for the old file, and whoever came next would take that for the new one's.
@@ -168,7 +170,9 @@ def _put_in_place(path: Path, made: Path) -> Path:
     with no_snapshot, _log_emptied(path, made):
         kept.hardlink_to(path)
         shutil.rmtree(folder / DERIVED, ignore_errors=True)
-        (folder / WITNESS).unlink(missing_ok=True)
+        for space in (folder, beside):
+            if space is not None:
+                (space / WITNESS).unlink(missing_ok=True)
         with replacing(path, DELETE_TIMEOUT_S):
             for ending in ("-wal", "-shm"):
                 path.with_name(path.name + ending).unlink(missing_ok=True)

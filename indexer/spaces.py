@@ -19,6 +19,7 @@ from indexer.store.failpoints import failpoint
 from indexer.store.folders import remove_folder, sync_folder
 from indexer.store.snapshots import DERIVED
 from indexer.store.snapshots import TRUTH as TRUTH  # named here for whoever works with spaces
+from indexer.store.truth import checksum
 from indexer.store.witness import FILE as WITNESS
 
 LOCK = "writer.lock"
@@ -31,6 +32,7 @@ DAMAGED = "damaged-"
 
 _SPACE = re.compile(r"space-(\d+)\Z")
 _GONE = ".gone-"
+_FIELDS = ("live", "previous")
 _FILES = (TRUTH, f"{TRUTH}-wal", f"{TRUTH}-shm", WITNESS, DERIVED_LOCK)
 
 
@@ -79,7 +81,8 @@ class Spaces:
 
     def make_live(self, folder: Path, previous: Path | None) -> None:
         """Make a space the live one: at once and durably."""
-        pointer = {"live": self._name(folder), "previous": None if previous is None else self._name(previous)}
+        names = self._name(folder), None if previous is None else self._name(previous)
+        pointer = {"live": names[0], "previous": names[1], "checksum": checksum(*names).hex()}
         aside = self.root / f"{_GONE}{uuid.uuid4().hex}"
         descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "w") as stream:
@@ -140,6 +143,9 @@ class Spaces:
         try:
             found = json.loads(self._marker.read_text())
             pointer = _Pointer(found["live"], found["previous"])
+            # One that an earlier version wrote has none.
+            if len(found) > len(_FIELDS) and found["checksum"] != checksum(pointer.live, pointer.previous).hex():
+                raise ValueError
         except (FileNotFoundError, NotADirectoryError):
             return _Pointer()
         except (ValueError, KeyError, TypeError) as exc:

@@ -315,6 +315,65 @@ def test_nothing_is_copied_from_a_truth_that_is_not_live_any_more(library, ward,
         assert "rare" not in {one.note_id for one in again.list_notes()}
 
 
+@pytest.fixture
+def twice(library, ward, tmp_path):
+    """Return the file that names the live space, the third one; the second is beside and lacks a note."""
+    reencode(ward, "words", WordEncoder())
+    cutover(ward, never)
+    with library.open("ward") as second:
+        discard(second)
+        reencode(second, "letters", LetterEncoder())
+        cutover(second, never)
+    with library.open("ward") as third:
+        index_notes(third, LetterEncoder(), [note("late", "Stored since.")])
+    return tmp_path / "collections" / "ward" / "live"
+
+
+def test_a_flipped_bit_in_what_says_which_space_is_live_is_named(library, twice):
+    sound = twice.read_bytes()
+    for at in range(len(sound)):
+        twice.write_bytes(sound[:at] + bytes([sound[at] ^ 1]) + sound[at + 1 :])
+        with pytest.raises(DamagedError, match="does not say which space is live"):
+            library.open("ward")
+        assert library.names() == ["ward"]
+    twice.write_bytes(sound)
+    library.open("ward").close()
+
+
+def test_one_of_a_version_that_wrote_no_checksum_is_read(library, twice):
+    twice.write_text('{"live": "space-3", "previous": "space-2"}\n')
+    with library.open("ward") as collection:
+        assert collection.note("late").text == "Stored since."
+
+
+def test_an_older_form_of_it_does_not_bring_the_state_of_before_back(library, twice):
+    sound = twice.read_text()
+    twice.write_text('{"live": "space-2", "previous": null}\n')
+    with pytest.raises(DamagedError, match=r"space-3 beside it .* is not the newest"):
+        library.open("ward")
+    twice.write_text(sound)
+    with library.open("ward") as collection:
+        assert collection.note("late").text == "Stored since."
+        rollback(collection, WordEncoder)
+
+
+def test_a_repair_that_lost_the_end_of_the_log_can_be_opened_beside_a_finished_space(library, ward):
+    index_notes(ward, LetterEncoder(), [note("last", "The end.")])
+    reencode(ward, "words", WordEncoder())
+    with completed(ward, never):
+        pass
+    with closing(sqlite3.connect(ward.path, isolation_level=None)) as connection:
+        connection.execute("PRAGMA foreign_keys=OFF")
+        connection.execute("DELETE FROM changes WHERE seq = (SELECT max(seq) FROM changes)")
+    ward.close()
+    with pytest.raises(DamagedError, match="lacks the changes"):
+        library.open("ward")
+    repair(library, "ward", lambda name: LetterEncoder())
+    with library.open("ward") as collection:
+        assert collection.verify() == []
+        assert discard(collection)
+
+
 def test_one_change_of_encoder_at_a_time(ward):
     with pytest.raises(ArgumentError, match="has already"):
         reencode(ward, "letters", LetterEncoder())
