@@ -1,4 +1,4 @@
-"""Indexing jobs that survive the process: the notes are on disk before a job is accepted, and go when it ends.
+"""Indexing jobs that survive the process: the notes are on disk before a job is accepted, and go when they are stored.
 
 A job is a folder ``jobs/<id>/`` (0700) with ``input.json`` (the posted notes) and ``state.json``. The process that owns
 a job holds ``lock``; the kernel lets it go when that process dies, so whoever starts next takes the job up again. The
@@ -23,7 +23,7 @@ from typing import IO
 from api.codes import CODES, JobNotFoundError, QueueFullError, code_of, message_of
 from api.logs import SERVER
 from api.withdrawals import LOCK, RawNote, WaitingNotes, forget_input, write_private
-from indexer.errors import DamagedError, StorageFullError, WriterBusyError
+from indexer.errors import CollectionNotFoundError, DamagedError, StorageFullError, WriterBusyError
 from indexer.store.folders import private_folder
 from indexer.times import iso, now_us
 
@@ -31,6 +31,7 @@ _JOB_ID = re.compile(r"[0-9a-f]{32}\Z")
 _KEEP_FINISHED = 1_000
 _PRUNE_EVERY = 100
 _RETRY_S = 5.0
+_KEPT = "the notes are kept, and taken up again when the server starts next"
 _DISK_FULL = CODES[StorageFullError].status
 
 
@@ -181,7 +182,7 @@ class JobRunner:
         if not (folder / "input.json").exists():
             self._disown(folder.name)  # another server ended it while this one took it up
             return
-        state = replace(before, status="running", error=None)
+        state = replace(before, status="running", error=None, finished_at=None)
 
         def now(outcome: Outcome) -> JobState:
             # What an earlier run stored counts as skipped in this one: put it back where it belongs.
@@ -198,18 +199,7 @@ class JobRunner:
                 return
             _save(folder, replace(now(outcome), status="done", finished_at=iso(now_us())))
         except Exception as error:
-            if isinstance(error, WriterBusyError) or code_of(error).status == _DISK_FULL:
-                # Somebody can mend this while the server runs: the job goes to the end of the queue, not to the bin.
-                with contextlib.suppress(OSError):
-                    _save(folder, replace(_read_state(folder), status="queued", error=message_of(error)))
-                self._stopping.wait(_RETRY_S)
-                self._queue.put(state.job_id)
-                return
-            failed = replace(_read_state(folder), status="failed", error=message_of(error), finished_at=iso(now_us()))
-            try:
-                _save(folder, failed)
-            except OSError:  # the job stays and is taken up at the next start
-                self._disown(state.job_id)
+            if self._keeps_notes(folder, error):
                 return
         with contextlib.suppress(OSError):
             forget_input(folder)
@@ -217,6 +207,27 @@ class JobRunner:
         self._n_finished += 1
         if self._n_finished % _PRUNE_EVERY == 0:
             self._prune()
+
+    def _keeps_notes(self, folder: Path, error: Exception) -> bool:
+        """Note why a job did not get to its end, and say whether its notes are still wanted."""
+        if isinstance(error, WriterBusyError) or code_of(error).status == _DISK_FULL:
+            # Somebody can mend this while the server runs: the job goes to the end of the queue.
+            with contextlib.suppress(OSError):
+                _save(folder, replace(_read_state(folder), status="queued", error=message_of(error)))
+            self._stopping.wait(_RETRY_S)
+            self._queue.put(folder.name)
+            return True
+        SERVER.error("job failed", extra={"fields": {"job": folder.name, "error": type(error).__name__}})
+        # What is wrong with a collection that is there, with its encoder or its keys, can be mended.
+        gone = isinstance(error, CollectionNotFoundError)
+        said = message_of(error) if gone else f"{message_of(error)}; {_KEPT}"
+        try:
+            _save(folder, replace(_read_state(folder), status="failed", error=said, finished_at=iso(now_us())))
+        except OSError:
+            gone = False
+        if not gone:
+            self._disown(folder.name)
+        return not gone
 
     def _own(self, folder: Path) -> bool:
         file = (folder / LOCK).open("a")

@@ -229,6 +229,17 @@ class Service:
         """
         return _made_once(self._loaded.encoders, name, self._loaded.encoder_lock, lambda: self._load_encoder(name))
 
+    def encoder_of(self, collection: Collection) -> Encoder:
+        """Return the encoder that the collection's notes are stored with.
+
+        Raises:
+            EncoderUnavailableError: it is not on this machine.
+            EncoderMismatchError: this machine's encoder of that name is not the collection's.
+        """
+        encoder = self.encoder(collection.encoder_name)
+        collection.check_encoder(encoder.spec)
+        return encoder
+
     def encoder_or_none(self, collection: Collection) -> Encoder | None:
         """Return the collection's encoder, or ``None`` where it is not here: the search says that it is degraded."""
         try:
@@ -318,8 +329,7 @@ class Service:
         """
         from indexer.build import index_notes
 
-        encoder = self.encoder(collection.encoder_name)
-        collection.check_encoder(encoder.spec)
+        encoder = self.encoder_of(collection)
         with _unless_replaced(collection):
             return index_notes(
                 collection,

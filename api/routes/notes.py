@@ -36,6 +36,7 @@ def post_notes(state: Shared, name: str, body: NotesBody) -> NotesResponse | Res
         collection = state.service.collection(name)
         if collection.cipher is not None:
             raise ArgumentError("wait", "must be true: notes that wait lie in clear, and the collection is encrypted")
+        state.service.encoder_of(collection)  # told now, and not by a job that fails
         job_id = state.jobs.submit(name, body.notes, collection.collection_id)
         where = {"Location": f"/v1/jobs/{job_id}"}
         return JSONResponse(JobAccepted(job_id=job_id).model_dump(), status_code=202, headers=where)

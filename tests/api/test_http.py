@@ -14,6 +14,7 @@ import pytest
 from api.service import Service
 from api.settings import Settings
 from indexer.collection import Collection
+from indexer.encoders.encoder import HashingEncoder
 from indexer.library import Library
 from tests.api.conftest import NOTES, ids, serving
 
@@ -159,6 +160,17 @@ def test_notes_of_a_job_are_counted_as_those_of_a_post(ward: httpx.Client):
 
 
 @pytest.mark.parametrize("by", ["http", "process"])
+def test_notes_for_an_encoder_that_is_not_here_are_refused_and_not_accepted_for_later(
+    client: httpx.Client, served_home: Path
+):
+    Library(served_home).create("far", "no-such-encoder", HashingEncoder().spec).close()
+    before = list((served_home / "jobs").glob("*"))
+    for wait in (True, False):
+        answer = client.post("/v1/collections/far/notes", json={"notes": NOTES, "wait": wait})
+        assert (answer.status_code, answer.json()["type"]) == (422, "urn:clinrag:problem:encoder-unavailable")
+    assert list((served_home / "jobs").glob("*")) == before
+
+
 def test_what_waits_for_a_collection_goes_with_it_and_not_into_its_successor(
     home: Path, by: str, monkeypatch: pytest.MonkeyPatch
 ):

@@ -16,7 +16,14 @@ from api import jobs as jobs_module
 from api.codes import JobNotFoundError, QueueFullError
 from api.jobs import JobRunner, JobState, Outcome, RawNote, Rejected
 from api.withdrawals import WaitingJobs
-from indexer.errors import CollectionNotFoundError, DamagedError, WriterBusyError
+from indexer.errors import (
+    CollectionNotFoundError,
+    DamagedError,
+    EncoderUnavailableError,
+    KeysError,
+    StorageError,
+    WriterBusyError,
+)
 from indexer.store.asked import Details, salted
 
 NOTES = [{"id": f"n{number}", "text": f"text {number}"} for number in range(6)]
@@ -176,6 +183,48 @@ def test_a_failed_job_says_why_and_leaves_no_notes(tmp_path: Path):
     runner.stop()
     assert (state.status, state.error) == ("failed", "no collection 'ward'")
     assert not (tmp_path / "jobs" / state.job_id / "input.json").exists()
+
+
+@pytest.mark.parametrize(
+    "hindrance",
+    [
+        DamagedError("the collection's database is damaged"),
+        EncoderUnavailableError("encoder 'x' is not on this machine"),
+        KeysError("the collection is encrypted, and its keys are not here"),
+        StorageError("the disk refused to read"),
+        OSError(errno.EIO, "Input/output error"),
+    ],
+)
+def test_what_was_accepted_is_kept_and_stored_once_the_collection_is_mended(tmp_path: Path, hindrance: Exception):
+    def work(*_: object) -> Outcome:
+        raise hindrance
+
+    runner = JobRunner(tmp_path, work, 1)
+    runner.start()
+    job_id = runner.submit("ward", NOTES)
+    state = finished(runner, job_id)
+    assert state.status == "failed"
+    assert state.error is not None
+    assert "the notes are kept" in state.error
+    for _ in range(2_000):
+        if not runner.waiting:  # its place in the queue is free
+            break
+        threading.Event().wait(0.01)
+    finished(runner, runner.submit("ward", NOTES))
+    runner.stop()
+    details = Details("notes", "00" * 32, (salted("00" * 32, "notes", "n3"),))
+    assert WaitingJobs(tmp_path).holds("ward", details)  # an erasure reaches them
+
+    mended = JobRunner(tmp_path, Store(), 4)
+    assert mended.start() == 2
+    for _ in range(2_000):
+        state = mended.state(job_id)
+        if state.status == "done":
+            break
+        threading.Event().wait(0.01)
+    mended.stop()
+    assert (state.status, state.error, state.done) == ("done", None, 6)
+    assert not (tmp_path / "jobs" / job_id / "input.json").exists()
 
 
 def test_a_message_that_is_not_ours_is_not_kept(tmp_path: Path):
