@@ -26,6 +26,9 @@ _WRITTEN_AS = {
     "iso8859-1": "cp1252",
     "iso8859-9": "cp1254",
 }
+# Python calls these encodings of text; no document is written in one, and the second takes the square of its length.
+_NO_CHARSETS = frozenset(("idna", "punycode", "raw-unicode-escape", "unicode-escape", "undefined"))
+_LONGEST_TYPE = 1000
 _SURROGATES = re.compile("[\ud800-\udfff]+")
 _RTF_GROUP = re.compile(r"\{\\rtf")
 # The second byte of a kanji may stand as it is (\'83e); as an escape it means the same in every code page.
@@ -106,6 +109,8 @@ def decode_text(data: bytes, charset: str | None = None) -> str:
         charset = _UTF16.get(data[:2], "utf-8")
     try:
         codec = codecs.lookup(charset).name
+        if codec in _NO_CHARSETS:
+            raise LookupError
         try:
             return data.decode(_WRITTEN_AS.get(codec, codec))
         except UnicodeDecodeError:
@@ -119,7 +124,8 @@ def decode_text(data: bytes, charset: str | None = None) -> str:
 
 def _parsed(content_type: str) -> Message:
     message = Message()
-    message["content-type"] = content_type.replace("\r", " ").replace("\n", " ")
+    # Parameters are cut apart in the square of their length; those of a document stand in front.
+    message["content-type"] = content_type[:_LONGEST_TYPE].replace("\r", " ").replace("\n", " ")
     return message
 
 

@@ -72,8 +72,7 @@ def row_reader(names: Sequence[str], column_map: Mapping[str, str], wanted: str 
     Raises:
         RecordError: the header repeats a column, or lacks one that is needed.
     """
-    repeated = {name for name in names if list(names).count(name) > 1}
-    if repeated:
+    if len(set(names)) < len(names):
         raise RecordError("header", "gives a column twice")
     lower = {name.lower(): name for name in names}
     if not column_map:

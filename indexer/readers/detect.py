@@ -120,7 +120,7 @@ def _by_content(head: bytes, suffix: str, columns: Collection[str]) -> Format:
     body = head.removeprefix(_BOM).lstrip()
     if body.startswith(b"{\\rtf"):
         return Format.RTF
-    if suffix in (".jsonl", ".ndjson") and re.search(rb"(?m)^\s*[\[{]", body):
+    if suffix in (".jsonl", ".ndjson") and re.search(rb"(?m)^[^\S\n]*[\[{]", body):
         return Format.JSONL
     if body.startswith((b"{", b"[")) and suffix != ".txt":
         return _json_layout(body, whole=len(head) < HEAD_BYTES) or Format.TEXT

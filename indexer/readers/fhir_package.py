@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from indexer.readers.fhir_binaries import Binaries
 from indexer.readers.fhir_values import Element, identifier_value, object_of, objects_of, text_of
@@ -23,6 +23,8 @@ class Package:
 
     def __init__(self, entries: Sequence[tuple[str | None, Element]], binaries: Binaries | None) -> None:
         self._binaries = binaries
+        self._owner: Element = {}
+        self._contained: dict[tuple[str, str], Element] = {}
         self._found: dict[str, Element] = {}
         for full_url, resource in entries:
             kind, resource_id = resource.get("resourceType"), resource.get("id")
@@ -73,11 +75,9 @@ class Package:
         if text is None:
             return identifier_value(object_of(reference, "identifier"))
         if text.startswith("#"):
-            for resource in objects_of(owner, "contained"):
-                if resource.get("id") == text[1:] and resource.get("resourceType") == kind:
-                    values = [identifier_value(item) for item in objects_of(resource, "identifier")]
-                    return next((value for value in values if value), None)
-            return None
+            local = self._contained_in(owner).get((kind, text[1:]))
+            values = [] if local is None else [identifier_value(item) for item in objects_of(local, "identifier")]
+            return next((value for value in values if value), None)
         found = self._found.get(text)
         if found is not None:
             if found.get("resourceType") != kind:
@@ -88,6 +88,14 @@ class Package:
             return text.rpartition(":")[2]
         named, _, resource_id = (type_and_id(text) or "").partition("/")
         return resource_id if named == kind else None
+
+    def _contained_in(self, owner: Element) -> Mapping[tuple[str, str], Element]:
+        """Return the resources within a resource by type and id, found once for all of its references."""
+        if self._owner is not owner:
+            self._owner, self._contained = owner, {}
+            for resource in objects_of(owner, "contained"):
+                self._contained.setdefault((str(resource.get("resourceType")), str(resource.get("id"))), resource)
+        return self._contained
 
 
 def type_and_id(reference: str) -> str | None:

@@ -163,14 +163,18 @@ def report_notes(segments: Sequence[Segment]) -> Iterator[Note | RecordError]:
             groups[-1].append(segment)
     if not groups:
         raise RecordError("OBR", "is missing")
+    about = _patient(segments), _encounter(segments), _language(segments)
     for request, *observations in groups:
         try:
-            yield _report(segments, request, observations)
+            yield _report(about, request, observations)
         except RecordError as error:
             yield error
 
 
-def _report(segments: Sequence[Segment], request: Segment, observations: Sequence[Segment]) -> Note:
+def _report(
+    about: tuple[str | None, str | None, str | None], request: Segment, observations: Sequence[Segment]
+) -> Note:
+    patient, encounter, language = about
     note_id = request.first(3)
     if note_id is None:
         raise RecordError("OBR-3", "is missing")
@@ -183,10 +187,10 @@ def _report(segments: Sequence[Segment], request: Segment, observations: Sequenc
     return Note(
         note_id=note_id,
         text=text,
-        patient_id=_patient(segments),
-        encounter_id=_encounter(segments),
+        patient_id=patient,
+        encounter_id=encounter,
         note_type=request.component(4, 2) or request.component(4, 1) or None,
-        language=_language(segments),
+        language=language,
         authored_at=request.time(7) or request.time(22),
         status=_RESULT[code],
         source="hl7v2",

@@ -165,20 +165,22 @@ def _segments(text: str, codec: str) -> tuple[Segment, ...]:
 
 def _whole_lines(lines: Sequence[str], field: str) -> Iterator[str]:
     """Yield a line a segment: text with raw line breaks goes on in lines that do not begin with a segment's name."""
-    whole: str | None = None
-    blank = ""
+    whole: list[str] = []
+    n_blank = 0
     for line in lines:
         name = _SEGMENT.match(line)
-        if whole is None or (name is not None and line.startswith(field, name.end())):
-            if whole is not None:
-                yield whole
-            whole, blank = line, ""
+        if not whole or (name is not None and line.startswith(field, name.end())):
+            if whole:
+                yield "\n".join(whole)
+            whole, n_blank = [line], 0
         elif line.strip():
-            whole, blank = f"{whole}{blank}\n{line}", ""
+            whole += [""] * n_blank
+            whole.append(line)
+            n_blank = 0
         else:
-            blank += "\n"
-    if whole is not None:
-        yield whole
+            n_blank += 1
+    if whole:
+        yield "\n".join(whole)
 
 
 def _notes(segments: Sequence[Segment]) -> Iterator[Note | RecordError]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path, PurePath, PurePosixPath
@@ -154,6 +154,8 @@ class _Run:
                 yield RowError(shown(path), None, None, "is a link to a folder, which is not followed; give its path")
             elif not entry.is_file():
                 yield RowError(shown(path), None, None, "is not a regular file")
+            elif entry.is_symlink() and _within(path, self._without):
+                yield RowError(shown(path), None, None, "is a link to a file that clinrag keeps for itself")
             elif PurePosixPath(relative).suffix not in _BRAT_FILES:
                 yield self._source(path, relative)
             elif path.suffix == ".ann" and f"{path.stem}.txt" not in names:
@@ -217,12 +219,17 @@ def _read_text(source: SourceFile, kind: str) -> Iterator[Note | RowError]:
 def _check_outside(path: Path, without: Sequence[Path]) -> None:
     if "\0" in str(path):
         return
-    real = PurePath(os.path.realpath(path))
     for folder in without:
-        if real.is_relative_to(os.path.realpath(folder)):
+        if _within(path, [os.path.realpath(folder)]):
             raise SourceError(
                 f"{shown(path)} lies in {shown(folder)}, which clinrag keeps for itself; name other files"
             )
+
+
+def _within(path: Path, folders: Iterable[str]) -> bool:
+    """Return whether a path, its links followed, lies in one of these folders, whose own are."""
+    real = PurePath(os.path.realpath(path))
+    return any(real.is_relative_to(folder) for folder in folders)
 
 
 def _check_readable(path: Path) -> None:
