@@ -159,7 +159,6 @@ def test_notes_of_a_job_are_counted_as_those_of_a_post(ward: httpx.Client):
     assert stored() - before == 5
 
 
-@pytest.mark.parametrize("by", ["http", "process"])
 def test_notes_for_an_encoder_that_is_not_here_are_refused_and_not_accepted_for_later(
     client: httpx.Client, served_home: Path
 ):
@@ -171,6 +170,7 @@ def test_notes_for_an_encoder_that_is_not_here_are_refused_and_not_accepted_for_
     assert list((served_home / "jobs").glob("*")) == before
 
 
+@pytest.mark.parametrize("by", ["http", "process"])
 def test_what_waits_for_a_collection_goes_with_it_and_not_into_its_successor(
     home: Path, by: str, monkeypatch: pytest.MonkeyPatch
 ):
