@@ -12,6 +12,7 @@ from indexer.encoders.encoder import Encoder, HashingEncoder
 from indexer.errors import EncoderUnavailableError
 
 COMPACT_FOLDER = Path(__file__).parent / "compact"
+PACKED_TYPE = "clinrag-packed-bert"  # the ``model_type`` of the shipped form
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+\Z")
 
 
@@ -230,15 +231,38 @@ def load_encoder(name: str) -> Encoder:
         return _compact()
     entry = CATALOG.get(name)
     if entry is not None and entry.hub_id is not None:
-        return _cached(name, entry.hub_id, entry.revision, entry.pooling)
+        return _from_folder(_snapshot(name, entry.hub_id, entry.revision, local_only=True), entry.hub_id, entry.pooling)
     folder = Path(name).expanduser()
     if folder.is_dir():
         return _from_folder(folder, folder.resolve().name, None)
-    if _HUB_ID.match(name) and not name.startswith((".", "/")):
-        return _cached(name, name, None, None)
+    if _HUB_ID.match(name):
+        return _from_folder(_snapshot(name, name, None, local_only=True), name, None)
     raise EncoderUnavailableError(
         f"no encoder '{name}': give one of {', '.join(CATALOG)}, the path of a model folder, or a hub id"
     )
+
+
+def model_folder(name: str) -> Path:
+    """Return the folder of a model on this machine: a path, a catalog name, or a hub id in the local cache.
+
+    Raises:
+        EncoderUnavailableError: unknown, or not on this machine; the message says how to get it.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder
+    entry = CATALOG.get(name)
+    hub_id, revision = (entry.hub_id, entry.revision) if entry is not None else (name, None)
+    if hub_id is None or not _HUB_ID.match(hub_id):
+        named = 'the path of a model folder, a name of "clinrag encoders list" that is fetched, or a hub id'
+        raise EncoderUnavailableError(f"'{name}' is no model; give {named}")
+    return _snapshot(name, hub_id, revision, local_only=True)
+
+
+def is_packed(folder: Path) -> bool:
+    """Whether a model folder is of the shipped form."""
+    config = folder / "config.json"
+    return config.is_file() and f'"{PACKED_TYPE}"' in config.read_text(encoding="utf-8", errors="replace")
 
 
 def fetch(name: str) -> Path:
@@ -275,13 +299,8 @@ def _compact() -> Encoder:
     return PackedEncoder(COMPACT_FOLDER)
 
 
-def _cached(name: str, hub_id: str, revision: str | None, pooling: str | None) -> Encoder:
-    return _from_folder(_snapshot(name, hub_id, revision, local_only=True), hub_id, pooling)
-
-
 def _from_folder(folder: Path, model_id: str, pooling: str | None) -> Encoder:
-    config = folder / "config.json"
-    if config.is_file() and '"clinrag-packed-bert"' in config.read_text(encoding="utf-8", errors="replace"):
+    if is_packed(folder):
         from indexer.encoders.packed import PackedEncoder
 
         return PackedEncoder(folder)

@@ -20,32 +20,11 @@ from rag.training import losses
 from rag.training.batches import Batch, Pairs, Questions, Sampler
 from rag.training.checkpoint import load_checkpoint, save_checkpoint, write_tensors
 from rag.training.memory import within_memory
+from rag.training.recipe import AlignSettings
 from rag.training.student import Student, Teacher
 from rag.training.watch import DevWatch, student_encode
 
-
-@dataclass(frozen=True, slots=True)
-class AlignSettings:
-    """One stage of alignment. ``cycle`` names the kinds of consecutive steps; exactly one of steps, minutes is set.
-
-    ``contrast`` weighs the contrastive parts; at 0 the steps distil alone.
-    """
-
-    cycle: tuple[str, ...]
-    steps: int = 0
-    minutes: float = 0.0
-    learning_rate: float = 8e-5
-    warmup: float = 0.04
-    layer_decay: float = 1.0
-    contrast: float = 1.0
-    scale: float = 50.0
-    keep_scale: float = 40.0
-    distil_bitext: float = 10.0
-    distil_terms: float = 4.0
-    average: float = 0.99
-    max_length: int = 112
-    checkpoint_minutes: float = 3.0
-    seed: int = 0
+_WARMUP = 0.04  # of a stage
 
 
 @dataclass(slots=True)
@@ -65,6 +44,7 @@ def align(
     folder: Path,
     on_step: Callable[[dict[str, Any]], None] | None = None,
     watch: DevWatch | None = None,
+    checkpoint_minutes: float = 3.0,
 ) -> Path:
     """Tune ``student`` in place and return the file of its averaged weights; go on from ``folder``'s checkpoint.
 
@@ -75,62 +55,94 @@ def align(
         SourceError: the checkpoint is damaged.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    parameters = student.trained()
-    optimizer = torch.optim.AdamW(_groups(parameters, settings), betas=(0.9, 0.98), weight_decay=0.01)
-    average = {name: value.detach().clone() for name, value in parameters.items()}
-    kept = {"weight": parameters, "average": average}
-    progress = Progress(**(load_checkpoint(folder, kept, optimizer) or {}))
+    tuning = _Tuning(student, teacher, settings)
+    progress = tuning.go_on(folder)
     student.train()
     last_saved = time.monotonic()
     with (folder / "log.jsonl").open("a", encoding="utf-8") as log:
         while (share := _share(progress, settings)) < 1.0:
             began = time.monotonic()
-            rate = _rate(share, settings.warmup)
-            for group in optimizer.param_groups:
-                group["lr"] = settings.learning_rate * group["scale"] * rate
             kind = settings.cycle[progress.step % len(settings.cycle)]
-            batch = sampler.draw(kind, progress.step)
-
-            def step(kind: str = kind, batch: Batch = batch) -> tuple[dict[str, Tensor], int]:
-                optimizer.zero_grad(set_to_none=True)
-                parts, tokens = step_loss(student, teacher, kind, batch, settings)
-                torch.stack(list(parts.values())).sum().backward()  # type: ignore[no-untyped-call]
-                return parts, tokens
-
-            parts, tokens = within_memory(step, student.shrink)
-            norm = float(torch.nn.utils.clip_grad_norm_(parameters.values(), 1.0))
-            if math.isfinite(norm):
-                optimizer.step()
-            with torch.no_grad():
-                keep = min(settings.average, (progress.step + 1) / (progress.step + 10))
-                for name, value in parameters.items():
-                    average[name].lerp_(value, 1.0 - keep)
-            progress.step += 1
-            progress.tokens += tokens
-            progress.seconds += time.monotonic() - began
-            row = {
-                "step": progress.step,
-                "kind": kind,
-                "loss": {name: round(part.item(), 4) for name, part in parts.items()},
-                "norm": round(norm, 3),
-                "rate": round(rate, 4),
-                "tokens": tokens,
-                "seconds": round(time.monotonic() - began, 2),
-                "share": round(share, 4),
-            }
+            row = tuning.step(kind, sampler.draw(kind, progress.step), share)
+            seconds = time.monotonic() - began
+            progress.seconds += seconds
+            row |= {"seconds": round(seconds, 2), "share": round(share, 4)}
             log.write(json.dumps(row) + "\n")
             log.flush()
             if on_step is not None:
                 on_step(row)
             if watch is not None and watch.due():
-                with _averaged(parameters, average):
+                with tuning.averaged():
                     watch.look(progress.step, share, student_encode(student), student.save)
-            if time.monotonic() - last_saved > settings.checkpoint_minutes * 60:
-                save_checkpoint(folder, kept, optimizer, asdict(progress))
+            if time.monotonic() - last_saved > checkpoint_minutes * 60:
+                tuning.save(folder)
                 last_saved = time.monotonic()
-    save_checkpoint(folder, kept, optimizer, asdict(progress))
-    write_tensors(folder / "average.safetensors", average)
+    tuning.save(folder)
+    write_tensors(folder / "average.safetensors", tuning.average)
     return folder / "average.safetensors"
+
+
+class _Tuning:
+    """What changes from step to step: weights, their average, the optimizer's memory, and where the run stands."""
+
+    def __init__(self, student: Student, teacher: Teacher, settings: AlignSettings) -> None:
+        self._student, self._teacher, self._settings = student, teacher, settings
+        self._parameters = student.trained()
+        self._optimizer = torch.optim.AdamW(_groups(self._parameters, settings), betas=(0.9, 0.98), weight_decay=0.01)
+        self.average = {name: value.detach().clone() for name, value in self._parameters.items()}
+        self._kept = {"weight": self._parameters, "average": self.average}
+        self._progress = Progress()
+
+    def go_on(self, folder: Path) -> Progress:
+        """Take up the folder's checkpoint, if there is one, and return where that stands."""
+        self._progress = Progress(**(load_checkpoint(folder, self._kept, self._optimizer) or {}))
+        return self._progress
+
+    def save(self, folder: Path) -> None:
+        save_checkpoint(folder, self._kept, self._optimizer, asdict(self._progress))
+
+    def step(self, kind: str, batch: Batch, share: float) -> dict[str, Any]:
+        """Tune on one batch and return what the log says of it."""
+        rate = _rate(share)
+        for group in self._optimizer.param_groups:
+            group["lr"] = self._settings.learning_rate * group["scale"] * rate
+
+        def backward() -> tuple[dict[str, Tensor], int]:
+            self._optimizer.zero_grad(set_to_none=True)
+            parts, tokens = step_loss(self._student, self._teacher, kind, batch, self._settings)
+            torch.stack(list(parts.values())).sum().backward()  # type: ignore[no-untyped-call]
+            return parts, tokens
+
+        parts, tokens = within_memory(backward, self._student.shrink)
+        norm = float(torch.nn.utils.clip_grad_norm_(self._parameters.values(), 1.0))
+        if math.isfinite(norm):
+            self._optimizer.step()
+        with torch.no_grad():
+            keep = min(self._settings.average, (self._progress.step + 1) / (self._progress.step + 10))
+            for name, value in self._parameters.items():
+                self.average[name].lerp_(value, 1.0 - keep)
+        self._progress.step += 1
+        self._progress.tokens += tokens
+        return {
+            "step": self._progress.step,
+            "kind": kind,
+            "loss": {name: round(part.item(), 4) for name, part in parts.items()},
+            "norm": round(norm, 3),
+            "rate": round(rate, 4),
+            "tokens": tokens,
+        }
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Put the averaged weights in place for as long as the block lasts."""
+        kept = {name: value.detach().clone() for name, value in self._parameters.items()}
+        with torch.no_grad():
+            for name, value in self._parameters.items():
+                value.copy_(self.average[name])
+        yield
+        with torch.no_grad():
+            for name, value in self._parameters.items():
+                value.copy_(kept[name])
 
 
 def step_loss(
@@ -186,30 +198,17 @@ def _encode(student: Student, texts: Sequence[str], prompt: str, max_length: int
     return rows, sum(map(len, ids))
 
 
-@contextmanager
-def _averaged(parameters: dict[str, Tensor], average: dict[str, Tensor]) -> Iterator[None]:
-    """Put the averaged weights in place for as long as the block lasts."""
-    kept = {name: value.detach().clone() for name, value in parameters.items()}
-    with torch.no_grad():
-        for name, value in parameters.items():
-            value.copy_(average[name])
-    yield
-    with torch.no_grad():
-        for name, value in parameters.items():
-            value.copy_(kept[name])
-
-
 def _share(progress: Progress, settings: AlignSettings) -> float:
     if settings.minutes:
         return progress.seconds / (settings.minutes * 60)
     return progress.step / settings.steps
 
 
-def _rate(share: float, warmup: float) -> float:
+def _rate(share: float) -> float:
     """Return the learning rate's factor: a linear rise, then half a cosine to a fiftieth."""
-    if share < warmup:
-        return (share + 0.002) / (warmup + 0.002)
-    return 0.02 + 0.49 * (1.0 + math.cos(math.pi * (share - warmup) / (1.0 - warmup)))
+    if share < _WARMUP:
+        return (share + 0.002) / (_WARMUP + 0.002)
+    return 0.02 + 0.49 * (1.0 + math.cos(math.pi * (share - _WARMUP) / (1.0 - _WARMUP)))
 
 
 def _groups(parameters: dict[str, Tensor], settings: AlignSettings) -> list[dict[str, Any]]:

@@ -5,19 +5,18 @@ A batch of pairs may mix language pairs: neighbours of a row's own language are 
 
 from __future__ import annotations
 
-import json
 import random
 import tomllib
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import regex
 
-from rag.training.heldout import normalised
-from rag.training.pairs import LANGUAGES, terms_by_english
+from rag.training.heldout import LANGUAGES, normalised, rows_if_there
+from rag.training.pairs import terms_by_english
 
 Row = dict[str, Any]
 _RARE = {"zh": 3.0, "ja": 3.0, "ru": 3.0, "ro": 3.0, "en": 1.0, "it": 1.5, "nl": 1.5}
@@ -92,12 +91,16 @@ class Sampler:
     """Draws batches out of a folder that `pairs.build` wrote."""
 
     def __init__(self, folder: Path, sizes: Sizes | None = None, seed: int = 0) -> None:
-        """Read the rows of every kind."""
+        """Read the rows of every kind; pairs of an older version know fewer of them."""
+
+        def often(name: str) -> list[Row]:
+            return [row for row in rows_if_there(folder / name) for _ in range(_TIMES.get(row["source"], 1))]
+
         self.sizes = sizes or Sizes()
         self.seed = seed
-        self._bitext = [row for row in _rows(folder / "bitext.jsonl") for _ in range(_TIMES.get(row["source"], 1))]
+        self._bitext = often("bitext.jsonl")
         self._bitext.sort(key=lambda row: (len(row["texts"]["en"]), row["id"]))
-        self._terms = [row for row in _rows(folder / "terms.jsonl") for _ in range(_TIMES.get(row["source"], 1))]
+        self._terms = often("terms.jsonl")
         self._by_parent: dict[str, list[int]] = defaultdict(list)
         for number, row in enumerate(self._terms):
             for parent in row["parents"]:
@@ -105,15 +108,13 @@ class Sampler:
         self._parents = [parent for parent, children in sorted(self._by_parent.items()) if len(children) > 1]
         self._named = terms_by_english(self._terms)
         self._questions: dict[str, list[Row]] = defaultdict(list)
-        for row in _rows(folder / "questions.jsonl"):
+        for row in rows_if_there(folder / "questions.jsonl"):
             self._questions[row["topic"]].append(row)
         times = {topic: _TIMES.get(rows[0]["source"], 1) for topic, rows in self._questions.items()}
         self._topics = [topic for topic in sorted(times) for _ in range(times[topic])]
-        self._titles = _rows(folder / "titles.jsonl")
-        self._keep = _pieces(_rows(folder / "keep.jsonl"))
-        self._documents: list[list[Mapping[str, str]]] = [
-            row["sentences"] for row in _rows(folder / "documents.jsonl") for _ in range(_TIMES.get(row["source"], 1))
-        ]
+        self._titles = list(rows_if_there(folder / "titles.jsonl"))
+        self._keep = _pieces(rows_if_there(folder / "keep.jsonl"))
+        self._documents: list[list[Mapping[str, str]]] = [row["sentences"] for row in often("documents.jsonl")]
         templates = tomllib.loads((Path(__file__).parent / "templates.toml").read_text(encoding="utf-8"))
         self._wording: Mapping[str, Mapping[str, str]] = templates["question"]
         self._statement: Mapping[str, Mapping[str, str]] = templates["statement"]
@@ -265,13 +266,6 @@ class Sampler:
         return chance.choices([(query, query), (passage, passage), (query, passage)], [0.45, 0.2, 0.35])[0]
 
 
-def _rows(path: Path) -> list[Row]:
-    if not path.is_file():  # pairs of an older version know fewer kinds
-        return []
-    with path.open(encoding="utf-8") as lines:
-        return [json.loads(line) for line in lines]
-
-
 def _one(terms: Sequence[str], chance: random.Random) -> str:
     return terms[0] if chance.random() < 0.7 else chance.choice(terms)
 
@@ -296,7 +290,7 @@ def _two(texts: Mapping[str, str], chance: random.Random) -> tuple[str, str]:
     return texts[first], texts["en"]
 
 
-def _pieces(rows: Sequence[Row]) -> dict[str, list[list[str]]]:
+def _pieces(rows: Iterable[Row]) -> dict[str, list[list[str]]]:
     """Return for each language its sources' texts cut into pieces of a few sentences, in order."""
     streams: dict[tuple[str, str], list[str]] = defaultdict(list)
     for row in rows:

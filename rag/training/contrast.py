@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from indexer.encoders.catalog import model_folder
 from indexer.errors import ArgumentError
 from rag.training.bounds import ROUNDED
 from rag.training.contrast_rows import contrast_dataset, contrast_rows
@@ -89,12 +90,13 @@ def build_loss(model: SentenceTransformer, settings: ContrastSettings) -> tuple[
 
     Raises:
         ArgumentError: a dimension or a way of rounding that there is not.
+        EncoderUnavailableError: the guide is not on this machine.
     """
     from sentence_transformers import SentenceTransformer as Loaded
     from sentence_transformers.sentence_transformer import losses
 
     if settings.guide:
-        guide = Loaded(settings.guide, local_files_only=True)
+        guide = Loaded(str(model_folder(settings.guide)), local_files_only=True)
         core: Any = losses.CachedGISTEmbedLoss(model, guide, temperature=0.02, mini_batch_size=settings.micro_batch)
     else:
         core = losses.CachedMultipleNegativesRankingLoss(

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from indexer.errors import ArgumentError
 from indexer.text.language import identify
 from rag.training.batches import Questions, Sampler
-from rag.training.heldout import read_rows
+from rag.training.heldout import rows_if_there
 from rag.training.pair_files import PairRow
 from rag.training.recipe import ContrastSettings
 from rag.training.watch import model_encode
@@ -147,12 +147,8 @@ def _some(rows: list[PairRow], chance: random.Random) -> list[PairRow]:
     return rows if len(rows) <= _ROWS_A_KIND else chance.sample(rows, _ROWS_A_KIND)
 
 
-def _read(path: Path) -> Iterator[dict[str, Any]]:
-    return read_rows(path) if path.is_file() else iter(())
-
-
 def _bitext(pairs: Path, chance: random.Random) -> Iterator[PairRow]:
-    for row in _read(pairs / "bitext.jsonl"):
+    for row in rows_if_there(pairs / "bitext.jsonl"):
         others = sorted(set(row["texts"]) - {"en"})
         first = chance.choice(others)
         rest = [language for language in others if language != first]
@@ -163,7 +159,7 @@ def _bitext(pairs: Path, chance: random.Random) -> Iterator[PairRow]:
 
 def _terms(pairs: Path, chance: random.Random) -> Iterator[PairRow]:
     """Yield two names of a concept; the negative is a sibling's name in the query's language."""
-    concepts = list(_read(pairs / "terms.jsonl"))
+    concepts = list(rows_if_there(pairs / "terms.jsonl"))
     children: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in concepts:
         for parent in row["parents"]:
@@ -181,7 +177,7 @@ def _terms(pairs: Path, chance: random.Random) -> Iterator[PairRow]:
 
 def _questions(pairs: Path, seed: int) -> Iterator[PairRow]:
     """Yield questions as people word them, in many languages, with their English answers."""
-    count = sum(1 for _ in _read(pairs / "questions.jsonl"))
+    count = sum(1 for _ in rows_if_there(pairs / "questions.jsonl"))
     if not count:
         return
     sampler = Sampler(pairs, seed=seed)
@@ -195,10 +191,10 @@ def _questions(pairs: Path, seed: int) -> Iterator[PairRow]:
 
 
 def _titles(pairs: Path) -> Iterator[PairRow]:
-    for row in _read(pairs / "titles.jsonl"):
+    for row in rows_if_there(pairs / "titles.jsonl"):
         language = row["language"]
         yield PairRow(row["id"], row["source"], "titles", row["query"], language, row["title"], language)
 
 
 def _mined(pairs: Path) -> Iterator[PairRow]:
-    return (PairRow.from_json(row) for row in _read(pairs / "mined.jsonl"))
+    return (PairRow.from_json(row) for row in rows_if_there(pairs / "mined.jsonl"))

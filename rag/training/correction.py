@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 
 from indexer.errors import ArgumentError
 from rag.training.devscore import Encode
+from rag.training.heldout import read_rows
 from rag.training.recipe import CorrectSettings
 from rag.training.student import Student
 from rag.training.watch import student_encode
@@ -46,9 +47,9 @@ def correct(
 
     Raises:
         ArgumentError: there is too little parallel text to measure on.
+        SourceError: the pairs are not there or damaged.
     """
-    with (pairs / "bitext.jsonl").open(encoding="utf-8") as lines:
-        rows = [json.loads(line)["texts"] for line in lines]
+    rows = [row["texts"] for row in read_rows(pairs / "bitext.jsonl")]
     found = measure(student_encode(Student(model)), rows, settings.pairs)
     row = {"step": 1, "kind": "correct", "score": {"mixed pool off": found.off, "mixed pool on": found.on}}
     with (out.parent / "log.jsonl").open("w", encoding="utf-8") as log:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from indexer.encoders.catalog import PACKED_TYPE
 from indexer.encoders.packed import FORMAT, GROUP
 from indexer.errors import ArgumentError
 from rag.training.student import read_prompts
@@ -50,6 +51,18 @@ def export_packed(
     unpacked = from_groups(halves, steps)
     if groups is not None and not np.array_equal(unpacked, words):
         raise ArgumentError("groups", "are not the model's word embeddings: they were tuned, or are another model's")
+    out.mkdir(parents=True, exist_ok=True)
+    packed = _tensors(weights, int(config["num_hidden_layers"]), halves, steps)
+    save_file({name: value.contiguous() for name, value in packed.items()}, out / "model.safetensors")
+    (out / "model.safetensors").chmod(0o644)
+    (out / "tokenizer.json").write_bytes((source / "tokenizer.json").read_bytes())
+    _describe(out, config, model_id, len(halves), max_length, read_prompts(source))
+    return sum(path.stat().st_size for path in out.iterdir() if path.is_file())
+
+
+def _tensors(
+    weights: dict[str, Tensor], layers: int, halves: NDArray[np.uint8], steps: NDArray[np.float16]
+) -> dict[str, Tensor]:
     packed: dict[str, Tensor] = {
         "word.halves": torch.from_numpy(halves.reshape(len(halves), -1).copy()),
         "word.steps": torch.from_numpy(steps.copy()),
@@ -59,24 +72,27 @@ def export_packed(
         "first.weight": weights["embeddings.LayerNorm.weight"],
         "first.bias": weights["embeddings.LayerNorm.bias"],
     }
-    for number in range(int(config["num_hidden_layers"])):
+    for number in range(layers):
         packed.update(_layer(weights, number))
-    out.mkdir(parents=True, exist_ok=True)
-    save_file({name: value.contiguous() for name, value in packed.items()}, out / "model.safetensors")
-    (out / "model.safetensors").chmod(0o644)
-    (out / "tokenizer.json").write_bytes((source / "tokenizer.json").read_bytes())
-    query, passage = read_prompts(source)
+    return packed
+
+
+def _describe(
+    out: Path, config: dict[str, Any], model_id: str, vocabulary: int, max_length: int, prompts: tuple[str, str]
+) -> None:
+    """Write what the weights are, for this package and for sentence-transformers."""
+    query, passage = prompts
     _write(
         out / "config.json",
         {
             "format": FORMAT,
             "model_id": model_id,
-            "model_type": "clinrag-packed-bert",
+            "model_type": PACKED_TYPE,
             "dim": int(config["hidden_size"]),
             "layers": int(config["num_hidden_layers"]),
             "heads": int(config["num_attention_heads"]),
             "epsilon": float(config["layer_norm_eps"]),
-            "vocabulary": len(halves),
+            "vocabulary": vocabulary,
             "max_length": min(max_length, int(config["max_position_embeddings"])),
             "query_prompt": query,
             "passage_prompt": passage,
@@ -91,11 +107,14 @@ def export_packed(
             "similarity_fn_name": "cosine",
         },
     )
-    return sum(path.stat().st_size for path in out.iterdir() if path.is_file())
 
 
 def to_groups(values: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[np.float16]]:
-    """Return a matrix rounded to 4-bit groups: halves ``(rows, groups, 16)`` and steps ``(rows, groups)``."""
+    """Return a matrix rounded to 4-bit groups: halves ``(rows, groups, 16)`` and steps ``(rows, groups)``.
+
+    Raises:
+        ArgumentError: the columns are no whole number of groups.
+    """
     rows, columns = values.shape
     if columns % GROUP:
         raise ArgumentError("values", f"have {columns} columns, which {GROUP} does not divide")

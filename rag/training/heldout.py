@@ -15,6 +15,7 @@ import regex
 
 from indexer.errors import SourceError
 
+LANGUAGES = ("en", "zh", "es", "ja", "ru", "nl", "ro", "fr", "de", "pt", "it")
 TICO_DOCUMENTS = frozenset({"PubMed_10", "Wikipedia_handpicked_4", "Wikisource_2", "wiki_5", "wiki_26", "Wikinews_4"})
 _EVALUATED_PARALLEL = (
     *(f"tatoeba_{language}" for language in ("de", "es", "fr", "it", "ja", "nl", "pt", "ro", "ru", "zh")),
@@ -36,7 +37,6 @@ _EVALUATED_TERMS = ("icd10_*", "icd10cm_en", "byomei_index_ja", "xlbel_*")
 _SPACCC_ID = regex.compile(r"(?:meddocan-)?(S\d{4}-[\dX]+-\d+)")
 _NOT_LETTERS = regex.compile(r"[^\p{L}\p{M}\p{N}]+")
 _SHINGLE = 8
-_LANGUAGES = ("en", "zh", "es", "ja", "ru", "nl", "ro", "fr", "de", "pt", "it")
 
 
 def bucket(identity: str, buckets: int) -> int:
@@ -72,6 +72,11 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
     """
     for _, row in numbered_rows(path):
         yield row
+
+
+def rows_if_there(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield as `read_rows`; nothing of a file that is not there."""
+    return read_rows(path) if path.is_file() else iter(())
 
 
 def numbered_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -114,20 +119,20 @@ class HeldOut:
         self._read_retrieval(data / "eval")
         self._read_terms(data / "terms")
         for language in ("en", "es"):
-            for row in _rows_if_there(data / "notes" / f"codiesp_{language}.jsonl.gz"):
+            for row in rows_if_there(data / "notes" / f"codiesp_{language}.jsonl.gz"):
                 if is_held_out_case(str(row["id"])):
                     self.case_texts.add(normalised(str(row["text"]))[:200])
 
     def _read_parallel(self, folder: Path) -> None:
         for name in (*_EVALUATED_PARALLEL, "tico19"):
-            for row in _rows_if_there(folder / f"{name}.jsonl.gz"):
+            for row in rows_if_there(folder / f"{name}.jsonl.gz"):
                 if name != "tico19" or is_held_out_tico(str(row["id"])):
-                    self._add(text for key in _LANGUAGES for text in _strings(row.get(key)))
+                    self._add(text for key in LANGUAGES for text in _strings(row.get(key)))
 
     def _read_retrieval(self, folder: Path) -> None:
         for name in _EVALUATED_RETRIEVAL:
             for part in ("corpus", "queries"):
-                for row in _rows_if_there(folder / name / f"{part}.jsonl.gz"):
+                for row in rows_if_there(folder / name / f"{part}.jsonl.gz"):
                     self._add(_strings(row["text"]))
                     if part == "corpus" and row.get("language", "en") == "en":
                         self._shingles.update(_shingles(str(row["text"])))
@@ -141,7 +146,7 @@ class HeldOut:
                 self._add_terms(row for row in labels if row["language"] != "en")
                 self._english.update(normalised(str(row["term"])) for row in labels if row["language"] == "en")
         for name in ("hpo", "doid"):
-            rows = _rows_if_there(folder / f"{name}.jsonl.gz")
+            rows = rows_if_there(folder / f"{name}.jsonl.gz")
             self._add_terms(row for row in rows if is_held_out_concept(str(row["concept"])))
 
     def holds_text(self, text: str) -> bool:
@@ -191,7 +196,3 @@ def _shingles(text: str) -> list[int]:
 
 def _strings(value: object) -> list[str]:
     return [value] if isinstance(value, str) else []
-
-
-def _rows_if_there(path: Path) -> Iterator[dict[str, Any]]:
-    return read_rows(path) if path.is_file() else iter(())

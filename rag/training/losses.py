@@ -13,6 +13,13 @@ def distance(student: Tensor, teacher: Tensor) -> Tensor:
     return (1.0 - (student * teacher).sum(-1)).mean()
 
 
+def alike(keys: Sequence[object]) -> Tensor:
+    """Return which of N keys are equal, ``(N, N)``."""
+    numbers: dict[object, int] = {}
+    codes = torch.tensor([numbers.setdefault(key, len(numbers)) for key in keys])
+    return codes[:, None] == codes[None, :]
+
+
 def contrast(left: Tensor, right: Tensor, same: Sequence[object], scale: float) -> Tensor:
     """Return InfoNCE both ways, the other rows of the *own* side being negatives too.
 
@@ -20,9 +27,7 @@ def contrast(left: Tensor, right: Tensor, same: Sequence[object], scale: float) 
     vector that says the language before the meaning loses on them. Rows with an equal ``same`` key are no negatives.
     """
     n = len(left)
-    keys: dict[object, int] = {}
-    codes = torch.tensor([keys.setdefault(key, len(keys)) for key in same])
-    equal = codes[:, None] == codes[None, :]  # (N, N)
+    equal = alike(same)  # (N, N)
     diagonal = torch.eye(n, dtype=torch.bool)
     across = (scale * left @ right.T).masked_fill(equal & ~diagonal, float("-inf"))
     target = torch.arange(n)
@@ -34,11 +39,9 @@ def contrast(left: Tensor, right: Tensor, same: Sequence[object], scale: float) 
 
 def retrieval(queries: Tensor, passages: Tensor, same: Sequence[object], scale: float) -> Tensor:
     """Return InfoNCE from queries to passages, and a fifth of the way back."""
-    keys: dict[object, int] = {}
-    codes = torch.tensor([keys.setdefault(key, len(keys)) for key in same])
-    equal = (codes[:, None] == codes[None, :]) & ~torch.eye(len(codes), dtype=torch.bool)
+    equal = alike(same) & ~torch.eye(len(same), dtype=torch.bool)
     logits = (scale * queries @ passages.T).masked_fill(equal, float("-inf"))
-    target = torch.arange(len(codes))
+    target = torch.arange(len(same))
     loss = torch.nn.functional.cross_entropy
     return loss(logits, target) + 0.2 * loss(logits.T, target)
 

@@ -23,10 +23,9 @@ from indexer.text.expansions import forms_of, matches
 from indexer.text.language import identify
 from indexer.text.sections import split_sections
 from indexer.text.sentences import split_sentences
-from rag.training.heldout import HeldOut, normalised
+from rag.training.heldout import LANGUAGES, HeldOut, normalised
 from rag.training.negation import flip
 from rag.training.pair_files import Labels, PairRow, is_evaluated
-from rag.training.pairs import LANGUAGES
 
 _TITLES = ("title", "description", "sample_name")
 _DENSE = ("zh", "ja")  # a character says about what three letters say

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from indexer.encoders.catalog import model_folder
 from indexer.errors import SourceError
 from rag.training import pairs
 from rag.training.recipe import (
@@ -15,7 +16,6 @@ from rag.training.recipe import (
     Stage,
     TransplantSettings,
 )
-from rag.training.stages import local_model
 
 _NAMED = 3
 _STARTS = ("package", "compact", "scratch")
@@ -37,9 +37,9 @@ def check_needs(stages: Sequence[Stage], data: Path) -> None:
 
     for stage in stages:
         if isinstance(stage.settings, ContrastSettings) and stage.settings.guide:
-            local_model(stage.settings.guide)
+            model_folder(stage.settings.guide)
         if isinstance(stage.settings, TransplantSettings) and stage.settings.donor not in _STARTS:
-            local_model(stage.settings.donor)
+            model_folder(stage.settings.donor)
 
 
 def _read_by(stage: Stage, data: Path) -> Iterator[Path]:

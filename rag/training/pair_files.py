@@ -15,8 +15,7 @@ from typing import Any
 
 from indexer.errors import SourceError
 from indexer.text.language import identify
-from rag.training.heldout import HeldOut, numbered_rows
-from rag.training.pairs import LANGUAGES
+from rag.training.heldout import LANGUAGES, HeldOut, numbered_rows
 
 Labels = Mapping[str, Mapping[str, Sequence[str]]]
 """Concept -> language -> names."""

@@ -6,6 +6,7 @@ and by text (`heldout`). Each builder yields rows of one kind; `build` writes th
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from typing import Any
 
 from rag.training.documents import document_rows
 from rag.training.heldout import (
+    LANGUAGES,
     HeldOut,
     is_held_out_case,
     is_held_out_concept,
@@ -23,7 +25,6 @@ from rag.training.heldout import (
 )
 from rag.training.written import written_bitext, written_questions, written_terms
 
-LANGUAGES = ("en", "zh", "es", "ja", "ru", "nl", "ro", "fr", "de", "pt", "it")
 Row = dict[str, Any]
 
 # file -> licence, as the model card states them
@@ -277,8 +278,6 @@ def _opening(text: str, characters: int = 400) -> str:
 
 
 def _table(path: Path, header: bool = False) -> Iterator[list[str]]:
-    import gzip
-
     with gzip.open(path, "rt", encoding="utf-8") as lines:
         for number, line in enumerate(lines):
             if not (header and number == 0) and line.strip():

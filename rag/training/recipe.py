@@ -115,8 +115,12 @@ class MlmSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class AlignStage:
-    """Distillation from the start's own English vectors with cross-lingual contrast; see `align.AlignSettings`."""
+class AlignSettings:
+    """Distillation from the start's own English vectors with cross-lingual contrast; one of steps, minutes is set.
+
+    cycle: the kinds of rows of consecutive steps.
+    contrast: the weight of the contrastive parts; at 0 the steps distil alone.
+    """
 
     cycle: tuple[str, ...] = ("bitext", "terms", "keep")
     steps: int = 0
@@ -150,7 +154,7 @@ class SynonymSettings:
 class ContrastSettings:
     """InfoNCE with cached large batches on (query, passage) pairs, by sentence-transformers' trainer.
 
-    guide: a model folder; what it finds as near to the query as the positive is no negative (GIST).
+    guide: a folder, catalog name or hub id; what it finds as near to the query as the positive is no negative (GIST).
     negatives: how many hard ones to mine a row, of the query's language, scored below ``negatives_margin`` times the
         positive.
     dims: Matryoshka dimensions, the model's own among them.
@@ -234,7 +238,7 @@ STAGES: Mapping[str, type[Any]] = {
     "transplant": TransplantSettings,
     "pairs": PairsSettings,
     "mlm": MlmSettings,
-    "align": AlignStage,
+    "align": AlignSettings,
     "synonyms": SynonymSettings,
     "contrast": ContrastSettings,
     "static": StaticSettings,
@@ -361,9 +365,9 @@ def _stage(number: int, table: object) -> Stage:
 
 def _check_together(where: str, settings: object) -> None:
     """Refuse what each setting alone may be, and these of one stage together not."""
-    if isinstance(settings, AlignStage) and (settings.steps > 0) == (settings.minutes > 0):
+    if isinstance(settings, AlignSettings) and (settings.steps > 0) == (settings.minutes > 0):
         raise ArgumentError(f"{where}.steps", "or minutes says how long the stage is: give one of them")
-    if isinstance(settings, AlignStage) and not settings.cycle:
+    if isinstance(settings, AlignSettings) and not settings.cycle:
         raise ArgumentError(f"{where}.cycle", "is empty")
     if isinstance(settings, MlmSettings):
         sources, shares = len(settings.sources), len(settings.shares)

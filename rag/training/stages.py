@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from indexer.encoders.catalog import COMPACT_FOLDER
+from indexer.encoders.catalog import COMPACT_FOLDER, PACKED_TYPE, model_folder
 from indexer.errors import ArgumentError, EncoderUnavailableError
-from rag.training.recipe import AlignStage, ExportSettings, PruneSettings, Recipe, TransplantSettings
+from rag.training.recipe import AlignSettings, ExportSettings, PruneSettings, Recipe, TransplantSettings
 
 if TYPE_CHECKING:
     from rag.training.watch import DevWatch
 
-PACKED_TYPE = "clinrag-packed-bert"
 _TAUGHT = ("align", "synonyms", "contrast", "static", "correct")
 PROMPTS = {"query": "query: ", "passage": "passage: ", "document": "passage: "}
 
@@ -65,7 +64,7 @@ def start_model(recipe: Recipe, folder: Path, data: Path) -> Path:
         from rag.training.scratch import write_scratch
 
         return write_scratch(_texts_to_count(data, recipe), folder, recipe.scratch, recipe.seed)
-    source = local_model(recipe.start)
+    source = model_folder(recipe.start)
     _check_architecture(source)
     if (source / "modules.json").is_file():
         shutil.copytree(source, folder, dirs_exist_ok=True)
@@ -119,33 +118,6 @@ def _architecture(source: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def local_model(start: str) -> Path:
-    """Return the folder of a model by its path, its name in the catalog or its hub id.
-
-    Raises:
-        EncoderUnavailableError: it is not on this machine.
-    """
-    path = Path(start).expanduser()
-    if path.is_dir():
-        return path
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    from indexer.encoders.catalog import CATALOG
-
-    entry = CATALOG.get(start)
-    hub_id, revision = (entry.hub_id, entry.revision) if entry is not None else (start, None)
-    if hub_id is None or "/" not in hub_id:
-        known = "'package', 'compact', a folder, a catalog encoder"
-        raise EncoderUnavailableError(f"'{start}' is neither {known} nor a hub id")
-    try:
-        return Path(snapshot_download(hub_id, revision=revision, local_files_only=True))
-    except (LocalEntryNotFoundError, OSError) as error:
-        raise EncoderUnavailableError(
-            f'{hub_id} is not in the local cache; run "clinrag encoders fetch {hub_id}" on a machine with network'
-        ) from error
-
-
 def _prune(run: StageRun) -> Path:
     from tokenizers import Tokenizer
 
@@ -187,9 +159,8 @@ def _transplant(run: StageRun) -> Path:
 
 def _texts_by_language(data: Path, recipe: Recipe) -> Iterator[tuple[str, list[tuple[str, float]]]]:
     """Yield what words are counted on: the texts of the public layout and of the recipe's own notes, by language."""
-    from rag.training.heldout import read_rows
+    from rag.training.heldout import LANGUAGES, read_rows
     from rag.training.mining import own_texts
-    from rag.training.pairs import LANGUAGES
 
     for kind in ("parallel", "notes", "terms"):
         found: dict[str, list[tuple[str, float]]] = {language: [] for language in LANGUAGES}
@@ -232,21 +203,19 @@ def _pairs(run: StageRun) -> None:
 
 
 def _align(run: StageRun) -> Path:
-    from rag.training.align import AlignSettings, align, save_average
+    from rag.training.align import align, save_average
     from rag.training.batches import Sampler, Sizes
     from rag.training.student import Student, Teacher
 
-    stage: AlignStage = run.settings
-    names = set(AlignSettings.__dataclass_fields__) & set(AlignStage.__dataclass_fields__)
-    settings = AlignSettings(**{name: getattr(stage, name) for name in names}, seed=run.recipe.seed)
-    student = Student(run.model, stage.max_length, bfloat16=stage.bfloat16)
-    teacher = Teacher(Student(run.model, stage.max_length, bfloat16=stage.bfloat16))
-    sampler = Sampler(run.pairs, Sizes(siblings=stage.siblings, prompts=student.prompts), seed=run.recipe.seed)
-    without = [kind for kind in dict.fromkeys(stage.cycle) if not sampler.has(kind)]
+    settings: AlignSettings = run.settings
+    student = Student(run.model, settings.max_length, bfloat16=settings.bfloat16)
+    teacher = Teacher(Student(run.model, settings.max_length, bfloat16=settings.bfloat16))
+    sampler = Sampler(run.pairs, Sizes(siblings=settings.siblings, prompts=student.prompts), seed=run.recipe.seed)
+    without = [kind for kind in dict.fromkeys(settings.cycle) if not sampler.has(kind)]
     if without:
         raise ArgumentError("align.cycle", f"names {', '.join(without)}, of which the pairs stage wrote no row")
     average = align(student, teacher, sampler, settings, run.folder, lambda row: run.tell(row["share"], row), run.watch)
-    save_average(run.model, average, run.result, stage.interpolate)
+    save_average(run.model, average, run.result, settings.interpolate)
     return run.result
 
 
@@ -272,7 +241,7 @@ def _mlm(run: StageRun) -> Path:
 
     source = run.model.parent / "masked"  # a pretraining stage just before this one left its prediction head there
     if run.model.name == "start" and run.recipe.start not in {"package", "scratch"}:
-        local = local_model(run.recipe.start)
+        local = model_folder(run.recipe.start)
         source = run.model if (local / "modules.json").is_file() else local
     return pretrain(
         run.model,

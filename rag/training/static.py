@@ -31,7 +31,7 @@ from indexer.encoders.encoder import Encoder
 from indexer.errors import ArgumentError
 from rag.training.batches import Sampler, Sizes, Texts
 from rag.training.contrast_rows import contrast_rows
-from rag.training.heldout import read_rows
+from rag.training.heldout import rows_if_there
 from rag.training.recipe import StaticSettings
 from rag.training.trainers import Tell, on_one_gpu, run_trainer, save_model, shared_arguments, without_card
 from rag.training.watch import DevWatch
@@ -135,27 +135,24 @@ def taught_texts(pairs: Path, limit: int, seed: int) -> list[tuple[str, str]]:
 def _groups(pairs: Path) -> Iterator[tuple[str, tuple[str, ...]]]:
     """Yield an English (or the only) wording and all wordings that mean the same."""
 
-    def read(name: str) -> Iterator[dict[str, Any]]:
-        return read_rows(pairs / name) if (pairs / name).is_file() else iter(())
-
     def alone(*texts: str) -> Iterator[tuple[str, tuple[str, ...]]]:
         yield from ((text[:_CHARACTERS], (text[:_CHARACTERS],)) for text in texts)
 
-    for row in read("bitext.jsonl"):
+    for row in rows_if_there(pairs / "bitext.jsonl"):
         texts = row["texts"]
         yield texts["en"][:_CHARACTERS], tuple(text[:_CHARACTERS] for text in texts.values())
-    for row in read("terms.jsonl"):
+    for row in rows_if_there(pairs / "terms.jsonl"):
         names = [name for found in row["terms"].values() for name in found[:1]]
         yield row["terms"]["en"][0], tuple(names)
-    for row in read("questions.jsonl"):
+    for row in rows_if_there(pairs / "questions.jsonl"):
         asked = tuple(row.get("questions", {}).values())
         yield row["question"], (row["question"], *asked)
         yield from alone(row["answer"])
-    for row in read("titles.jsonl"):
+    for row in rows_if_there(pairs / "titles.jsonl"):
         yield from alone(row["query"], row["title"])
-    for row in read("mined.jsonl"):
+    for row in rows_if_there(pairs / "mined.jsonl"):
         yield from alone(row["query"], row["passage"])
-    for row in read("keep.jsonl"):
+    for row in rows_if_there(pairs / "keep.jsonl"):
         at = len(row["text"]) // 3
         yield from alone(row["text"][at:])
 

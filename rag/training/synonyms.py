@@ -19,6 +19,8 @@ from torch import Tensor
 from indexer.errors import ArgumentError
 from rag.training.align import save_average
 from rag.training.checkpoint import load_checkpoint, save_checkpoint, write_tensors
+from rag.training.heldout import read_rows
+from rag.training.losses import alike
 from rag.training.memory import within_memory
 from rag.training.recipe import SynonymSettings
 from rag.training.student import Student
@@ -40,11 +42,9 @@ def multi_similarity(
     A negative counts when it is nearer than the farthest positive less ``gap``, a positive when it is farther than the
     nearest negative plus ``gap``.
     """
-    keys: dict[object, int] = {}
-    codes = torch.tensor([keys.setdefault(key, len(keys)) for key in concepts])
     similar = rows @ rows.T  # (N, N)
-    same = codes[:, None] == codes[None, :]
-    positive = same & ~torch.eye(len(codes), dtype=torch.bool)
+    same = alike(concepts)
+    positive = same & ~torch.eye(len(concepts), dtype=torch.bool)
     nearest_negative = similar.masked_fill(same, -2.0).amax(1, keepdim=True)
     farthest_positive = similar.masked_fill(~positive, 2.0).amin(1, keepdim=True)
     hard_negative = ~same & (similar + gap > farthest_positive)
@@ -92,10 +92,9 @@ def align_synonyms(
 
     Raises:
         ArgumentError: there are no concepts with two names, or the checkpoint is of another architecture.
-        SourceError: the checkpoint is damaged.
+        SourceError: the checkpoint or the pairs are damaged.
     """
-    with (pairs / "terms.jsonl").open(encoding="utf-8") as lines:
-        concepts = [json.loads(line) for line in lines]
+    concepts = list(read_rows(pairs / "terms.jsonl"))
     if not concepts:
         raise ArgumentError("pairs", "hold no terms; run the recipe's pairs stage over a folder with terms")
     student = Student(model, settings.max_length)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from indexer.encoders.catalog import is_packed
 from rag.training.devscore import Encode, mean_score
 from rag.training.student import Student, both_prompts
 
@@ -119,8 +120,7 @@ def folder_score(score: Score) -> Callable[[Path], Mapping[str, float]]:
     def scored(folder: Path) -> Mapping[str, float]:
         from sentence_transformers import SentenceTransformer
 
-        config = folder / "config.json"
-        if config.is_file() and '"clinrag-packed-bert"' in config.read_text(encoding="utf-8"):
+        if is_packed(folder):
             from indexer.encoders.packed_module import sentence_transformer
 
             return score(model_encode(sentence_transformer(folder)))

@@ -7,7 +7,7 @@ import huggingface_hub
 import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError
 
-from indexer.encoders.catalog import fetch, load_encoder
+from indexer.encoders.catalog import fetch, load_encoder, model_folder
 from indexer.errors import EncoderUnavailableError
 
 
@@ -34,12 +34,13 @@ def hub(monkeypatch):
     return fail
 
 
-def test_what_is_not_cached_is_fetched_by_its_name_in_the_catalog_for_that_pins_the_revision(hub):
+@pytest.mark.parametrize("found", [load_encoder, model_folder])
+def test_what_is_not_cached_is_fetched_by_its_name_in_the_catalog_for_that_pins_the_revision(hub, found):
     hub(None, wrapped=True)
     with pytest.raises(EncoderUnavailableError, match="clinrag encoders fetch multiclinicalbert"):
-        load_encoder("multiclinicalbert")
+        found("multiclinicalbert")
     with pytest.raises(EncoderUnavailableError, match="clinrag encoders fetch owner/model"):
-        load_encoder("owner/model")
+        found("owner/model")
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
@@ -101,6 +102,14 @@ def test_a_guide_lets_a_passage_that_answers_as_well_be_no_negative(model, folde
     with torch.no_grad():
         features = [model.preprocess(anchors), model.preprocess(positives)]
         assert guided < float(blind(features, torch.zeros(2)))
+
+
+def test_a_guide_may_be_named_as_any_encoder_is(model, folder, monkeypatch):
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(folder))
+    anchors, positives = ["fever", "pain"], ["fiebre", "dolor"]
+    by_path, _ = loss_and_gradient(model, ContrastSettings(guide=str(folder)), anchors, positives)
+    by_name, _ = loss_and_gradient(model, ContrastSettings(guide="multiclinicalbert"), anchors, positives)
+    assert by_name == by_path
 
 
 def test_matryoshka_dimensions_are_trained_along(model):

@@ -11,12 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from indexer.errors import ArgumentError, SourceError
-from rag.training.heldout import HeldOut, is_held_out_case, normalised, read_rows
+from rag.training.heldout import LANGUAGES, HeldOut, is_held_out_case, normalised, read_rows
 from rag.training.mining import mine_notes
 from rag.training.negation import flip
 from rag.training.own_pairs import build_pairs
 from rag.training.pair_files import PairRow, read_labels, read_pairs, read_parallel
-from rag.training.pairs import LANGUAGES
 from rag.training.recipe import PairsSettings
 from rag.training.splits import split
 

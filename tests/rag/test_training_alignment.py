@@ -17,9 +17,10 @@ from safetensors.torch import load_file
 
 from indexer.errors import ArgumentError, SourceError, StorageFullError
 from rag.training import losses
-from rag.training.align import AlignSettings, align, save_average
+from rag.training.align import align, save_average
 from rag.training.batches import Sampler, Sizes
 from rag.training.checkpoint import load_checkpoint, save_checkpoint, told_when_full
+from rag.training.recipe import AlignSettings
 from rag.training.student import Student, Teacher
 from rag.training.synonyms import graded, multi_similarity
 from rag.training.watch import DevWatch, student_encode
@@ -112,7 +113,7 @@ def test_alignment_brings_translations_nearer_and_leaves_embeddings_alone(model,
 
 
 def test_a_killed_run_goes_on_and_ends_like_one_that_was_not(model, pairs, tmp_path):
-    settings = AlignSettings(cycle=ALL_KINDS, steps=12, learning_rate=1e-3, checkpoint_minutes=0.0)
+    settings = AlignSettings(cycle=ALL_KINDS, steps=12, learning_rate=1e-3)
 
     class KilledError(Exception):
         pass
@@ -122,7 +123,8 @@ def test_a_killed_run_goes_on_and_ends_like_one_that_was_not(model, pairs, tmp_p
             raise KilledError
 
     def run(folder: Path, on_step=None) -> Path:
-        return align(Student(model, 48), Teacher(Student(model, 48)), Sampler(pairs, SIZES), settings, folder, on_step)
+        student, teacher = Student(model, 48), Teacher(Student(model, 48))
+        return align(student, teacher, Sampler(pairs, SIZES), settings, folder, on_step, checkpoint_minutes=0.0)
 
     whole = run(tmp_path / "whole")
     with pytest.raises(KilledError):

@@ -68,6 +68,7 @@ def test_the_files_that_are_asked_for_are_those_that_are_read(data, tmp_path):
         ('[[stage]]\nkind = "mlm"\nsources = ["notes/nosuch"]\nsteps = 1', SourceError, r"notes/nosuch\.jsonl\.gz"),
         ('[[stage]]\nkind = "prune"\nword_counts = "/nosuch/counts"', SourceError, "/nosuch/counts: not there"),
         ('[[stage]]\nkind = "transplant"\ndonor = "nosuch"', EncoderUnavailableError, "nosuch"),
+        ('[[stage]]\nkind = "transplant"\ndonor = "no/such/folder"', EncoderUnavailableError, "no/such/folder"),
         (
             '[[stage]]\nkind = "pairs"\n[[stage]]\nkind = "contrast"\nguide = "nosuch"',
             EncoderUnavailableError,

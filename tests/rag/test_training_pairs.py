@@ -12,6 +12,7 @@ import pytest
 from indexer.errors import SourceError
 from rag.training.batches import Pairs, Questions, Sampler, Sizes, Texts
 from rag.training.heldout import (
+    LANGUAGES,
     HeldOut,
     bucket,
     is_held_out_case,
@@ -20,7 +21,7 @@ from rag.training.heldout import (
     normalised,
     read_rows,
 )
-from rag.training.pairs import LANGUAGES, SOURCES, build
+from rag.training.pairs import SOURCES, build
 from rag.training.written import written_questions, written_terms
 from tests.rag.made_training import sentence, write_rows
 
