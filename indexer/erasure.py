@@ -30,6 +30,7 @@ from typing import Protocol
 
 from indexer.errors import (
     ClinragError,
+    DamagedError,
     EncoderMismatchError,
     ErasurePendingError,
     HeldError,
@@ -285,6 +286,7 @@ def _pending() -> Iterator[None]:
     Raises:
         ErasurePendingError: somebody is in the way, or the disk is full.
         StorageError: the disk fails.
+        DamagedError: something was found damaged on the way.
     """
     try:
         yield
@@ -292,6 +294,8 @@ def _pending() -> Iterator[None]:
         raise ErasurePendingError(f"the erasure is not complete: {exc}; {_AGAIN}") from exc
     except StorageError as exc:
         raise StorageError(f"the erasure is not complete: {exc}; {_AGAIN}") from exc
+    except DamagedError as exc:
+        raise DamagedError(f"the erasure is not complete: {exc}; {_AGAIN}") from exc
     except OSError as exc:
         if isinstance(exc, ClinragError):
             raise

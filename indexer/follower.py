@@ -29,7 +29,7 @@ from indexer.store.lock import exclusive
 from indexer.store.mirror import Cut, SourceVersion
 from indexer.store.packing import empty_log, pack
 from indexer.store.snapshots import DERIVED
-from indexer.store.sqlite import Engine, open_engine, read_transaction, write_transaction
+from indexer.store.sqlite import MEND_DAMAGE, Engine, open_engine, read_transaction, write_transaction
 from indexer.store.truth import text_hash
 from indexer.store.witness import Witness
 from indexer.text.chunks import DEFAULT_CHUNK_TOKENS, split_chunks
@@ -46,6 +46,15 @@ def discarded() -> ArgumentError:
     return ArgumentError("collection", "has lost the vectors beside it: they were discarded meanwhile")
 
 
+def damaged_beside(name: str, found: DamagedError) -> DamagedError:
+    """Return the error for damage that is in the live truth or in the one beside it: a repair mends the live one."""
+    beside = (
+        f"where 'clinrag collections verify {name}' finds nothing, that is in the vectors beside it: "
+        f"'clinrag collections discard {name}' removes them"
+    )
+    return DamagedError(str(found).replace(MEND_DAMAGE, beside))
+
+
 def facts_of(folder: Path) -> dict[str, str]:
     """Return what a space says of itself; empty for one whose making was cut short."""
     if not (folder / TRUTH).stat().st_size:
@@ -58,6 +67,14 @@ def facts_of(folder: Path) -> dict[str, str]:
             return truth.read_meta(connection)
     finally:
         engine.dispose()
+
+
+def facts_beside(name: str, folder: Path) -> dict[str, str]:
+    """Return what `facts_of` does, of the space beside. Raises `DamagedError`."""
+    try:
+        return facts_of(folder)
+    except DamagedError as exc:
+        raise damaged_beside(name, exc) from exc
 
 
 class Follower:
@@ -86,7 +103,7 @@ class Follower:
         """
         try:
             self._inode = (folder / TRUTH).stat().st_ino
-            facts = facts_of(folder)
+            facts = facts_beside(name, folder)
         except FileNotFoundError as exc:
             check_live()
             raise discarded() from exc
@@ -107,10 +124,12 @@ class Follower:
         """Return itself."""
         return self
 
-    def __exit__(self, *_exc: object) -> None:
-        """Let go of both truths."""
+    def __exit__(self, _kind: object, exc: object, _trace: object) -> None:
+        """Let go of both truths, and say of damage which of them it may be in."""
         self._source.dispose()
         self._target.dispose()
+        if isinstance(exc, DamagedError):
+            raise damaged_beside(self._name, exc) from exc
 
     def progress(self) -> tuple[int, int]:
         """Return how many note versions of the live truth are there, and how many there are."""
@@ -237,11 +256,22 @@ def forget_beside(name: str, spaces: Spaces, live: Engine, deadline: float) -> N
         WriterBusyError: the space is being written to until the deadline (of ``time.monotonic``).
         ErasurePendingError: a reader holds an older state of it until then.
         StorageError: a file of it cannot be removed.
+        DamagedError: nobody can tell what it holds.
     """
     spaces.sweep()
     folder = spaces.beside()
-    if folder is None or not facts_of(folder):
+    if folder is None:
         return
+    try:
+        if facts_of(folder):
+            _forget(name, folder, live, deadline)
+        else:
+            spaces.drop(folder)  # not made to its end, or cut off to nothing: then what is derived of it is still there
+    except DamagedError as exc:
+        raise damaged_beside(name, exc) from exc
+
+
+def _forget(name: str, folder: Path, live: Engine, deadline: float) -> None:
     left_s = max(0.0, deadline - time.monotonic())
     with exclusive(folder / LOCK, _WHAT.format(name), left_s):
         engine = open_engine(folder / TRUTH)

@@ -16,8 +16,8 @@ from typing import Literal
 from indexer.collection import Collection
 from indexer.encoders.encoder import Encoder
 from indexer.encryption import ENCRYPTION
-from indexer.errors import ArgumentError
-from indexer.follower import Follower, OnProgress, discarded, facts_of
+from indexer.errors import ArgumentError, DamagedError
+from indexer.follower import Follower, OnProgress, damaged_beside, discarded, facts_beside, facts_of
 from indexer.spaces import TRUTH
 from indexer.store.failpoints import failpoint
 from indexer.store.truth import spec_of
@@ -42,7 +42,7 @@ class Beside:
 def beside(collection: Collection) -> Beside | None:
     """Return what lies beside the collection's live vectors, ``None`` for nothing."""
     folder = collection.spaces.beside()
-    if folder is None or "spec" not in facts_of(folder):
+    if folder is None or "spec" not in facts_beside(collection.name, folder):
         return None
     role: Literal["next", "previous"] = "previous" if folder == collection.spaces.previous() else "next"
     with _follower(collection, folder, _no_encoder) as follower:
@@ -160,7 +160,7 @@ def _space_for(collection: Collection, encoder_name: str, encoder: Encoder) -> P
     spaces = collection.spaces
     with collection.writer(WRITER_TIMEOUT_S):
         folder = spaces.beside()
-        if folder is not None and not facts_of(folder):
+        if folder is not None and not facts_beside(collection.name, folder):
             spaces.drop(folder)
             folder = None
         if folder is None:
@@ -171,7 +171,7 @@ def _space_for(collection: Collection, encoder_name: str, encoder: Encoder) -> P
             Collection.create(folder, encoder_name, encoder.spec, shared)
             failpoint("reencode.made")
             return folder
-    known = facts_of(folder)
+    known = facts_beside(collection.name, folder)
     if folder == spaces.previous():
         raise ArgumentError(
             "collection", f"keeps the vectors of {known['encoder_name']} for a rollback; 'discard' them first"
@@ -203,6 +203,8 @@ def _opened(collection: Collection, folder: Path) -> Iterator[Collection]:
         collection.check_present()
         if not (folder / TRUTH).is_file():
             raise discarded() from exc
+        if isinstance(exc, DamagedError):
+            raise damaged_beside(collection.name, exc) from exc
         raise
 
 

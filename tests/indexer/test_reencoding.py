@@ -488,3 +488,40 @@ def test_what_was_erased_while_it_was_embedded_does_not_come_back(library, ward,
     cutover(ward, never)
     with library.open("ward") as other:
         assert other.verify() == []
+
+
+def test_an_erasure_that_meets_damaged_vectors_beside_says_what_to_do_and_goes_on_when_that_is_done(library, ward):
+    index_notes(ward, LetterEncoder(), [note("secret", ERASED, patient_id="4711")])
+    reencode(ward, "words", WordEncoder())
+    with completed(ward, never):
+        pass
+    beside_file = ward.spaces.beside() / "truth.sqlite"
+    content = bytearray(beside_file.read_bytes())
+    content[8192:] = bytes(len(content) - 8192)
+    beside_file.write_bytes(content)
+    mend = "where 'clinrag collections verify ward' finds nothing, .* 'clinrag collections discard ward' removes them"
+    for damaged in (
+        lambda: library.erase(ward, "patient", ["4711"]),
+        lambda: cutover(ward, WordEncoder),
+        lambda: beside(ward),
+    ):
+        with pytest.raises(DamagedError, match=mend):
+            damaged()
+    assert ward.verify() == []
+    assert discard(ward)
+    ward.close()
+    with library.open("ward") as again:
+        assert [one.by for one in again.finished] == ["patient"]
+        assert again.eraser(library.receipts, NothingWaits()).pending() == []
+
+
+def test_an_erasure_takes_away_what_is_left_of_vectors_beside_that_were_cut_off_to_nothing(library, ward, tmp_path):
+    index_notes(ward, LetterEncoder(), [note("secret", ERASED, patient_id="4711")])
+    reencode(ward, "words", WordEncoder())
+    with completed(ward, never):
+        pass
+    (ward.spaces.beside() / "truth.sqlite").write_bytes(b"")
+    assert [path for path in tmp_path.rglob("*") if path.is_file() and b"zuclopenthixol" in path.read_bytes()]
+    library.erase(ward, "patient", ["4711"])
+    assert [path for path in tmp_path.rglob("*") if path.is_file() and b"uclopenthixol" in path.read_bytes()] == []
+    assert reencode(ward, "words", WordEncoder())
