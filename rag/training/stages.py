@@ -51,6 +51,7 @@ def start_model(recipe: Recipe, folder: Path, data: Path) -> Path:
             says how to mend it.
     """
     shutil.rmtree(folder, ignore_errors=True)
+    shutil.rmtree(folder.parent / "masked", ignore_errors=True)  # the prediction head of another start
     if recipe.start == "package":
         from rag.training.folder import import_package
         from rag.training.package_weights import installed_file
@@ -151,9 +152,10 @@ def _transplant(run: StageRun) -> Path:
     from rag.training.transplant import transplant
 
     settings: TransplantSettings = run.settings
-    donor = start_model(replace(run.recipe, start=settings.donor), run.folder / "donor", run.data)
+    folder = run.folder / "donor"  # a prediction head that comes with the donor stays in here
+    donor = start_model(replace(run.recipe, start=settings.donor), folder / "start", run.data)
     run.tell(1.0, dict(transplant(run.model, donor, run.result, settings)))
-    shutil.rmtree(donor)
+    shutil.rmtree(folder)
     return run.result
 
 
