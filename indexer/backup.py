@@ -171,15 +171,18 @@ def _erase_again(library: Library, collection: Collection, facts: BackupFacts) -
     later = _receipts_since(library, collection, facts)
     if not later:
         return
-    for patient in sorted(_covered(later, "patient", collection.known_subjects()[1])):
-        yield library.erase(collection, "patient", [patient], again=True)
-    again = _covered(later, "notes", collection.known_subjects()[0])
+    # As of when that was asked for: a receipt of now would have a later backup lose what was stored in between.
+    for patient, asked_at in sorted(_covered(later, "patient", collection.known_subjects()[1]).items()):
+        yield library.erase(collection, "patient", [patient], again=asked_at)
+    notes = _covered(later, "notes", collection.known_subjects()[0])
     for receipt in later:
         if receipt.by == "patient":
             # Filed under another patient when the backup was made.
-            again |= collection.still_stored(receipt)
-    if again:
-        yield library.erase(collection, "notes", sorted(again), again=True)
+            for note_id in collection.still_stored(receipt):
+                notes[note_id] = max(notes.get(note_id, ""), receipt.asked_at)
+    for asked_at in sorted(set(notes.values())):
+        asked = sorted(note_id for note_id, at in notes.items() if at == asked_at)
+        yield library.erase(collection, "notes", asked, again=asked_at)
 
 
 def _receipts_since(library: Library, collection: Collection, facts: BackupFacts) -> list[Receipt]:
@@ -200,9 +203,13 @@ def _receipts_since(library: Library, collection: Collection, facts: BackupFacts
     ]
 
 
-def _covered(receipts: Iterable[Receipt], by: By, known: Iterable[str]) -> set[str]:
-    wanted = [receipt for receipt in receipts if receipt.by == by]
-    return {one for one in known if any(receipt.covers(one) for receipt in wanted)}
+def _covered(receipts: Iterable[Receipt], by: By, known: Iterable[str]) -> dict[str, str]:
+    """Return which of these ids were erased, and when that was asked for last."""
+    found: dict[str, str] = {}
+    for receipt in receipts:
+        if receipt.by == by:
+            found |= {one: max(found.get(one, ""), receipt.asked_at) for one in known if receipt.covers(one)}
+    return found
 
 
 @contextmanager

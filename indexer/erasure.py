@@ -111,10 +111,10 @@ class Eraser:
     beside: Callable[[float], None]
     """Takes what the truth has lost out of the vectors of another encoder beside it, until a deadline."""
 
-    def erase(self, by: By, subjects: Sequence[str], wait_s: float = WAIT_S, *, again: bool = False) -> Erased:
+    def erase(self, by: By, subjects: Sequence[str], wait_s: float = WAIT_S, *, again: str | None = None) -> Erased:
         """Erase notes by id, or all notes of one patient, and return the receipt.
 
-        ``again``: from a copy, what was erased from the collection before (`asked.Details`).
+        ``again``: from a copy, what was erased from the collection before (`asked.Details`); when that was asked for.
 
         Raises:
             HeldError: a patient is under legal hold, or came under it before anything was erased; nothing was.
@@ -182,7 +182,9 @@ class Eraser:
         with read_transaction(self.engine) as connection:
             return asked.pending_erasures(connection)
 
-    def _ask(self, by: By, subjects: Sequence[str], deadline: float, *, again: bool) -> tuple[Pending, tuple[str, ...]]:
+    def _ask(
+        self, by: By, subjects: Sequence[str], deadline: float, *, again: str | None
+    ) -> tuple[Pending, tuple[str, ...]]:
         def elsewhere(details: Details) -> bool:
             return self.waiting.holds(self.name, details)
 

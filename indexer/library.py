@@ -149,19 +149,25 @@ class Library:
         return opened
 
     def erase(
-        self, collection: Collection, by: By, subjects: Sequence[str], wait_s: float = WAIT_S, *, again: bool = False
+        self,
+        collection: Collection,
+        by: By,
+        subjects: Sequence[str],
+        wait_s: float = WAIT_S,
+        *,
+        again: str | None = None,
     ) -> Erased:
         """Erase notes by id (``notes``), or all notes of one patient (``patient``), and return the signed receipt.
 
-        ``again``: from a copy, what was erased from the collection before. Holds of that time end, and keys that were
-        made since stay.
+        ``again``: from a copy, what was erased from the collection before; when that was asked for, which the receipt
+        says too. Holds of that time end, and keys that were made since stay.
 
         Raises:
             HeldError: a patient is under legal hold, here or in a collection with the same keys; nothing was erased.
             NoteNotFoundError: nothing of them is stored; nothing was erased.
             ErasurePendingError: readers or a writer did not end within ``wait_s``; it goes on when opened next.
         """
-        if by == "patient" and not again:
+        if by == "patient" and again is None:
             held = self._held_elsewhere(collection)
             for patient in subjects:
                 if patient in held:

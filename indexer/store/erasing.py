@@ -27,13 +27,13 @@ def ask(
     subjects: Sequence[str],
     elsewhere: Callable[[Details], bool],
     *,
-    again: bool = False,
+    again: str | None = None,
 ) -> tuple[Pending, tuple[str, ...]]:
     """Write down that these notes, or those of this patient, are to be erased; return that, and unknown note ids.
 
     ``elsewhere`` says whether something outside of the truth is covered: then nothing need be stored here. ``again``:
-    see `Details`; holds that are in the way end. What was asked for already and is not done, or dropped by an erasure
-    that is not, is not asked for a second time: that one is returned.
+    see `Details`; it says when that was asked for, and holds that are in the way end. What was asked for already and is
+    not done, or dropped by an erasure that is not, is not asked for a second time: that one is returned.
 
     Raises:
         HeldError: one of the notes belongs to a patient under legal hold; nothing is written.
@@ -41,7 +41,7 @@ def ask(
     """
     salt = secrets.token_hex(32)
     covered_subjects = tuple(sorted({salted(salt, by, subject) for subject in subjects}))
-    details = Details(by, salt, covered_subjects, again=again)
+    details = Details(by, salt, covered_subjects, again=again is not None)
     covered = _covered(connection, details)
     aside = any(details.covers(one.note_id, one.patient_id) for one in put_aside(connection))
     nothing = not covered.known and not aside and not elsewhere(details)
@@ -61,7 +61,7 @@ def ask(
         raise NoteNotFoundError(f"nothing of {'that patient' if by == 'patient' else 'those notes'} is stored")
     pending = next((one for one in before if one.state == ASKED and one.details.same_as(details, subjects)), None)
     if pending is None:
-        pending = Pending(secrets.token_hex(16), iso(now_us()), ASKED, details)
+        pending = Pending(secrets.token_hex(16), again or iso(now_us()), ASKED, details)
         keep(connection, pending)
     known = covered.note_ids if by == "notes" else set(subjects)
     known |= {subject for subject in subjects if any(one.details.asked_for(subject) for one in under_way)}

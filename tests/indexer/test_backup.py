@@ -144,6 +144,22 @@ def test_what_was_erased_since_the_backup_is_erased_from_what_it_restores(home, 
         assert copy.verify() == []
 
 
+def test_what_was_stored_again_since_an_erasure_outlives_the_restore_of_an_older_backup(library, ward, tmp_path):
+    store(ward, note("first-stay", TEXT, patient_id="patient-one"), note("note-number-2", "Marmalade on a unicycle."))
+    old, new = tmp_path / "old.backup", tmp_path / "new.backup"
+    backup(ward, old)
+    by_patient = library.erase(ward, "patient", ["patient-one"]).receipt
+    by_id = library.erase(ward, "notes", ["note-number-2"]).receipt
+    store(ward, note("second-stay", "Back again.", patient_id="patient-one"), note("note-number-2", "Told anew."))
+    backup(ward, new)
+    with (looked_at := restore(library, old, "old")).collection as copy:
+        assert shown(copy) == {}
+        assert [one.receipt.asked_at for one in looked_at.erased] == [by_patient.asked_at, by_id.asked_at]
+    with (restored := restore(library, new, "new")).collection as copy:
+        assert shown(copy) == {"second-stay": 1, "note-number-2": 1}
+    assert restored.erased == ()
+
+
 def test_increments_restore_what_a_whole_backup_does(library, ward, tmp_path):
     """Each holds what changed since the one before; renamed files are found by what they hold."""
     long = "and so on " * 500
