@@ -15,6 +15,7 @@ from torch import Tensor
 from indexer.encoders.catalog import PACKED_TYPE
 from indexer.encoders.packed import FORMAT, GROUP
 from indexer.errors import ArgumentError
+from rag.training.package_weights import unpack_groups
 from rag.training.student import read_prompts
 
 _ST_TYPE = "indexer.encoders.packed_module.PackedTransformer"
@@ -48,8 +49,7 @@ def export_packed(
     }
     words = weights["embeddings.word_embeddings.weight"].numpy()
     halves, steps = groups if groups is not None else to_groups(words)
-    unpacked = from_groups(halves, steps)
-    if groups is not None and not np.array_equal(unpacked, words):
+    if groups is not None and not np.array_equal(unpack_groups(halves, steps), words):
         raise ArgumentError("groups", "are not the model's word embeddings: they were tuned, or are another model's")
     out.mkdir(parents=True, exist_ok=True)
     packed = _tensors(weights, int(config["num_hidden_layers"]), halves, steps)
@@ -125,13 +125,6 @@ def to_groups(values: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[n
     divisor = np.where(steps == 0, 1, steps).astype(np.float32)[..., None]
     levels = np.clip(np.rint(blocks / divisor) + 8, 0, 15).astype(np.uint8)
     return levels[..., : GROUP // 2] | (levels[..., GROUP // 2 :] << 4), steps
-
-
-def from_groups(halves: NDArray[np.uint8], steps: NDArray[np.float16]) -> NDArray[np.float32]:
-    """Return the float32 matrix of 4-bit groups."""
-    both = np.concatenate([halves & 15, halves >> 4], -1).astype(np.float32) - 8.0
-    both *= steps[..., None].astype(np.float32)
-    return both.reshape(len(halves), -1)
 
 
 def to_bytes(weight: Tensor) -> tuple[Tensor, Tensor]:

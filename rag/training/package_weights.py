@@ -85,12 +85,12 @@ class PackageFile:
 
     def vector(self, name: str) -> NDArray[np.float32]:
         """Return a float32 tensor, flat."""
-        _, at, size = self._directory[name]
+        at, size = self._directory[name]
         return np.array(self._bytes[at : at + size].view("<f4"))
 
     def groups(self, name: str, rows: int, columns: int) -> tuple[NDArray[np.uint8], NDArray[np.float16]]:
         """Return a 4-bit matrix as it lies: packed halves ``(rows, groups, 16)``, steps ``(rows, groups)``."""
-        _, at, size = self._directory[name]
+        at, size = self._directory[name]
         per_row = columns // GROUP
         if size != rows * per_row * _GROUP_BYTES:
             raise SourceError(f"{name} is {size} bytes long, a {rows} x {columns} matrix is not")
@@ -123,14 +123,14 @@ class PackageFile:
         texts = [blob[a:b].decode("utf-8", "replace") for a, b in itertools.pairwise(bounds)]
         return Pieces(texts, scores, bos, eos, pad, unk)
 
-    def _read_directory(self) -> dict[str, tuple[int, int, int]]:
+    def _read_directory(self) -> dict[str, tuple[int, int]]:
         (count,) = self._unpack("i")
         found = {}
         for _ in range(count):
             (length,) = self._unpack("H")
             name = self._take("u1", length).tobytes().decode("ascii")
-            kind, _, offset, size = self._unpack("BIQQ")
-            found[name] = (kind, offset, size)
+            _, _, offset, size = self._unpack("BIQQ")
+            found[name] = (offset, size)
         return found
 
 

@@ -14,8 +14,9 @@ from safetensors.torch import load_file, save_file
 
 from indexer.encoders.packed import PackedEncoder
 from indexer.errors import ArgumentError, EncoderUnavailableError
-from rag.training.export import export_packed, from_groups, to_groups
+from rag.training.export import export_packed, to_groups
 from rag.training.folder import write_pooling
+from rag.training.package_weights import unpack_groups
 from tests import tiny_models
 from tests.contracts.test_encoder import TEXTS, EncoderContract
 
@@ -53,7 +54,7 @@ def test_vectors_equal_those_of_the_float_model_up_to_the_rounding_of_the_layers
     weights = load_file(source / "model.safetensors")
     words = next(name for name in weights if name.endswith("word_embeddings.weight"))
     groups = to_groups(weights[words].numpy())
-    weights[words] = torch.from_numpy(from_groups(*groups))
+    weights[words] = torch.from_numpy(unpack_groups(*groups))
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     export_packed(folder, tmp_path / "packed", "tiny", groups)
     from sentence_transformers import SentenceTransformer
@@ -78,11 +79,11 @@ def test_sentence_transformers_reads_the_folder_and_gives_the_same_vectors(packe
 def test_groups_round_trip_within_half_a_step_and_keep_what_they_can_say():
     values = np.random.default_rng(0).normal(size=(5, 64)).astype(np.float32)
     halves, steps = to_groups(values)
-    once = from_groups(halves, steps)
+    once = unpack_groups(halves, steps)
     bound = np.repeat(np.abs(steps.astype(np.float32)), 32, axis=1)
     # the level +8 does not exist: a value opposite to the extreme one may be a whole step off
     assert (np.abs(once - values) <= bound * 1.01).all()
-    np.testing.assert_array_equal(from_groups(*to_groups(once)), once)
+    np.testing.assert_array_equal(unpack_groups(*to_groups(once)), once)
 
 
 def test_embeddings_that_are_not_the_groups_are_refused(source, tmp_path):

@@ -10,8 +10,11 @@ import numpy as np
 import pytest
 import torch
 
+from indexer.encoders.catalog import load_encoder
 from indexer.errors import ArgumentError, ClinragError, SourceError
 from rag.training.correction import measure, shift
+from rag.training.export import export_packed
+from rag.training.folder import import_package
 from rag.training.package_weights import PackageFile, unpack_groups
 from rag.training.pipeline import run_recipe
 from rag.training.recipe import STAGES, read_recipe, recipe_names, recipe_path
@@ -21,14 +24,28 @@ from rag.training.vocabulary import choose_tokens, prune_folder, prune_tokenizer
 # import
 
 
-def _package_file(path: Path, version: bytes = b"E5S1") -> Path:
+def _grouped(rng: np.random.Generator, rows: int, columns: int) -> np.ndarray:
+    """A matrix as it lies in the file: a float16 step and 16 bytes a group."""
+    blocks = rng.integers(0, 256, (rows, columns // 32, 18), dtype=np.uint8)
+    blocks[:, :, :2] = np.full((rows, columns // 32, 1), 0.01, dtype="<f2").view(np.uint8)
+    return blocks
+
+
+def _package_file(
+    path: Path,
+    version: bytes = b"E5S1",
+    texts: tuple[str, ...] = ("<s>", "<pad>", "</s>"),
+    more: dict[str, np.ndarray] | None = None,
+) -> Path:
     rng = np.random.default_rng(0)
-    tensors = {"emb.word": rng.integers(0, 256, (3, 1, 18), dtype=np.uint8), "x": np.arange(3, dtype="<f4")}
-    tensors["emb.word"][:, :, :2] = np.full((3, 1), 0.5, dtype="<f2").view(np.uint8)[:, None, :].reshape(3, 1, 2)
-    pieces = [piece.encode() for piece in ("<s>", "<pad>", "</s>")]
+    tensors = {"emb.word": _grouped(rng, len(texts), 32), "x": np.arange(3, dtype="<f4"), **(more or {})}
+    pieces = [piece.encode() for piece in texts]
     bounds = np.cumsum([0, *map(len, pieces)]).astype("<u4")
-    head = version + struct.pack("<I7ifi5iQ", 1, 32, 1, 2, 64, 3, 8, 2, 1e-12, 32, 3, 0, 2, 1, 0, int(bounds[-1]))
-    head += bounds.tobytes() + np.zeros(3, dtype="<f4").tobytes() + b"".join(pieces) + struct.pack("<iI", 0, 0)
+    unknown = texts.index("<unk>") if "<unk>" in texts else 0
+    shape = (32, 1, 2, 64, len(texts), 8, 2, 1e-12, 32)
+    head = version + struct.pack("<I7ifi5iQ", 1, *shape, len(texts), 0, 2, 1, unknown, int(bounds[-1]))
+    head += bounds.tobytes() + np.zeros(len(texts), dtype="<f4").tobytes() + b"".join(pieces)
+    head += struct.pack("<iI", 0, 0)
     entries, blob = b"", b""
     size = len(head) + 4 + sum(2 + len(name) + 21 for name in tensors)
     for name, value in tensors.items():
@@ -37,6 +54,30 @@ def _package_file(path: Path, version: bytes = b"E5S1") -> Path:
         blob += value.tobytes()
     path.write_bytes(head + struct.pack("<i", len(tensors)) + entries + blob)
     return path
+
+
+def test_the_package_file_becomes_a_model_and_its_embeddings_are_packed_as_they_were(tmp_path):
+    rng = np.random.default_rng(1)
+    shapes = {"q": (32, 32), "k": (32, 32), "v": (32, 32), "ao": (32, 32), "fi": (64, 32), "fo": (32, 64)}
+    more = {f"l0.{name}.w": _grouped(rng, *shape) for name, shape in shapes.items()}
+    more |= {f"l0.{name}.b": np.zeros(rows, dtype="<f4") for name, (rows, _) in shapes.items()}
+    norms = {
+        f"{of}.{part}": np.full(32, part == "w", dtype="<f4") for of in ("emb.ln", "l0.aln", "l0.oln") for part in "wb"
+    }
+    places = {"emb.pos": rng.normal(size=8 * 32).astype("<f4"), "emb.type": np.zeros(32, dtype="<f4")}
+    texts = ("<s>", "<pad>", "</s>", "<unk>", "▁fever", "▁query:", "▁", "<mask>")
+    source = _package_file(tmp_path / "w.bin", texts=texts, more=more | places)
+    import_package(source, tmp_path / "model")
+    student = Student(tmp_path / "model").eval()
+    assert student.token_ids(["fever"], "query: ") == [[0, 5, 4, 2]]
+    file = PackageFile(source)
+    words = student.body.get_input_embeddings().weight.detach().numpy()
+    np.testing.assert_array_equal(words, file.matrix("emb.word", 8, 32))
+    with torch.inference_mode():
+        vector = student.encode(["fever"], "query: ").numpy()
+    export_packed(tmp_path / "model", tmp_path / "packed", "tiny", file.groups("emb.word", 8, 32))
+    found = load_encoder(str(tmp_path / "packed")).encode_queries(["fever"])
+    np.testing.assert_allclose(found, vector, atol=0.05)
 
 
 def test_the_package_file_is_read_back(tmp_path):
