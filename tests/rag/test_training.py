@@ -61,9 +61,8 @@ def test_the_package_file_becomes_a_model_and_its_embeddings_are_packed_as_they_
     shapes = {"q": (32, 32), "k": (32, 32), "v": (32, 32), "ao": (32, 32), "fi": (64, 32), "fo": (32, 64)}
     more = {f"l0.{name}.w": _grouped(rng, *shape) for name, shape in shapes.items()}
     more |= {f"l0.{name}.b": np.zeros(rows, dtype="<f4") for name, (rows, _) in shapes.items()}
-    norms = {
-        f"{of}.{part}": np.full(32, part == "w", dtype="<f4") for of in ("emb.ln", "l0.aln", "l0.oln") for part in "wb"
-    }
+    for norm in ("emb.ln", "l0.aln", "l0.oln"):
+        more |= {f"{norm}.w": np.ones(32, dtype="<f4"), f"{norm}.b": np.zeros(32, dtype="<f4")}
     places = {"emb.pos": rng.normal(size=8 * 32).astype("<f4"), "emb.type": np.zeros(32, dtype="<f4")}
     texts = ("<s>", "<pad>", "</s>", "<unk>", "▁fever", "▁query:", "▁", "<mask>")
     source = _package_file(tmp_path / "w.bin", texts=texts, more=more | places)
