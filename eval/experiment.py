@@ -249,26 +249,6 @@ def write_run(path: Path, run: Run, tag: str) -> None:
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def read_run(path: Path) -> Run:
-    """Return a TREC run, from this package or another.
-
-    Raises:
-        SourceError: a line does not have six fields, or its score is no number.
-    """
-    run: Run = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        fields = line.split()
-        if not fields:
-            continue
-        if len(fields) != 6:
-            raise SourceError(f"{path.name}, line {number}: a TREC run has six fields, this line {len(fields)}")
-        try:
-            run.setdefault(fields[0], {})[fields[2]] = float(fields[4])
-        except ValueError as error:
-            raise SourceError(f"{path.name}, line {number}: the fifth field, the score, is no number") from error
-    return run
-
-
 def write_qrels(path: Path, judged: JudgedSet) -> None:
     """Write TREC qrels: ``query 0 passage grade``."""
     lines = [f"{_id(q)} 0 {_id(p)} {g}" for q in sorted(judged.qrels) for p, g in sorted(judged.qrels[q].items())]

@@ -51,8 +51,3 @@ class JudgedSet:
     def query_languages(self) -> str:
         """The languages of the queries, joined by ``+``."""
         return "+".join(sorted({query.language for query in self.queries}))
-
-    @property
-    def corpus_languages(self) -> str:
-        """The languages of the corpus, joined by ``+``."""
-        return "+".join(sorted({passage.language for passage in self.corpus}))

@@ -215,11 +215,6 @@ def note_numbers(cursor: sqlite3.Cursor, note_ids: Iterable[str]) -> dict[str, i
     return {row.note_id: row.id for row in _NOTES.rows(cursor, note_ids)}
 
 
-def chunk_rows(connection: Connection) -> Ids:
-    """Return the rows of all chunks that are stored."""
-    return np.array(connection.execute(select(t.chunks.c.row).order_by(t.chunks.c.row)).scalars().all(), np.int64)
-
-
 def vector_pages(connection: Connection, after_row: int, dim: int) -> Iterator[VectorPage]:
     """Yield the vectors of the chunks behind a row."""
     c, v = t.chunks.c, t.vectors.c

@@ -176,11 +176,6 @@ def finish(source: Connection, target: Connection) -> None:
     raise_last_ids(target, {name: last_ids(source).get(name, 0) for name in ("notes", "versions")})
 
 
-def at_same_point(source: Connection, target: Connection) -> bool:
-    """Say whether the two logs end in the same change."""
-    return truth.last_change(source) == truth.last_change(target)
-
-
 def _title(connection: Connection, source: SourceVersion, chunk: Chunk) -> str | bytes | None:
     cipher = cipher_of(connection)
     if cipher is None or source.key is None:

@@ -100,7 +100,7 @@ def test_beir_sets_are_restricted_to_a_direction_and_counted(tmp_path: Path):
         stream.write("query-id\tcorpus-id\tscore\nq-es\ta-en\t1\nq-es\ta-es\t1\n")
     (found,) = load_sets(declared("beir", ("set",), [(["es"], ["en"])], sizes={"corpus": 2}), tmp_path)
     assert found.qrels == {"q-es": {"a-en": 1}}
-    assert found.corpus_languages == "en"
+    assert {passage.language for passage in found.corpus} == {"en"}
     with pytest.raises(SourceError, match="declares 3 corpus, the files hold 2"):
         load_sets(declared("beir", ("set",), [(["es"], ["en"])], sizes={"corpus": 3}), tmp_path)
 
