@@ -34,6 +34,7 @@ from indexer.errors import (
     EncoderMismatchError,
     ErasurePendingError,
     HeldError,
+    KeysError,
     StorageError,
     StorageFullError,
     WriterBusyError,
@@ -288,16 +289,14 @@ def _pending() -> Iterator[None]:
     Raises:
         ErasurePendingError: somebody is in the way, or the disk is full.
         StorageError: the disk fails.
-        DamagedError: something was found damaged on the way.
+        KeysError, DamagedError: something was found damaged on the way.
     """
     try:
         yield
     except (WriterBusyError, StorageFullError) as exc:
         raise ErasurePendingError(f"the erasure is not complete: {exc}; {_AGAIN}") from exc
-    except StorageError as exc:
-        raise StorageError(f"the erasure is not complete: {exc}; {_AGAIN}") from exc
-    except DamagedError as exc:
-        raise DamagedError(f"the erasure is not complete: {exc}; {_AGAIN}") from exc
+    except (StorageError, KeysError, DamagedError) as exc:
+        raise type(exc)(f"the erasure is not complete: {exc}; {_AGAIN}") from exc
     except OSError as exc:
         if isinstance(exc, ClinragError):
             raise

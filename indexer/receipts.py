@@ -181,11 +181,17 @@ class Receipts:
 
     def _private_key(self) -> Ed25519PrivateKey:
         if not self._key.exists():
-            made = Ed25519PrivateKey.generate().private_bytes_raw().hex().encode() + b"\n"
-            _publish(self._key, made, self._folder, replace=False)
+            made = Ed25519PrivateKey.generate()
+            # Any 32 bytes are a key: the public half tells a flipped bit.
+            both = (made.private_bytes_raw().hex(), made.public_key().public_bytes_raw().hex())
+            _publish(self._key, "".join(f"{half}\n" for half in both).encode(), self._folder, replace=False)
         try:
-            raw = bytes.fromhex(self._key.read_text().strip())
-            return Ed25519PrivateKey.from_private_bytes(raw)
+            raw = bytes.fromhex(self._key.read_text())
+            key = Ed25519PrivateKey.from_private_bytes(raw[:_KEY_BYTES])
+            # One that an earlier version wrote has no public half.
+            if raw[_KEY_BYTES:] not in (b"", key.public_key().public_bytes_raw()):
+                raise ValueError
+            return key
         except ValueError as exc:
             raise DamagedError(
                 f"{self._key.name} in the home folder is damaged; restore it, or remove it to have a new one made "

@@ -73,7 +73,7 @@ _keys = Table(
 Index("keys_in_use", _keys.c.token, unique=True, sqlite_where=_keys.c.retired == 0)
 
 _UNREADABLE = (DamagedError, DatabaseError, UnicodeError)
-_DAMAGED = "{}, the file of the collection's keys, is damaged; bring back a copy of it, nothing was changed"
+_DAMAGED = "{}, the file of the collection's keys, is damaged; bring back a copy of it"
 _NOT_THIS_ONE = "the master key does not open the keys of this collection; name the one that they are wrapped with now"
 _MOVED = "the keys of this collection were put under another master key since they were opened; name that one"
 _STALE = "stale"
@@ -195,7 +195,7 @@ class Keyring:
             found = self.stored(owners)
             missing = [owner for owner in dict.fromkeys(owners) if owner not in found]
             if missing:
-                with write_transaction(self._engine) as connection:
+                with self._writing() as connection:
                     made = [self._wrapping.made(owner, self.token(owner)) for owner in missing]
                     connection.execute(_keys.insert(), made)
                 failpoint("keys.made")
@@ -218,7 +218,7 @@ class Keyring:
         with exclusive(self._path.with_suffix(".lock"), "the keys of the collection", LOCK_TIMEOUT_S):
             with self._reading() as connection:
                 ids = [row.id for row in connection.execute(select(_keys)) if covers(self._opened(row))]
-            with write_transaction(self._engine) as connection:
+            with self._writing() as connection:
                 for part in parts(ids):
                     connection.execute(update(_keys).where(_keys.c.id.in_(part)).values(retired=1))
         failpoint("keys.retired")
@@ -237,7 +237,7 @@ class Keyring:
             with self._reading() as connection:
                 retired = connection.execute(select(_keys).where(_keys.c.retired == 1)).all()
             gone = [row.id for row in retired if covers(self._opened(row).owner)]
-            with write_transaction(self._engine) as connection:
+            with self._writing() as connection:
                 for part in parts(gone):
                     connection.execute(delete(_keys).where(_keys.c.id.in_(part)))
                 fresh = self._wrapping.wrapped_derived(os.urandom(KEY_BYTES))
@@ -270,7 +270,7 @@ class Keyring:
                 derived = self._derived(connection)
             fresh = Wrapping.of(wrap, self._collection_id)
             facts = fresh.wrapped_facts(self.collection_key, derived) | {_STALE: b"1"}
-            with write_transaction(self._engine) as connection:
+            with self._writing() as connection:
                 connection.execute(delete(_facts).where(_facts.c.key.in_(facts)))
                 connection.execute(_facts.insert(), [{"key": name, "value": value} for name, value in facts.items()])
                 if keys:
@@ -297,14 +297,16 @@ class Keyring:
         """Leave nothing in the file that is wrapped with a master key of before. The file's lock is held."""
         self._pack(deadline)
         failpoint("keys.packed")
-        with write_transaction(self._engine) as connection:
+        with self._writing() as connection:
             connection.execute(delete(_facts).where(_facts.c.key == _STALE))
         empty_log(self._engine, self._path, time.monotonic())
         self._stale = False
 
     def _pack(self, deadline: float) -> None:
-        pack(self._engine, deadline)
-        if not empty_log(self._engine, self._path, deadline, synced=True):
+        with self._named():
+            pack(self._engine, deadline)
+            empty = empty_log(self._engine, self._path, deadline, synced=True)
+        if not empty:
             raise ErasurePendingError("a process that reads the collection's keys holds an older state of them")
 
     def _unlocked(self, facts: Mapping[str, bytes], otherwise: str) -> tuple[Wrapping, bytes]:
@@ -353,10 +355,21 @@ class Keyring:
     @contextmanager
     def _reading(self) -> Iterator[Connection]:
         """Give the file as it is now, and how its keys are wrapped does not change within the block."""
+        with self._named(), self._lock, read_transaction(self._engine) as connection:
+            self._follow(connection)
+            yield connection
+
+    @contextmanager
+    def _writing(self) -> Iterator[Connection]:
+        """Give the file to be changed."""
+        with self._named(), write_transaction(self._engine) as connection:
+            yield connection
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """Say of damage that it is in this file, and not in the collection's database."""
         try:
-            with self._lock, read_transaction(self._engine) as connection:
-                self._follow(connection)
-                yield connection
+            yield
         except _UNREADABLE as exc:
             raise KeysError(_DAMAGED.format(self._path.name)) from exc
 
@@ -385,9 +398,13 @@ class Keyring:
     def _opened(self, row: KeyRow) -> DataKey:
         try:
             return self._wrapping.data_key(row)
-        except (InvalidTag, ValueError) as exc:
+        except (InvalidTag, ValueError, TypeError) as exc:  # TypeError: a column that lost its value
             raise KeysError(_DAMAGED.format(self._path.name)) from exc
 
 
 def _facts_in(connection: Connection) -> dict[str, bytes]:
-    return {row.key: bytes(row.value) for row in connection.execute(select(_facts))}
+    """Return what the file says of itself. Raises `DamagedError` where a zeroed page left rows without values."""
+    rows = connection.execute(select(_facts)).all()
+    if not all(isinstance(row.value, bytes) for row in rows):
+        raise DamagedError("a fact without a value")
+    return {row.key: row.value for row in rows}

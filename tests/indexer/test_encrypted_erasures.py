@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 
 from indexer.backup import backup, restore
-from indexer.errors import ErasurePendingError, HeldError
+from indexer.errors import ErasurePendingError, HeldError, KeysError
 from indexer.library import Library
 from indexer.store import failpoints, schema, truth
 from indexer.store.cipher import plain_rows
-from indexer.store.sqlite import read_transaction
+from indexer.store.sqlite import PAGE_BYTES, read_transaction
 from tests.indexer.made_collections import SPEC, shown, store
 from tests.indexer.test_encryption import NOTES, fill
 
@@ -68,6 +70,39 @@ def test_erasing_a_note_without_a_patient_reaches_backups_and_others_do_not(libr
     with restored.collection as copy:
         assert restored.unreadable == 1
         assert shown(copy) == {"note-1": 2, "note-2": 1}
+
+
+@pytest.mark.parametrize("damage", ["zero", "cut"])
+def test_a_damaged_file_of_keys_is_named_by_an_erasure_that_ends_with_a_sound_one(
+    library, ward, home, master, tmp_path, damage
+):
+    fill(ward)
+    ward.close()
+    file = library.keyrings.path(ward.collection_id)
+    sound = file.read_bytes()
+    shutil.copytree(home, tmp_path / "before")
+    named = 0
+    for at in range(PAGE_BYTES, len(sound), PAGE_BYTES):
+        shutil.rmtree(home)
+        shutil.copytree(tmp_path / "before", home)
+        file.write_bytes(sound[:at] + (bytes(PAGE_BYTES) + sound[at + PAGE_BYTES :] if damage == "zero" else b""))
+        fresh = Library(home, master=master)
+        try:
+            with fresh.open("ward") as opened:
+                fresh.erase(opened, "patient", ["patient-one"], 1.0)
+        except KeysError as error:
+            assert f"{file.name}, the file of the collection's keys, is damaged; bring back a copy" in str(error)
+            named += 1
+        for ending in ("", "-wal", "-shm"):
+            file.with_name(file.name + ending).unlink(missing_ok=True)
+        file.write_bytes(sound)
+        again = Library(home, master=master)
+        with again.open("ward") as opened:
+            if "note-1" in shown(opened):
+                again.erase(opened, "patient", ["patient-one"])
+            assert shown(opened) == {"note-2": 1, "note-3": 1}
+            assert opened.verify() == []
+    assert named
 
 
 def test_an_erased_patient_gets_a_new_key(library, ward, home, master):

@@ -365,6 +365,26 @@ def test_what_is_left_of_a_receipt_that_was_not_written_to_its_end_goes_with_the
     assert library.receipts.judge(receipt).good
 
 
+def test_a_damaged_signing_key_signs_nothing(home, library, ward):
+    """Any 32 bytes are a key: with a flipped bit it would sign receipts that nobody can check."""
+    store(ward, note("a", SECRETS[0]), note("b", SECRETS[1]))
+    receipt = library.erase(ward, "notes", ["a"]).receipt
+    key = home / "receipts.key"
+    sound = key.read_text()
+    key.write_text(("b" if sound[0] == "a" else "a") + sound[1:])
+    with pytest.raises(DamagedError, match=r"the erasure is not complete: receipts\.key .* is damaged"):
+        library.erase(ward, "notes", ["b"])
+    key.write_text(sound)
+    assert all(library.receipts.judge(one).good for one in (receipt, library.erase(ward, "notes", ["b"]).receipt))
+
+
+def test_a_signing_key_that_an_earlier_version_wrote_is_read(home, library, ward):
+    public = library.receipts.public_key()
+    key = home / "receipts.key"
+    key.write_text(key.read_text().splitlines()[0] + "\n")
+    assert library.receipts.public_key() == public
+
+
 @pytest.mark.parametrize("name", ["collection", "asked_at", "erased_at", "salt", "public_key", "signature"])
 def test_a_receipt_that_was_changed_does_not_verify(home, library, ward, name, tmp_path):
     store(ward, note("note-number-1", SECRETS[0]))
