@@ -170,11 +170,16 @@ class Collection:
             EncoderMismatchError: they do not; names both sides and the mend.
         """
         if spec.fingerprint != self.spec.fingerprint:
+            mend = f"use --encoder {self.encoder_name}, or make another collection for the other encoder"
+            if spec.model_id == self.spec.model_id:  # as after an upgrade: the encoder of that name is another now
+                mend = (
+                    f"'clinrag collections reencode {self.name} --encoder {self.encoder_name}' makes the vectors of "
+                    f"today's, 'clinrag collections cutover {self.name}' goes over to them"
+                )
             raise EncoderMismatchError(
                 f"collection {self.name!r} was embedded with {self.encoder_name} "
                 f"({self.spec.model_id}, fingerprint {self.spec.fingerprint[:12]}), not with {spec.model_id} "
-                f"(fingerprint {spec.fingerprint[:12]}); use --encoder {self.encoder_name}, "
-                "or make another collection for the other encoder"
+                f"(fingerprint {spec.fingerprint[:12]}); {mend}"
             )
 
     @contextmanager

@@ -196,7 +196,8 @@ class Follower:
         if encoder.spec.fingerprint != self.spec.fingerprint:
             raise EncoderMismatchError(
                 f"the vectors beside collection {self._name!r} are of {self.encoder_name} "
-                f"(fingerprint {self.spec.fingerprint[:12]}), this machine's is {encoder.spec.fingerprint[:12]}"
+                f"(fingerprint {self.spec.fingerprint[:12]}), this machine's is {encoder.spec.fingerprint[:12]}; "
+                f"'clinrag collections discard {self._name}' removes them, 'reencode' makes them anew"
             )
         return encoder
 
