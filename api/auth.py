@@ -50,7 +50,7 @@ class Gate:
             return None
         if secret is None:
             raise AccessError("send a key: Authorization: Bearer KEY")
-        if own is not None and hmac.compare_digest(own.encode(), secret.encode("utf-8", "surrogateescape")):
+        if own is not None and hmac.compare_digest(own.encode(), secret.encode()):
             return "environment"
         key = self._keys.find(secret)
         if key is None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from api.schemas import Named, Result, Text, Wire
+from api.schemas import Named, Result, Text, Wire, few_fields
 
 if TYPE_CHECKING:
     from indexer.receipts import Verdict
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class ErasureBody(Wire):
     """POST /v1/collections/{name}/erasures: either some notes, or all notes of one patient."""
 
-    note_ids: list[Named] | None = Field(default=None, min_length=1)
+    note_ids: list[Named] | None = Field(default=None, min_length=1, fail_fast=True)
     patient_id: Named | None = None
 
     @model_validator(mode="after")
@@ -35,10 +35,10 @@ class ReceiptModel(Result):
     by: Literal["notes", "patient"]
     asked_at: str
     erased_at: str
-    counts: dict[str, int]
+    counts: Annotated[dict[str, int], BeforeValidator(few_fields)]
     salt: str
-    subjects: list[str]
-    notes: list[tuple[str, int, str]]
+    subjects: list[str] = Field(fail_fast=True)
+    notes: list[tuple[str, int, str]] = Field(fail_fast=True)
     public_key: str
     signature: str
     format: int

@@ -64,7 +64,7 @@ class KeyFile:
 
     def exists(self) -> bool:
         """Return whether a key was ever made here."""
-        return self._path.exists()
+        return os.path.lexists(self._path)  # a link that leads nowhere at the moment opens nothing
 
     def all(self) -> tuple[Key, ...]:
         """Return all keys, the revoked ones too, in the order they were made.

@@ -24,6 +24,7 @@ from api.settings import LOOPBACK_HOSTS, Settings
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}\Z")
 _PROBES = ("/healthz", "/readyz")
 _OPEN = (*_PROBES, "/docs", "/openapi.json")
+_FOREIGN = ("cross-site", "same-site")
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
@@ -83,6 +84,8 @@ class Edge:
         # header then holds that name. Beyond loopback names are the operator's business, and a key is needed.
         if self._settings.loopback and _host_name(headers.get("host", "")) not in LOOPBACK_HOSTS:
             return http_problem(421, "use localhost or 127.0.0.1", request_id)
+        if _from_another_page(headers) and not path.startswith(_OPEN):
+            return http_problem(403, "pages of other sites may not call this server", request_id)
         if not path.startswith(_OPEN):
             # Before the body is read, and for every address: a route that forgets its scope still needs a key.
             try:
@@ -112,6 +115,15 @@ class Edge:
         # Probes come every few seconds and say nothing; they are there at the level DEBUG.
         level = logging.DEBUG if route in _PROBES else logging.INFO
         ACCESS.log(level, "request", extra={"fields": fields})
+
+
+def _from_another_page(headers: Headers) -> bool:
+    """Return whether a browser says that a page from elsewhere asks, without a key and not by a link.
+
+    Such a page cannot read the answer, but by whether it loads it could find out which notes there are.
+    """
+    foreign = headers.get("sec-fetch-site") in _FOREIGN and headers.get("sec-fetch-dest") != "document"
+    return foreign and "authorization" not in headers
 
 
 def _host_name(host: str) -> str:

@@ -21,6 +21,7 @@ MEDIA_TYPE = "application/problem+json"
 _HTTP = {
     400: Code(400, 2, "bad-request", "The request cannot be read"),
     401: Code(401, 2, "unauthorized", "A valid key is needed"),
+    403: Code(403, 2, "cross-site", "Other pages may not call this server"),
     404: Code(404, 2, "not-found", "There is nothing at this address"),
     405: Code(405, 2, "method-not-allowed", "This address does not take this method"),
     408: Code(408, 2, "too-slow", "The request did not come in time"),

@@ -25,7 +25,10 @@ MAX_PAGE = 1_000
 
 ScalarValue = str | int | float | bool | None
 
-OWN_ERRORS = ("lone_surrogate", "not_finite", "not_scalar", "blank", "one_of")
+MOST_FIELDS = 100
+"""More than any object of a request has. Each unknown one would be an error, which takes far more than its bytes."""
+
+OWN_ERRORS = ("lone_surrogate", "not_finite", "not_scalar", "blank", "one_of", "too_many_fields")
 """The kinds of error whose message is ours, and holds nothing of the input."""
 
 
@@ -52,11 +55,21 @@ def _not_blank(text: str) -> str:
     return text
 
 
+def few_fields(value: Any) -> Any:
+    """Return what is to become an object, unless it has more fields than any has."""
+    if isinstance(value, dict) and len(value) > MOST_FIELDS:
+        raise PydanticCustomError("too_many_fields", "has more fields than this request takes")
+    return value
+
+
 Text = Annotated[str, AfterValidator(_characters)]
 Named = Annotated[Text, AfterValidator(_not_blank)]
 """A text that says whose or why."""
+# Lists end at the first item that is wrong: a million errors would hold the server up for half a minute.
 Texts = Annotated[
-    list[Text], BeforeValidator(lambda value: [] if value is None else value, json_schema_input_type=list[Text] | None)
+    list[Text],
+    Field(fail_fast=True),
+    BeforeValidator(lambda value: [] if value is None else value, json_schema_input_type=list[Text] | None),
 ]
 Metadata = Annotated[
     dict[str, JsonValue],
@@ -69,6 +82,11 @@ class Wire(BaseModel):
     """A model that refuses unknown fields and reads dataclasses of the same shape."""
 
     model_config = ConfigDict(extra="forbid", from_attributes=True, serialize_by_alias=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _few(cls, value: Any) -> Any:
+        return few_fields(value)
 
 
 class Result(BaseModel):
@@ -259,8 +277,9 @@ class NotesBody(Wire):
     """POST /v1/collections/{name}/notes. Unknown keys of a note become its metadata."""
 
     notes: list[dict[str, JsonValue]] = Field(
+        fail_fast=True,
         description="`id` and `text`; optional: `patient_id`, `encounter_id`, `note_type`, `language`, `authored_at`, "
-        "`stored_at`, `status`, `replaces`, `appends`, `source`"
+        "`stored_at`, `status`, `replaces`, `appends`, `source`",
     )
     wait: bool = Field(default=True, description="answer when the notes are searchable; else at once, with a job id")
 

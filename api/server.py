@@ -82,15 +82,17 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 class PatientProtocol(H11Protocol):
-    """HTTP/1.1 as uvicorn speaks it, where a client has ``head_s`` seconds to send the head of its next request.
+    """HTTP/1.1 as uvicorn speaks it, with ``head_s`` seconds to send a request's head, or to take any of an answer.
 
-    uvicorn itself waits for ever for the first one, and for the rest of one that was begun: as many silent clients as
-    there are places for connections would lock out all others, with no key at all.
+    uvicorn itself waits for ever for both: as many silent clients as there are places for connections would lock out
+    all others, with no key at all.
     """
 
     head_s: ClassVar[float] = 10.0
 
     _deadline: asyncio.TimerHandle | None = None
+    _look: asyncio.TimerHandle | None = None
+    _waiting_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for a request."""
@@ -111,9 +113,20 @@ class PatientProtocol(H11Protocol):
         if self.cycle is answered:
             self._expect()
 
+    def pause_writing(self) -> None:
+        """Begin to wait for the client to take what was answered."""
+        super().pause_writing()
+        self._expect_taken()
+
+    def resume_writing(self) -> None:
+        """Stop waiting for that."""
+        self._forget_taken()
+        super().resume_writing()
+
     def connection_lost(self, exc: Exception | None) -> None:
         """Wait no longer."""
         self._forget()
+        self._forget_taken()
         super().connection_lost(exc)
 
     def _expect(self) -> None:
@@ -129,3 +142,21 @@ class PatientProtocol(H11Protocol):
         self._deadline = None
         if not self.transport.is_closing():
             self.transport.close()
+        self._expect_taken()  # it closes when the last answer has left
+
+    def _expect_taken(self) -> None:
+        self._forget_taken()
+        self._waiting_bytes = self.transport.get_write_buffer_size()
+        if self._waiting_bytes:
+            self._look = self.loop.call_later(self.head_s, self._see_taken)
+
+    def _forget_taken(self) -> None:
+        if self._look is not None:
+            self._look.cancel()
+            self._look = None
+
+    def _see_taken(self) -> None:
+        if self.transport.get_write_buffer_size() < self._waiting_bytes:
+            self._expect_taken()
+        else:
+            self.transport.abort()

@@ -82,6 +82,8 @@ def from_environment(environment: Mapping[str, str] | None = None, home: Path | 
     api_key = text("API_KEY")
     if api_key is not None and len(api_key) < 32:
         raise ArgumentError("CLINRAG_API_KEY", "is shorter than 32 characters; make one with: openssl rand -hex 32")
+    if api_key is not None and not (api_key.isascii() and api_key.isprintable()):
+        raise ArgumentError("CLINRAG_API_KEY", "holds what a header cannot carry; make one with: openssl rand -hex 32")
     level = (text("LOG_LEVEL") or defaults.log_level).upper()
     if level not in ("DEBUG", "INFO", "WARNING", "ERROR"):
         raise ArgumentError("CLINRAG_LOG_LEVEL", "is none of DEBUG, INFO, WARNING, ERROR")

@@ -12,6 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from api.schemas import NoteModel
 from api.server import PatientProtocol
 from api.settings import Settings
 from tests.api.conftest import NOTES, serving
@@ -94,6 +95,51 @@ def test_a_question_is_not_as_large_as_an_import(ward: httpx.Client):
     assert [row["field"] for row in rejected] == ["id"]
 
 
+@pytest.mark.parametrize(
+    "url, body, field",
+    [
+        ("/v1/collections/ward/notes", {"notes": [1] * 30}, "notes"),
+        ("/v1/collections/ward/notes", {"notes": []} | dict.fromkeys(map(str, range(200)), 1), "body"),
+        ("/v1/collections/ward/erasures", {"note_ids": [1] * 30}, "note_ids"),
+        ("/v1/search", SEARCH | {"scope": {"section": [1] * 30}}, "scope"),
+        ("/v1/search", SEARCH | {"scope": dict.fromkeys(map(str, range(200)), 1)}, "scope"),
+        ("/v1/receipts/verify", {"receipt": {"subjects": [1] * 30}}, "receipt.subjects"),
+        ("/v1/receipts/verify", {"receipt": {"notes": [1] * 30}}, "receipt.notes"),
+        ("/v1/receipts/verify", {"receipt": {"counts": dict.fromkeys(map(str, range(200)), "")}}, "receipt.counts"),
+    ],
+)
+def test_of_many_mistakes_of_a_kind_one_is_looked_for(
+    ward: httpx.Client, url: str, body: dict[str, object], field: str
+):
+    answer = ward.post(url, json=body)
+    assert answer.status_code == 422
+    assert len([error for error in answer.json()["errors"] if error["field"].startswith(field)]) == 1
+
+
+@pytest.mark.parametrize("site", ["cross-site", "same-site"])
+@pytest.mark.parametrize("dest", ["empty", "iframe", "object", "script", "image"])
+def test_pages_of_other_sites_learn_nothing(ward: httpx.Client, site: str, dest: str):
+    sent = {"Sec-Fetch-Site": site, "Sec-Fetch-Dest": dest}
+    answers = [ward.get(f"/v1/collections/ward/notes/{note}", headers=sent) for note in ("lab-2", "none")]
+    assert {answer.status_code for answer in answers} == {403}
+    assert answers[0].json()["type"] == "urn:clinrag:problem:cross-site"
+    assert ward.get("/docs", headers=sent).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        {"Sec-Fetch-Site": "same-origin", "Sec-Fetch-Dest": "empty"},
+        {"Sec-Fetch-Site": "none", "Sec-Fetch-Dest": "document"},
+        {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Dest": "document"},
+        {"Sec-Fetch-Site": "same-site", "Sec-Fetch-Dest": "empty", "Authorization": "Bearer any"},
+    ],
+    ids=["own page", "typed", "link", "key"],
+)
+def test_a_link_an_own_page_and_a_key_are_let_in(ward: httpx.Client, sent: dict[str, str]):
+    assert ward.get("/v1/collections/ward/notes/lab-2", headers=sent).status_code == 200
+
+
 def test_no_address_answers_with_a_redirect(ward: httpx.Client):
     for path in ("/v1/collections/", "/v1/search/", "/docs/", "/healthz/"):
         answer = ward.request("POST" if "search" in path else "GET", path, follow_redirects=False)
@@ -119,6 +165,33 @@ def test_a_connection_on_which_no_request_comes_is_closed(home: Path, monkeypatc
         line.sendall(sent)
         received = b"".join(iter(lambda: line.recv(65_536), b""))  # to the end: it would not come
         assert received.startswith(b"HTTP/1.1 200 OK" if b"\r\n\r\n" in sent else b"")
+
+
+def test_a_client_that_takes_no_answer_is_cut_off(home: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(PatientProtocol, "head_s", 0.05)
+    with serving(Settings(home=home, encoder="hashing")) as client, _dialled(client) as line:
+        line.settimeout(30)
+        with pytest.raises(ConnectionError):  # until then it takes requests, and answers pile up
+            while True:
+                line.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n" * 1_000)
+
+
+def test_an_answer_that_is_taken_slowly_comes_whole(home: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(PatientProtocol, "head_s", 0.1)
+    text = "fever. " * 2_000_000
+    pause = threading.Event()
+    with serving(Settings(home=home, encoder="hashing")) as client:
+        assert client.post("/v1/collections", json={"name": "ward"}).status_code == 201
+        assert client.post("/v1/collections/ward/notes", json={"notes": [NOTES[1]]}).json()["stored"] == 1
+        stored = client.get("/v1/collections/ward/notes/lab-2").json() | {"text": text}
+        monkeypatch.setattr("api.routes.notes.shown_note", lambda *_: NoteModel.model_validate(stored))
+        received = bytearray()
+        with _dialled(client) as line:
+            line.sendall(b"GET /v1/collections/ward/notes/n HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            while part := line.recv(1 << 20):
+                received += part
+                pause.wait(0.02)
+        assert received.count(b"fever. ") == 2_000_000
 
 
 def test_a_request_that_takes_its_time_is_not_cut_off(home: Path, monkeypatch: pytest.MonkeyPatch):

@@ -51,6 +51,13 @@ def test_revoking_the_last_key_leaves_a_file_that_lets_nobody_in(tmp_path: Path)
     assert [key.revoked_at is not None for key in keys.all()] == [True]
 
 
+def test_a_key_file_that_is_a_link_to_nowhere_lets_nobody_in(tmp_path: Path):
+    (tmp_path / "keys.json").symlink_to(tmp_path / "not-mounted" / "keys.json")
+    keys = KeyFile(tmp_path)
+    assert keys.exists()
+    assert keys.find("clinrag_any") is None
+
+
 def test_a_name_is_free_again_after_its_key_is_revoked(tmp_path: Path):
     keys = KeyFile(tmp_path)
     _, first = keys.add("feed", [WRITE])

@@ -66,6 +66,8 @@ def test_values_are_read():
         ("CLINRAG_PORT", "eighty"),
         ("CLINRAG_PORT", "70000"),
         ("CLINRAG_API_KEY", "too-short"),
+        ("CLINRAG_API_KEY", "ключ" * 10),
+        ("CLINRAG_API_KEY", "k" * 31 + "\n" + "k" * 31),
         ("CLINRAG_LOG_LEVEL", "loud"),
         ("CLINRAG_MAX_BODY_BYTES", "77"),
         ("CLINRAG_GENERATORS", "extractive,gpt-4o"),
