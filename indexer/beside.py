@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,7 +20,9 @@ from typing import Generic, Self, TypeVar
 T = TypeVar("T")
 
 PATIENCE_S = 0.0003
-"""How long a caller with nothing left to do waits for what was begun: about as long as it takes to do some of it."""
+PATIENCE_SHARE = 0.5
+"""How long a caller with nothing left to do waits for what was begun: so long, or half as long again as since it was
+handed over. What takes longer takes longer to be done again, and who waits for nothing loses a third of the time."""
 
 
 class Beside(Generic[T]):
@@ -34,6 +37,7 @@ class Beside(Generic[T]):
         """Nothing begins yet."""
         self._work = work
         self._handed: Future[T] | None = None
+        self._handed_at = 0.0
         self._entered = False
 
     def __enter__(self) -> Self:
@@ -42,6 +46,7 @@ class Beside(Generic[T]):
         self._entered = me not in _callers
         _callers.add(me)
         if len(_callers) == 1 and not _single_core:
+            self._handed_at = time.perf_counter()
             try:
                 self._handed = _second.submit(self._work)
             except RuntimeError:  # The process ends: threads are not started any more.
@@ -52,7 +57,7 @@ class Beside(Generic[T]):
         """Return what the work gives, or raise what it raises. To be called once, within the context."""
         if self._handed is not None and not self._handed.cancel():
             with suppress(TimeoutError):
-                return self._handed.result(PATIENCE_S)
+                return self._handed.result(max(PATIENCE_S, PATIENCE_SHARE * (time.perf_counter() - self._handed_at)))
         return self._work()
 
     def __exit__(
