@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
 import pytest
 import yaml
 
-from api.settings import from_environment
+from api.settings import Settings, from_environment
+from tests.api.conftest import serving
 
 ROOT = Path(__file__).parent.parent
 IMAGES = ("Dockerfile", "Dockerfile.gpu")
@@ -58,6 +63,25 @@ def test_images_run_the_installed_command_as_nobody_special(image: str):
     assert re.search(r"^USER clinrag$", steps(image), re.MULTILINE)
     assert "HEALTHCHECK" in steps(image)
     assert re.search(r"^VOLUME /data$", steps(image), re.MULTILINE)
+
+
+@pytest.mark.parametrize("image", IMAGES)
+def test_the_health_check_asks_the_server_on_its_port_and_no_proxy(image: str, tmp_path: Path):
+    found = re.search(r"^HEALTHCHECK .*CMD (\[.+\])$", steps(image), re.MULTILINE)
+    assert found is not None
+    _, *arguments = json.loads(found.group(1))
+    proxies = dict.fromkeys(("http_proxy", "HTTP_PROXY", "all_proxy"), "http://127.0.0.1:9")
+
+    def healthy(port: int) -> bool:
+        environment = {**os.environ, **proxies, "CLINRAG_PORT": str(port)}
+        done = subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, check=False)
+        return done.returncode == 0
+
+    with serving(Settings(home=tmp_path, encoder="hashing")) as client:
+        port = client.base_url.port
+        assert port is not None
+        assert healthy(port)
+    assert not healthy(port)
 
 
 def test_the_gpu_image_swaps_faiss_and_nothing_else():

@@ -10,6 +10,7 @@ import gc
 import sys
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -55,6 +56,19 @@ def _failure(message: str, error: BaseException) -> Failure:
 
 class Commands(click.Group):
     """A group whose commands end with a message and a code, never with a traceback (but for CLINRAG_DEBUG=1)."""
+
+    def make_context(self, *arguments: Any, **options: Any) -> click.Context:
+        """Read the command line; ``--help`` and ``--version`` are answered here.
+
+        Raises:
+            Failure: the answer could not be written.
+        """
+        try:
+            return super().make_context(*arguments, **options)
+        except OSError as error:
+            if error.errno == errno.EPIPE:
+                raise
+            raise _failure(_os_message(error), error) from None
 
     def invoke(self, ctx: click.Context) -> object:
         """Run the command.

@@ -57,6 +57,14 @@ def server_process(home: Path, **more: str) -> Iterator[tuple[subprocess.Popen[s
         process.stderr.close()
 
 
+@pytest.mark.parametrize("argument", ["--version", "--help"])
+def test_what_cannot_be_written_ends_with_a_line(home: Path, argument: str):
+    with Path("/dev/full").open("w") as full:
+        command, where = [*COMMAND, argument], environment(home)
+        done = subprocess.run(command, env=where, stdout=full, stderr=subprocess.PIPE, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (1, "Error: the disk is full; free some space and try the same again\n")
+
+
 def many(prefix: str, count: int) -> list[dict[str, object]]:
     return [{"id": f"{prefix}-{n}", "text": f"Note {prefix} {n}: fever and cough since day {n}."} for n in range(count)]
 
