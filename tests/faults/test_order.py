@@ -18,7 +18,7 @@ from indexer.library import Library
 from indexer.reencoding import completed, reencode
 from tests.faults import shim
 from tests.faults.writes import notes
-from tests.indexer.test_reencoding import WordEncoder
+from tests.indexer.made_collections import WordEncoder
 
 pytestmark = pytest.mark.faults
 

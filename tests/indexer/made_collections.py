@@ -43,6 +43,32 @@ class LetterEncoder:
         return [np.array(spans, np.int64).reshape(-1, 2) for spans in found]
 
 
+class WordEncoder:
+    """Another space than the letters', and another tokenizer: few words fit into a chunk."""
+
+    spec = EncoderSpec("words", "1" * 64, "none", "", "", 16, True, 10_000)
+    max_tokens = 6
+
+    def __init__(self):
+        self.embedded = []
+
+    def encode_queries(self, texts):
+        rows = np.ones((len(texts), 16), np.float32)
+        for row, text in zip(rows, texts, strict=True):
+            for word in re.findall(r"\w+", text.casefold()):
+                row[sum(map(ord, word)) % 16] += 1
+        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+    def encode_passages(self, texts):
+        self.embedded += texts
+        return self.encode_queries(texts)
+
+    def token_spans(self, texts):
+        return [
+            np.array([match.span() for match in re.finditer(r"\S+", text)], np.int64).reshape(-1, 2) for text in texts
+        ]
+
+
 def note(note_id, text="Pain in the chest.", **fields):
     """Return a note; ``stored_at`` may be a small number: a second of 2020."""
     moment = fields.get("stored_at")

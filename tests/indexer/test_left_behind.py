@@ -25,8 +25,7 @@ from indexer.library import Library
 from indexer.reencoding import cutover, discard, reencode, rollback
 from indexer.repair import repair
 from indexer.store import failpoints
-from tests.indexer.made_collections import LetterEncoder, new, note, shown
-from tests.indexer.test_reencoding import WordEncoder
+from tests.indexer.made_collections import LetterEncoder, WordEncoder, new, note, shown
 
 RARE = "Zuclopenthixol decanoate was given to this patient."
 TEXTS = {"note-1": "Pain in the chest.", "note-2": RARE, "note-3": "The plan is rest."}

@@ -12,7 +12,7 @@ import sqlite3
 import sys
 import tempfile
 from collections.abc import Iterable
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -30,8 +30,7 @@ from indexer.records import Scope
 from indexer.reencoding import beside, cutover, discard, reencode, rollback
 from indexer.repair import repair
 from indexer.store.failpoints import install
-from tests.indexer.made_collections import LetterEncoder, note, second, shown
-from tests.indexer.test_reencoding import WordEncoder
+from tests.indexer.made_collections import LetterEncoder, WordEncoder, note, second, shown
 
 ENCODERS = {"letters": LetterEncoder, "words": WordEncoder}
 STEPS_OF_A_REENCODING = ("reencode.made", "reencode.embedded", "reencode.written")
@@ -395,22 +394,20 @@ class LifecycleMachine(RuleBasedStateMachine):
             shutil.rmtree(self.home)
 
 
-class stopped_at:  # noqa: N801
-    """A block that ends with `Stopped` when a failpoint is reached; ``None`` names none."""
+@contextmanager
+def stopped_at(name):
+    """Have the block end with `Stopped` when a failpoint is reached; ``None`` names none."""
 
-    def __init__(self, name):
-        self.name = name
-
-    def __enter__(self):
-        install(self.reached)
-
-    def __exit__(self, *_):
-        install(None)
-
-    def reached(self, name):
-        if name == self.name:
+    def reached(point):
+        if point == name:
             install(None)
             raise Stopped
+
+    install(reached)
+    try:
+        yield
+    finally:
+        install(None)
 
 
 class EncryptedLifecycleMachine(LifecycleMachine):

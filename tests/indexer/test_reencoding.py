@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import re
 import sqlite3
 from contextlib import closing, contextmanager
 
-import numpy as np
 import pytest
 
 from indexer.build import index_notes
@@ -24,35 +22,9 @@ from indexer.records import EncoderSpec, Scope
 from indexer.reencoding import beside, completed, cutover, discard, reencode, rollback
 from indexer.repair import repair
 from indexer.store.failpoints import install
-from tests.indexer.made_collections import LetterEncoder, note
+from tests.indexer.made_collections import LetterEncoder, WordEncoder, note
 
 ERASED = "Zuclopenthixol decanoate was given to this patient."
-
-
-class WordEncoder:
-    """Another space than the letters', and another tokenizer: few words fit into a chunk."""
-
-    spec = EncoderSpec("words", "1" * 64, "none", "", "", 16, True, 10_000)
-    max_tokens = 6
-
-    def __init__(self):
-        self.embedded = []
-
-    def encode_queries(self, texts):
-        rows = np.ones((len(texts), 16), np.float32)
-        for row, text in zip(rows, texts, strict=True):
-            for word in re.findall(r"\w+", text.casefold()):
-                row[sum(map(ord, word)) % 16] += 1
-        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
-
-    def encode_passages(self, texts):
-        self.embedded += texts
-        return self.encode_queries(texts)
-
-    def token_spans(self, texts):
-        return [
-            np.array([match.span() for match in re.finditer(r"\S+", text)], np.int64).reshape(-1, 2) for text in texts
-        ]
 
 
 TEXTS = [

@@ -13,8 +13,7 @@ from indexer.errors import ClinragError, DamagedError
 from indexer.library import Library
 from indexer.reencoding import cutover, reencode
 from indexer.repair import repair
-from tests.indexer.made_collections import LetterEncoder, new, note, shown
-from tests.indexer.test_reencoding import WordEncoder
+from tests.indexer.made_collections import LetterEncoder, WordEncoder, new, note, shown
 
 TEXTS = {f"note-{n}": f"Number {n} has pain. The plan is {'rest ' * (n % 3 + 1)}and more." for n in range(8)}
 

@@ -20,8 +20,7 @@ from indexer.library import Library
 from indexer.reencoding import cutover, discard, reencode, rollback
 from indexer.repair import repair
 from indexer.store import failpoints, sqlite
-from tests.indexer.made_collections import SPEC, LetterEncoder, at, note, shown, vector
-from tests.indexer.test_reencoding import WordEncoder
+from tests.indexer.made_collections import SPEC, LetterEncoder, WordEncoder, at, note, shown, vector
 
 RARE = "Zuclopenthixol decanoate was given to this patient."
 KEPT = {"b": 1, "c": 1}
