@@ -6,6 +6,7 @@ import asyncio
 import resource
 import signal
 import socket
+import sys
 from contextlib import suppress
 from typing import ClassVar
 
@@ -26,14 +27,15 @@ def run(settings: Settings) -> None:
     Raises:
         ArgumentError: the address cannot be listened on, or needs keys that are not there.
     """
+    # Before uvicorn listens to it, too: a stop that was asked for is no failure, and the first process of a container
+    # does not even hear of one. uvicorn raises the signal again once it has shut down.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
     _open_many_files()
     serve_evenly()
     app = create_app(settings)
     listening = listen(settings.host, settings.port)
     set_up(settings.log_level)
     SERVER.info("listening", extra={"fields": {"host": settings.host, "port": listening.getsockname()[1]}})
-    # uvicorn raises the signal again once it has shut down; a stop that was asked for is no failure.
-    signal.signal(signal.SIGTERM, lambda number, frame: None)
     uvicorn.Server(configured(app)).run(sockets=[listening])
 
 

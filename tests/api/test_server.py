@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import resource
 import socket
+import subprocess
+import sys
 import threading
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -55,7 +57,6 @@ def test_a_collection_that_another_process_deleted_gives_its_room_back_without_b
             assert client.post(f"/v1/collections/{name}/notes", json={"notes": NOTES}).json()["stored"] == len(NOTES)
             assert client.post("/v1/search", json={"query": "creatinine", "collection": name}).status_code == 200
         Library(home).delete("gone")
-        assert deleted_files_open(home)
         pause = threading.Event()
         for _ in range(1_000):
             if not deleted_files_open(home):
@@ -79,3 +80,15 @@ def test_more_collections_can_be_open_than_the_soft_limit_of_files_lets(home: Pa
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         listed = client.get("/v1/collections").json()
         assert ([row["name"] for row in listed["collections"]], listed["damaged"]) == (sorted(names), [])
+
+
+@pytest.mark.parametrize("at", ["api.server.serve_evenly", "api.server.set_up", "uvicorn.Server.run"])
+def test_a_stop_that_is_asked_for_while_the_server_starts_is_heard(home: Path, at: str):
+    code = (
+        "import signal, sys\nfrom pathlib import Path\nfrom unittest.mock import patch\n"
+        "from api.server import run\nfrom api.settings import Settings\n"
+        "def stop(*_, **__): signal.raise_signal(signal.SIGTERM); print('went on')\n"
+        f"with patch({at!r}, stop): run(Settings(home=Path(sys.argv[1]), port=0))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, home], capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout) == (0, "")
