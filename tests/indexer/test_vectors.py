@@ -83,7 +83,7 @@ def coded():
 def test_codes_find_in_each_pool_what_a_scan_finds(coded, monkeypatch, shared_bytes):
     """Alike in one thread and, as more codes are, in two."""
     monkeypatch.setattr(coded_rows, "SCREENED", 500)
-    monkeypatch.setattr(coded_rows, "SHARED_BYTES", shared_bytes)
+    monkeypatch.setattr(faiss_index, "SHARED_BYTES", shared_bytes)
     before, oracle, pools = coded
     ids, rows = oracle._state
     index = FaissVectorIndex.from_matrix(ids, rows, kind="codes", structure=before.structure())
