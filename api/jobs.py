@@ -217,7 +217,6 @@ class JobRunner:
             self._stopping.wait(_RETRY_S)
             self._queue.put(folder.name)
             return True
-        SERVER.error("job failed", extra={"fields": {"job": folder.name, "error": type(error).__name__}})
         # What is wrong with a collection that is there, with its encoder or its keys, can be mended.
         gone = isinstance(error, CollectionNotFoundError)
         said = message_of(error) if gone else f"{message_of(error)}; {_KEPT}"
@@ -226,6 +225,7 @@ class JobRunner:
         except OSError:
             gone = False
         if not gone:
+            SERVER.error("job failed", extra={"fields": {"job": folder.name, "error": type(error).__name__}})
             self._disown(folder.name)
         return not gone
 

@@ -115,8 +115,8 @@ def _for(folder: Path) -> str | None:
 def forget_input(folder: Path) -> None:
     """Remove a finished job's notes, and what was withdrawn from them."""
     with _input_lock(folder):
-        (folder / INPUT).unlink(missing_ok=True)
-        (folder / WITHDRAWN_BY).unlink(missing_ok=True)
+        for name in (INPUT, _PARTIAL, WITHDRAWN_BY):  # An erasure that was killed leaves one half written.
+            (folder / name).unlink(missing_ok=True)
 
 
 def write_private(path: Path, text: str) -> None:

@@ -84,6 +84,18 @@ def test_a_job_runs_and_leaves_no_notes_behind(tmp_path: Path):
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
 
 
+def test_a_job_that_ends_leaves_no_notes_of_an_erasure_that_was_killed_while_it_took_some_out(tmp_path: Path):
+    first = JobRunner(tmp_path, Store(), 4)  # never started
+    folder = tmp_path / "jobs" / first.submit("ward", NOTES)
+    first.stop()
+    (folder / "input.partial").write_text(json.dumps(NOTES[:3]))
+    runner = JobRunner(tmp_path, Store(), 4)
+    runner.start()
+    assert finished(runner, folder.name).stored == 6
+    runner.stop()
+    assert all(b"text" not in path.read_bytes() for path in folder.iterdir() if path.name != "state.json")
+
+
 def test_notes_are_on_disk_before_the_job_is_accepted(tmp_path: Path):
     runner = JobRunner(tmp_path, Store(), 4)  # never started: nothing runs
     folder = tmp_path / "jobs" / runner.submit("ward", NOTES)
