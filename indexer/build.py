@@ -5,23 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass, field
 
-import numpy as np
-from numpy.typing import NDArray
-
 from indexer.collection import PUBLISH_BEHIND, Collection
+from indexer.embedding import Vectors, embedded, passages_of
 from indexer.encoders.encoder import Encoder
-from indexer.errors import ClinragError
 from indexer.records import Note, RowError
 from indexer.seen import SeenNotes
 from indexer.store.embedded import MissingVectorsError
 from indexer.store.stored import Committed, Prepared
-from indexer.store.truth import content_hash, metadata_text, text_hash
-from indexer.text.chunks import DEFAULT_CHUNK_TOKENS, split_chunks
+from indexer.store.truth import content_hash, metadata_text
 from indexer.times import now_us, period
 
 WRITER_TIMEOUT_S = 10.0
-
-Vectors = dict[bytes, NDArray[np.float16]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +110,6 @@ class _Import:
         self._encoder = encoder
         self._timeout_s = writer_timeout_s
         self._withdrawn = withdrawn
-        self._max_tokens = min(encoder.max_tokens, DEFAULT_CHUNK_TOKENS)
         self._seen = SeenNotes()
 
     def accept(self, position: int, item: Note | RowError) -> _Item | None:
@@ -149,7 +142,7 @@ class _Import:
         prepared = [self._prepared(item) for item in fresh]
         texts = dict(_texts(prepared))
         lacking = self._collection.unembedded(prepared)
-        vectors = self._encoded({key: text for key, text in texts.items() if key in lacking})
+        vectors = embedded(self._encoder, {key: text for key, text in texts.items() if key in lacking})
         kept, outcome = self._commit(prepared, texts, vectors)
         for index in sorted(set(range(len(fresh))).difference(kept)):
             reason = "was erased while it waited to be stored"
@@ -174,25 +167,11 @@ class _Import:
                     return kept, writer.store([prepared[n] for n in kept], vectors)
             except MissingVectorsError as exc:
                 # Another process deleted the last note with this text between our look and our commit.
-                vectors |= self._encoded({key: texts[key] for key in exc.hashes})
+                vectors |= embedded(self._encoder, {key: texts[key] for key in exc.hashes})
 
     def _prepared(self, item: _Item) -> Prepared:
-        chunks = split_chunks(
-            item.note.text,
-            language=item.note.language,
-            token_spans=self._encoder.token_spans,
-            max_tokens=self._max_tokens,
-        )
-        hashes = tuple(text_hash(item.note.text[chunk.start : chunk.end]) for chunk in chunks)
-        return Prepared(item.note, item.content_hash, tuple(chunks), hashes)
-
-    def _encoded(self, texts: dict[bytes, str]) -> Vectors:
-        if not texts:
-            return {}
-        rows = self._encoder.encode_passages(list(texts.values()))
-        if rows.shape != (len(texts), self._collection.spec.dim) or not np.isfinite(rows).all():
-            raise ClinragError(f"encoder {self._encoder.spec.model_id} gave rows that are no vectors of its width")
-        return dict(zip(texts, rows.astype(np.float16), strict=True))
+        chunks, hashes = passages_of(self._encoder, item.note.text, item.note.language)
+        return Prepared(item.note, item.content_hash, chunks, hashes)
 
     def _reject(self, position: int, error: RowError) -> None:
         self.report.rejected.append(error)

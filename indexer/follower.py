@@ -10,11 +10,9 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
+from indexer.embedding import Vectors, embedded, passages_of
 from indexer.encoders.encoder import Encoder
-from indexer.errors import ArgumentError, ClinragError, DamagedError, EncoderMismatchError, ErasurePendingError
+from indexer.errors import ArgumentError, DamagedError, EncoderMismatchError, ErasurePendingError
 from indexer.records import EncoderSpec
 from indexer.spaces import DERIVED_LOCK, LOCK, TRUTH, Spaces
 from indexer.store import mirror, truth
@@ -30,11 +28,8 @@ from indexer.store.mirror import Cut, SourceVersion
 from indexer.store.packing import empty_log, pack
 from indexer.store.snapshots import DERIVED
 from indexer.store.sqlite import MEND_DAMAGE, Engine, open_engine, read_transaction, write_transaction
-from indexer.store.truth import text_hash
 from indexer.store.witness import Witness
-from indexer.text.chunks import DEFAULT_CHUNK_TOKENS, split_chunks
 
-Vectors = dict[bytes, NDArray[np.float16]]
 OnProgress = Callable[[int, int], None]
 
 LOCK_TIMEOUT_S = 30.0
@@ -211,14 +206,14 @@ class Follower:
         }
         with read_transaction(self._target) as target:
             lacking = mirror.unembedded(target, cuts)
-        vectors = _encoded(encoder, {key: text for key, text in texts.items() if key in lacking})
+        vectors = embedded(encoder, {key: text for key, text in texts.items() if key in lacking})
         failpoint("reencode.embedded")
         while True:
             try:
                 return self._write(cuts, vectors)
             except MissingVectorsError as exc:
                 # An erasure took the last note with this text between our look and our commit.
-                vectors |= _encoded(encoder, {key: texts[key] for key in exc.hashes})
+                vectors |= embedded(encoder, {key: texts[key] for key in exc.hashes})
 
     def _write(self, cuts: list[Cut], vectors: Vectors) -> None:
         """Write a batch, but for what was deleted or erased since it was read, and what another process wrote."""
@@ -291,19 +286,4 @@ def _forget(name: str, folder: Path, live: Engine, deadline: float) -> None:
 
 
 def _cut(encoder: Encoder, version: SourceVersion) -> Cut:
-    chunks = split_chunks(
-        version.text,
-        language=version.language,
-        token_spans=encoder.token_spans,
-        max_tokens=min(encoder.max_tokens, DEFAULT_CHUNK_TOKENS),
-    )
-    return Cut(version, tuple(chunks), tuple(text_hash(version.text[chunk.start : chunk.end]) for chunk in chunks))
-
-
-def _encoded(encoder: Encoder, texts: dict[bytes, str]) -> Vectors:
-    if not texts:
-        return {}
-    rows = encoder.encode_passages(list(texts.values()))
-    if rows.shape != (len(texts), encoder.spec.dim) or not np.isfinite(rows).all():
-        raise ClinragError(f"encoder {encoder.spec.model_id} gave rows that are no vectors of its width")
-    return dict(zip(texts, rows.astype(np.float16), strict=True))
+    return Cut(version, *passages_of(encoder, version.text, version.language))

@@ -98,7 +98,9 @@ def cutover(
     """
     folder = _folder_beside(collection)
     if folder == collection.spaces.previous():
-        raise ArgumentError("collection", "was cut over already; 'rollback' goes back, 'reencode' begins anew")
+        raise ArgumentError(
+            "collection", "was cut over already; 'rollback' goes back, 'discard' and 'reencode' begin anew"
+        )
     _switch(collection, folder, encoder, on_progress, keep_as_previous=True)
 
 

@@ -15,19 +15,17 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from indexer.collection import DELETE_TIMEOUT_S, Collection
+from indexer.embedding import embedded, passages_of
 from indexer.encoders.encoder import Encoder
 from indexer.encryption import Keyrings, cipher_for
 from indexer.errors import CollectionNotFoundError, DamagedError, EncoderMismatchError, WriterBusyError
 from indexer.library import Library
 from indexer.records import Note, Status
 from indexer.spaces import DAMAGED, DERIVED_LOCK, LOCK, REPAIRING, TRUTH, Spaces
-from indexer.store import salvage, truth
+from indexer.store import salvage
 from indexer.store import schema as t
 from indexer.store.asked import carry_asked
-from indexer.store.embedded import Vectors
 from indexer.store.failpoints import failpoint
 from indexer.store.folders import bytes_of, sync_folder
 from indexer.store.lock import exclusive
@@ -39,7 +37,6 @@ from indexer.store.snapshots import DERIVED
 from indexer.store.sqlite import Engine, create_file, open_engine, read_transaction, replacing, write_transaction
 from indexer.store.stored import Prepared
 from indexer.store.witness import FILE as WITNESS
-from indexer.text.chunks import DEFAULT_CHUNK_TOKENS, split_chunks
 from indexer.times import iso, now_us
 
 
@@ -122,25 +119,15 @@ def _rebuilt(found: salvage.Salvage, target: Path, load_encoder: Callable[[str],
 
     def prepare(version: Row, note_id: str) -> Prepared:
         text = version["text"]
-        chunks = split_chunks(
-            text,
-            language=version["language"],
-            token_spans=encoder().token_spans,
-            max_tokens=min(encoder().max_tokens, DEFAULT_CHUNK_TOKENS),
-        )
-        hashes = tuple(truth.text_hash(text[chunk.start : chunk.end]) for chunk in chunks)
+        chunks, hashes = passages_of(encoder(), text, version["language"])
         note = Note(note_id, text, language=version["language"], status=Status(version["status"]))
-        return Prepared(note, version["content_hash"], tuple(chunks), hashes)
-
-    def embed(texts: dict[bytes, str]) -> Vectors:
-        rows = encoder().encode_passages(list(texts.values()))
-        return dict(zip(texts, rows.astype(np.float16), strict=True))
+        return Prepared(note, version["content_hash"], chunks, hashes)
 
     create_file(target)
     engine = open_engine(target)
     try:
         t.migrate(engine)
-        rebuilder = Rebuilder(found, prepare, embed)
+        rebuilder = Rebuilder(found, prepare, lambda texts: embedded(encoder(), texts))
         with write_transaction(engine) as connection:
             rebuilder.write(connection)
         empty_log(engine, target, 0.0)

@@ -346,7 +346,7 @@ def test_a_repair_that_lost_the_end_of_the_log_can_be_opened_beside_a_finished_s
         assert discard(collection)
 
 
-def test_one_change_of_encoder_at_a_time(ward):
+def test_one_change_of_encoder_at_a_time(library, ward):
     with pytest.raises(ArgumentError, match="has already"):
         reencode(ward, "letters", LetterEncoder())
     reencode(ward, "words", WordEncoder())
@@ -358,6 +358,14 @@ def test_one_change_of_encoder_at_a_time(ward):
     with pytest.raises(EncoderMismatchError, match="beside collection 'ward'"):
         cutover(ward, lambda: third)
     assert ward.present()
+    cutover(ward, WordEncoder)
+    with library.open("ward") as other:
+        with pytest.raises(ArgumentError, match="cut over already; 'rollback' goes back"):
+            cutover(other, never)
+        with pytest.raises(ArgumentError, match="keeps the vectors of letters for a rollback; 'discard' them first"):
+            reencode(other, "third", third)
+        assert discard(other)
+        assert reencode(other, "third", third)
 
 
 @pytest.mark.parametrize(

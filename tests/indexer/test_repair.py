@@ -6,10 +6,11 @@ import random
 import sqlite3
 from contextlib import closing
 
+import numpy as np
 import pytest
 
 from indexer.build import index_notes
-from indexer.errors import ClinragError, DamagedError
+from indexer.errors import ClinragError, DamagedError, EncoderMismatchError
 from indexer.library import Library
 from indexer.reencoding import cutover, reencode
 from indexer.repair import repair
@@ -76,6 +77,41 @@ def test_what_can_be_made_from_the_text_is_made_again(home, statement):
         assert {row.chunk_id: row.text for row in ward.view().passages(ward.view().rows)} == before
         index_notes(ward, LetterEncoder(), [note("another", "Stored after the repair.")])
         assert ward.verify() == []
+
+
+class NoVectors(LetterEncoder):
+    """A model whose weights are damaged."""
+
+    def encode_passages(self, texts):
+        return super().encode_passages(texts) * np.float32(np.nan)
+
+
+class Narrow(LetterEncoder):
+    def encode_passages(self, texts):
+        return super().encode_passages(texts)[:, :-1]
+
+
+@pytest.mark.parametrize("encoder", [NoVectors, Narrow])
+def test_what_an_encoder_gives_and_is_no_vector_is_never_stored(home, encoder):
+    with opened(home) as ward:
+        with pytest.raises(ClinragError, match="gave rows that are no vectors"):
+            index_notes(ward, encoder(), [note("new", "Something new.")])
+        assert shown(ward) == LIVING
+        assert ward.verify() == []
+        assert not ward.known_contents(["new"])
+    change(home, "UPDATE vectors SET vector = zeroblob(16) WHERE key = 3")
+    path = home / "collections" / "ward" / "truth.sqlite"
+    before = path.read_bytes()
+    with pytest.raises(ClinragError, match="gave rows that are no vectors"):
+        repair(Library(home), "ward", lambda name: encoder())
+    assert path.read_bytes() == before
+
+
+def test_a_repair_makes_vectors_with_the_collection_s_own_encoder_alone(home):
+    change(home, "UPDATE vectors SET vector = zeroblob(16) WHERE key = 3")
+    with pytest.raises(EncoderMismatchError, match=r"embedded with letters .* cannot be made again"):
+        repair(Library(home), "ward", lambda name: WordEncoder())
+    assert run(home).embedded == 1
 
 
 @pytest.mark.parametrize(
