@@ -19,6 +19,7 @@ import numpy as np
 from indexer.errors import DamagedError, KeyDestroyedError
 from indexer.store import truth
 from indexer.store.cipher import DecryptedRow, RowCipher
+from indexer.store.schema import check_format
 from indexer.store.sqlite import check_size
 
 Row = dict[str, Any]
@@ -68,13 +69,15 @@ def read(path: Path, cipher_for: Callable[[dict[str, str]], RowCipher | None]) -
     """Return what is sound in the database at ``path``; ``cipher_for`` takes its facts and says how it is sealed.
 
     Raises:
-        DamagedError: the collection's own facts are lost, so nothing can be made of the rest; nothing was changed.
+        DamagedError: the collection's own facts are lost, so nothing can be made of the rest, or a newer clinrag wrote
+            it; nothing was changed.
     """
     found = Salvage({})
     check_size(path)
     with closing(sqlite3.connect(path)) as connection:
         connection.text_factory = lambda raw: raw.decode("utf-8", "surrogateescape")
         connection.row_factory = sqlite3.Row
+        check_format(_format_version(connection))
         for name, fields in _FIELDS.items():
             found.rows[name] = list(_sound_rows(connection, name, fields, found))
             if name == "meta":
@@ -85,6 +88,15 @@ def read(path: Path, cipher_for: Callable[[dict[str, str]], RowCipher | None]) -
         raise DamagedError("the collection's own facts are lost, it cannot be repaired; restore it from a backup")
     _settle(found)
     return found
+
+
+def _format_version(connection: sqlite3.Connection) -> int:
+    """Return the database's format, 0 where that cannot be told: each has a row, so a damaged number leaves a gap."""
+    try:
+        known = [row["version"] for row in connection.execute("SELECT version FROM migrations ORDER BY version")]
+    except sqlite3.DatabaseError:
+        return 0
+    return len(known) if known == list(range(1, len(known) + 1)) else 0
 
 
 def _sound_rows(connection: sqlite3.Connection, name: str, fields: Sequence[str], found: Salvage) -> Iterator[Row]:

@@ -197,10 +197,7 @@ def migrate(engine: Engine) -> None:
         DamagedError: the file was written by a newer clinrag; nothing is touched.
     """
     applied = format_version(engine)
-    if applied > FORMAT_VERSION:
-        raise DamagedError(
-            f"the collection has format {applied}, this clinrag reads up to {FORMAT_VERSION}; upgrade clinrag"
-        )
+    check_format(applied)
     for version, change in MIGRATIONS:
         if version > applied:
             with write_transaction(engine) as connection:
@@ -208,6 +205,18 @@ def migrate(engine: Engine) -> None:
                 if connection.scalar(select(migrations.c.version).where(migrations.c.version == version)) is None:
                     change(connection)
                     connection.execute(migrations.insert().values(version=version, applied_at=iso(now_us())))
+
+
+def check_format(version: int) -> None:
+    """Return if this program knows the format.
+
+    Raises:
+        DamagedError: it is a newer one.
+    """
+    if version > FORMAT_VERSION:
+        raise DamagedError(
+            f"the collection has format {version}, this clinrag reads up to {FORMAT_VERSION}; upgrade clinrag"
+        )
 
 
 def format_version(engine: Engine) -> int:

@@ -86,6 +86,34 @@ def test_a_newer_format_is_refused_and_not_touched(kept):
         assert database.execute("SELECT max(version) FROM migrations").fetchone() == (99,)
 
 
+def test_a_newer_format_is_not_repaired_into_an_older_one(kept):
+    home, _ = kept
+    path = home / "collections" / NAME / "truth.sqlite"
+    with closing(sqlite3.connect(path)) as database:
+        known = {version for (version,) in database.execute("SELECT version FROM migrations")}
+        newer = sorted(set(range(1, schema.FORMAT_VERSION + 2)) - known)
+        database.executemany("INSERT INTO migrations VALUES (?, '2099-01-01T00:00:00Z')", [(one,) for one in newer])
+        database.execute("CREATE TABLE consents (patient TEXT, of TEXT)")
+        database.execute("INSERT INTO consents VALUES ('p1', 'what a newer version knows')")
+        database.execute("UPDATE versions SET text = 'damaged' WHERE id = 7")
+        database.commit()
+    with pytest.raises(DamagedError, match=rf"format {schema.FORMAT_VERSION + 1}.*upgrade"):
+        repair(Library(home), NAME, lambda name: HashingEncoder())
+    assert changed(home, "SELECT of FROM consents") == ("what a newer version knows",)
+    assert [one.name for one in path.parent.glob("damaged-*")] == []
+
+
+def test_a_damaged_number_of_a_format_is_repaired(kept):
+    home, expected = kept
+    changed(home, "UPDATE migrations SET version = 130 WHERE version = (SELECT max(version) FROM migrations)")
+    with pytest.raises(DamagedError):
+        Library(home).open(NAME)
+    repair(Library(home), NAME, lambda name: HashingEncoder())
+    with Library(home).open(NAME) as collection:
+        assert answers(collection)["found"] == expected["found"]
+        assert collection.verify() == []
+
+
 # --- what was added since, done to a kept collection that nothing newer has opened before
 
 
