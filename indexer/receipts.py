@@ -21,7 +21,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from indexer.errors import ArgumentError, DamagedError, SourceError
-from indexer.store.asked import By, Pending, salted
+from indexer.store.asked import By, Pending, among, salted
 from indexer.store.failpoints import failpoint
 from indexer.store.folders import private_folder, sync_folder
 from indexer.store.lock import folder_lock
@@ -35,7 +35,10 @@ _MAX_BYTES = 256 * 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """What was erased from which collection, when, and how much. ``notes`` are (note, version, text) by hash."""
+    """What was erased from which collection, when, and how much; ``subjects`` are sorted hashes.
+
+    ``notes`` are (note, version, text) by hash.
+    """
 
     receipt_id: str
     collection: str
@@ -54,7 +57,7 @@ class Receipt:
     def covers(self, subject: str) -> bool:
         """Say whether a note id, or the patient id of an erasure by patient, is among what was asked for."""
         try:
-            return salted(self.salt, self.by, subject) in self.subjects
+            return among(self.subjects, salted(self.salt, self.by, subject))
         except ValueError:
             return False  # a salt that no receipt of ours has
 

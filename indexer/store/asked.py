@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import secrets
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -29,7 +30,7 @@ PACKED = "packed"
 
 @dataclass(frozen=True, slots=True)
 class Details:
-    """What an erasure covers and what it did, by salted hashes. ``dropped`` holds (note, version, text) each.
+    """What an erasure covers (``subjects``, sorted) and what it did (``dropped``: note, version, text), by salted hashes.
 
     ``again`` says that it was done before, and is done to a copy from before it: legal holds of that time have ended,
     and whatever keys these notes and patients have got since belong to what was stored since.
@@ -49,7 +50,7 @@ class Details:
 
     def asked_for(self, subject: str) -> bool:
         """Say whether a note id, or a patient where ``by`` says so, was named."""
-        return salted(self.salt, self.by, subject) in self.subjects
+        return among(self.subjects, salted(self.salt, self.by, subject))
 
     def same_as(self, other: Details, subjects: Sequence[str]) -> bool:
         """Say whether the other one, of these subjects by their names, was asked for in the same way."""
@@ -65,6 +66,12 @@ class Pending:
     asked_at: str
     state: str
     details: Details
+
+
+def among(ordered: Sequence[str], value: str) -> bool:
+    """Say whether sorted values hold one: every note of a collection is asked for among all that were named."""
+    at = bisect_left(ordered, value)
+    return at < len(ordered) and ordered[at] == value
 
 
 def salted(salt: str, kind: str, value: str) -> str:
