@@ -30,7 +30,7 @@ PACKED = "packed"
 
 @dataclass(frozen=True, slots=True)
 class Details:
-    """What an erasure covers (``subjects``, sorted) and what it did (``dropped``: note, version, text), by salted hashes.
+    """What an erasure covers (``subjects``, sorted) and did (``dropped``: note, version, text), by salted hashes.
 
     ``again`` says that it was done before, and is done to a copy from before it: legal holds of that time have ended,
     and whatever keys these notes and patients have got since belong to what was stored since.
