@@ -49,6 +49,41 @@ class Encoder(Protocol):
         ...
 
 
+class PromptedEncoder:
+    """What models have in common whose sides differ by the prompt before a text: they say what they are, and encode."""
+
+    _spec: EncoderSpec
+    _max_tokens: int
+
+    @property
+    def spec(self) -> EncoderSpec:
+        """What makes these vectors comparable with others."""
+        return self._spec
+
+    @property
+    def max_tokens(self) -> int:
+        """Tokens of a caller's text that fit into one passage."""
+        return self._max_tokens
+
+    def encode_queries(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Return one row a query, ``(n, dim)``."""
+        return self._encode(texts, self._spec.query_prompt)
+
+    def encode_passages(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Return one row a passage, ``(n, dim)``."""
+        return self._encode(texts, self._spec.passage_prompt)
+
+    def _encode(self, texts: Sequence[str], prompt: str) -> NDArray[np.float32]:
+        raise NotImplementedError
+
+    def _check_length(self, place: int, tokens: int) -> None:
+        """Refuse a text, the one at ``place``, that has more tokens than fit."""
+        if tokens > self._max_tokens:
+            raise ArgumentError(
+                f"texts[{place}]", f"has {tokens} tokens, the encoder takes {self._max_tokens}; cut it into chunks"
+            )
+
+
 _WORD = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}]|[\p{L}\p{M}\p{N}]+|[^\s]")
 _LARGEST_TOKEN_COUNT = 512
 

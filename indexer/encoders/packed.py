@@ -39,7 +39,8 @@ from indexer.encoders.batches import (
     on_device,
     padded,
 )
-from indexer.errors import ArgumentError, EncoderUnavailableError
+from indexer.encoders.encoder import PromptedEncoder
+from indexer.errors import EncoderUnavailableError
 from indexer.records import EncoderSpec
 
 GROUP = 32
@@ -133,7 +134,7 @@ class _Layer(torch.nn.Module):
         return result
 
 
-class PackedEncoder:
+class PackedEncoder(PromptedEncoder):
     """The encoder port over a packed folder: torch, tokenizers and safetensors, nothing else."""
 
     def __init__(self, folder: Path, dtype: torch.dtype | None = None, device: str | None = None) -> None:
@@ -155,32 +156,19 @@ class PackedEncoder:
         shape = (self._tokenizer.get_vocab_size(), int(config["dim"]), int(config["max_length"]))
         if shape[0] > rows or shape[1] != width or shape[2] > len(self._body.positions):
             raise EncoderUnavailableError(f"the tokenizer or config.json in {folder.name} is another model's")
-        self._query_prompt = str(config["query_prompt"])
-        self._passage_prompt = str(config["passage_prompt"])
-        self._max_length = int(config["max_length"])
+        prompts = (str(config["query_prompt"]), str(config["passage_prompt"]))
         self._spec = EncoderSpec(
             model_id=str(config["model_id"]),
             weights_sha256=weights_sha256(folder),
             pooling="mean",
-            query_prompt=self._query_prompt,
-            passage_prompt=self._passage_prompt,
+            query_prompt=prompts[0],
+            passage_prompt=prompts[1],
             dim=int(config["dim"]),
             normalize=True,
-            max_length=self._max_length,
+            max_length=int(config["max_length"]),
         )
-        prompts = (self._query_prompt, self._passage_prompt)
         overhead = max(len(self._tokenizer.encode(prompt).ids) for prompt in prompts)
-        self._max_tokens = self._max_length - overhead - 2
-
-    @property
-    def spec(self) -> EncoderSpec:
-        """What makes these vectors comparable with others."""
-        return self._spec
-
-    @property
-    def max_tokens(self) -> int:
-        """Tokens of a caller's text that fit into one passage; two are kept back for how joints tokenise."""
-        return self._max_tokens
+        self._max_tokens = self._spec.max_length - overhead - 2  # two are kept back for how joints tokenise
 
     @property
     def device(self) -> str:
@@ -192,18 +180,9 @@ class PackedEncoder:
         """How many weights each token is multiplied with."""
         return linear_weights(self._body)
 
-    def encode_queries(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Return one row a query, ``(n, dim)``."""
-        return self._encode(texts, self._query_prompt)
-
-    def encode_passages(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Return one row a passage, ``(n, dim)``."""
-        return self._encode(texts, self._passage_prompt)
-
     def token_spans(self, texts: Sequence[str]) -> list[NDArray[np.int64]]:
         """Return the tokenizer's own spans, ``(n_tokens, 2)`` in code points, without prompt or specials."""
-        encoded = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
-        return [np.array(one.offsets, dtype=np.int64).reshape(-1, 2) for one in encoded]
+        return own_spans(self._tokenizer, texts)
 
     def _encode(self, texts: Sequence[str], prompt: str) -> NDArray[np.float32]:
         def batches(places: Sequence[int]) -> Iterator[Batch]:
@@ -212,19 +191,12 @@ class PackedEncoder:
             ids = [one.ids for one in found]
             for place, one in zip(places, ids, strict=True):
                 if len(one) > self._max_tokens:  # near the limit: the promise is on the text's own tokens
-                    self._check_length(place, texts[place])
+                    self._check_length(place, len(own_spans(self._tokenizer, [texts[place]])[0]))
             budget = DEVICE_TOKENS if self._device.type == "cuda" else _CPU_TOKENS
             for batch in by_length([len(one) for one in ids], budget):
                 yield [places[at] for at in batch], padded([ids[at] for at in batch])
 
         return embedded(texts, self._spec.dim, self._device, batches, self._forward)
-
-    def _check_length(self, place: int, text: str) -> None:
-        own = len(self._tokenizer.encode(text, add_special_tokens=False).ids)
-        if own > self._max_tokens:
-            raise ArgumentError(
-                f"texts[{place}]", f"has {own} tokens, the encoder takes {self._max_tokens}; cut it into chunks"
-            )
 
     def _forward(self, features: Features) -> Tensor:
         rows: Tensor = self._body(features["input_ids"], features["attention_mask"])
@@ -263,6 +235,12 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer
+
+
+def own_spans(tokenizer: Tokenizer, texts: Sequence[str]) -> list[NDArray[np.int64]]:
+    """Return each text's tokens' spans, ``(n_tokens, 2)`` in code points, without specials."""
+    encoded = tokenizer.encode_batch(list(texts), add_special_tokens=False)
+    return [np.array(one.offsets, dtype=np.int64).reshape(-1, 2) for one in encoded]
 
 
 def weights_sha256(folder: Path) -> str:

@@ -28,7 +28,8 @@ from indexer.encoders.batches import (
     linear_weights,
     on_device,
 )
-from indexer.errors import ArgumentError, EncoderUnavailableError
+from indexer.encoders.encoder import PromptedEncoder
+from indexer.errors import EncoderUnavailableError
 from indexer.records import EncoderSpec
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ _CPU_TOKENS = 8192
 _DAMAGE = (OSError, ValueError, KeyError, ImportError, TypeError, AttributeError, RuntimeError, SafetensorError)
 
 
-class SentenceEncoder:
+class SentenceEncoder(PromptedEncoder):
     """A sentence-transformers directory (or a bare transformers checkpoint, then mean pooling) as an encoder."""
 
     def __init__(
@@ -71,34 +72,22 @@ class SentenceEncoder:
         _check_whole(self._model, folder)
         self._tokenizing = threading.Lock()  # Its padding and truncation are set anew for every call.
         prompts = {name: text for name, text in (self._model.prompts or {}).items() if text}
-        self._query_prompt = prompts.get("query", "")
-        self._passage_prompt = prompts.get("passage", prompts.get("document", ""))
+        query, passage = prompts.get("query", ""), prompts.get("passage", prompts.get("document", ""))
         width = self._model.get_embedding_dimension()
         if width is None:
             raise EncoderUnavailableError(f"the model in {folder.name} does not say how wide its vectors are")
-        self._max_length = _max_length(self._model)
         self._spec = EncoderSpec(
             model_id=model_id or folder.name,
             weights_sha256=weights_sha256(folder),
             pooling=_pooling(self._model),
-            query_prompt=self._query_prompt,
-            passage_prompt=self._passage_prompt,
+            query_prompt=query,
+            passage_prompt=passage,
             dim=int(width),
             normalize=True,
-            max_length=self._max_length,
+            max_length=_max_length(self._model),
         )
-        overhead = len(self._tokenizer(self._passage_prompt)["input_ids"])
-        self._max_tokens = self._max_length - max(overhead, len(self._tokenizer(self._query_prompt)["input_ids"])) - 2
-
-    @property
-    def spec(self) -> EncoderSpec:
-        """What makes these vectors comparable with others."""
-        return self._spec
-
-    @property
-    def max_tokens(self) -> int:
-        """Tokens of a caller's text that fit into one passage; two are kept back for how joints tokenise."""
-        return self._max_tokens
+        overhead = max(len(self._tokenizer(prompt)["input_ids"]) for prompt in (query, passage))
+        self._max_tokens = self._spec.max_length - overhead - 2  # two are kept back for how joints tokenise
 
     @property
     def device(self) -> str:
@@ -109,14 +98,6 @@ class SentenceEncoder:
     def linear_weights(self) -> int:
         """How many weights each token is multiplied with."""
         return linear_weights(self._model)
-
-    def encode_queries(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Return one row a query, ``(n, dim)``."""
-        return self._encode(texts, self._query_prompt)
-
-    def encode_passages(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Return one row a passage, ``(n, dim)``."""
-        return self._encode(texts, self._passage_prompt)
 
     def token_spans(self, texts: Sequence[str]) -> list[NDArray[np.int64]]:
         """Return the tokenizer's own spans, ``(n_tokens, 2)`` in code points, without prompt or specials."""
@@ -132,12 +113,8 @@ class SentenceEncoder:
         def batches(places: Sequence[int]) -> Iterator[Batch]:
             lengths = [len(spans) for spans in self.token_spans([texts[place] for place in places])]
             for place, length in zip(places, lengths, strict=True):
-                if length > self._max_tokens:
-                    raise ArgumentError(
-                        f"texts[{place}]",
-                        f"has {length} tokens, the encoder takes {self._max_tokens}; cut it into chunks",
-                    )
-            overhead = self._max_length - self._max_tokens
+                self._check_length(place, length)
+            overhead = self._spec.max_length - self._max_tokens
             budget = DEVICE_TOKENS if self._device.type == "cuda" else _CPU_TOKENS
             for batch in by_length([length + overhead for length in lengths], budget):
                 chosen = [places[at] for at in batch]

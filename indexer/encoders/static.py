@@ -21,19 +21,21 @@ from torch import Tensor
 from torch.nn import functional
 
 from indexer.encoders.batches import WINDOW_TEXTS
-from indexer.encoders.packed import load_tokenizer
+from indexer.encoders.encoder import PromptedEncoder
+from indexer.encoders.packed import load_tokenizer, own_spans
 from indexer.encoders.sentence import weights_sha256
-from indexer.errors import ArgumentError, EncoderUnavailableError
+from indexer.errors import EncoderUnavailableError
 from indexer.records import EncoderSpec
 
 _KINDS = (["StaticEmbedding"], ["StaticEmbedding", "Normalize"])
 _LONGEST_PASSAGE = 8192  # there is no limit in the model: a passage ends somewhere
 
 
-class StaticEncoder:
+class StaticEncoder(PromptedEncoder):
     """A sentence-transformers directory with a ``StaticEmbedding`` as an encoder, on the CPU."""
 
     linear_weights = 0
+    _max_tokens = _LONGEST_PASSAGE
 
     def __init__(self, folder: Path, model_id: str | None = None) -> None:
         """Load from a local folder; ``model_id`` is the name kept in the fingerprint, the folder's by default.
@@ -59,32 +61,13 @@ class StaticEncoder:
         )
 
     @property
-    def spec(self) -> EncoderSpec:
-        """What makes these vectors comparable with others."""
-        return self._spec
-
-    @property
-    def max_tokens(self) -> int:
-        """Tokens of a caller's text that one passage may have."""
-        return _LONGEST_PASSAGE
-
-    @property
     def device(self) -> str:
         """Where the model runs, with its dtype: recorded, no part of the fingerprint."""
         return f"cpu {self._table.dtype}"
 
-    def encode_queries(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Return one row a query, ``(n, dim)``."""
-        return self._encode(texts, self._spec.query_prompt)
-
-    def encode_passages(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Return one row a passage, ``(n, dim)``."""
-        return self._encode(texts, self._spec.passage_prompt)
-
     def token_spans(self, texts: Sequence[str]) -> list[NDArray[np.int64]]:
         """Return the tokenizer's own spans, ``(n_tokens, 2)`` in code points, without prompt or specials."""
-        encoded = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
-        return [np.array(one.offsets, dtype=np.int64).reshape(-1, 2) for one in encoded]
+        return own_spans(self._tokenizer, texts)
 
     def _encode(self, texts: Sequence[str], prompt: str) -> NDArray[np.float32]:
         rows = np.zeros((len(texts), self._spec.dim), dtype=np.float32)
@@ -94,16 +77,9 @@ class StaticEncoder:
             ids = [one.ids for one in found]
             for place, one in enumerate(ids, at):
                 if len(one) > _LONGEST_PASSAGE:  # near the limit: the promise is on the text's own tokens
-                    self._check_length(place, texts[place])
+                    self._check_length(place, len(own_spans(self._tokenizer, [texts[place]])[0]))
             rows[at : at + len(part)] = self._means(ids).numpy()
         return rows
-
-    def _check_length(self, place: int, text: str) -> None:
-        own = len(self._tokenizer.encode(text, add_special_tokens=False).ids)
-        if own > _LONGEST_PASSAGE:
-            raise ArgumentError(
-                f"texts[{place}]", f"has {own} tokens, the encoder takes {_LONGEST_PASSAGE}; cut it into chunks"
-            )
 
     def _means(self, ids: Sequence[Sequence[int]]) -> Tensor:
         """Return ``(B, D)`` unit rows; zeros for a text without a token."""
