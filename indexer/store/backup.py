@@ -185,11 +185,15 @@ def _facts(stream: BinaryIO, file: Path) -> BackupFacts:
         if tail[8:] != _MAGIC or not 0 < length <= _LONGEST_FACTS:
             raise ValueError
         stream.seek(size - end - length)
-        facts = BackupFacts(**json.loads(stream.read(length)))
-        if facts.bytes != size - end - length:
+        said = json.loads(stream.read(length))
+        # Before the rest: what else a newer one says is not known here.
+        if said["format"] > INCREMENT:
+            raise SourceError(f"{file.name} was written by a newer clinrag; upgrade clinrag")
+        facts = BackupFacts(**said)
+        if (facts.bytes, facts.format) != (size - end - length, FORMAT if facts.base_sha256 is None else INCREMENT):
             raise ValueError
-    except (OSError, ValueError, TypeError) as exc:
+    except SourceError:
+        raise
+    except (OSError, ValueError, TypeError, KeyError) as exc:
         raise SourceError(f"{file.name} is not a whole backup of clinrag") from exc
-    if facts.format != (FORMAT if facts.base_sha256 is None else INCREMENT):
-        raise SourceError(f"{file.name} was written by a newer clinrag; upgrade clinrag")
     return facts

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import stat
 import threading
@@ -203,6 +204,21 @@ def test_an_increment_without_its_base_or_of_another_collection_is_refused(libra
     with pytest.raises(SourceError):
         backup(ward, tmp_path / "more.backup", tmp_path / "nowhere.backup")
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == ["whole.backup"]
+
+
+@pytest.mark.parametrize(("format_", "match"), [(3, "newer clinrag; upgrade"), (0, "not a whole backup")])
+def test_a_backup_of_a_newer_version_is_told_from_one_that_is_not_whole(library, ward, tmp_path, format_, match):
+    store(ward, note("a", TEXT))
+    backup(ward, tmp_path / "whole.backup")
+    content = (tmp_path / "whole.backup").read_bytes()
+    line = content[content.rindex(b"\n{") : -16]
+    said = json.loads(line) | {"format": format_, "what_a_newer_one_says": True}
+    changed = b"\n" + json.dumps(said).encode() + b"\n"
+    tail = changed + len(changed).to_bytes(8, "little") + content[-8:]
+    (tmp_path / "other.backup").write_bytes(content[: -16 - len(line)] + tail)
+    with pytest.raises(SourceError, match=match):
+        restore(library, tmp_path / "other.backup", "copy")
+    assert library.names() == ["ward"]
 
 
 @pytest.mark.parametrize("which", ["whole.backup", "next.backup"])
