@@ -36,6 +36,9 @@ def main() -> int:
 def _run(arguments: argparse.Namespace, folder: Path) -> int:
     from tests.faults import crash, damage, deletion, writes
 
+    known = (*crash.BROKEN, *deletion.BROKEN)
+    if arguments.broken not in (None, *known):
+        raise SystemExit(f"--broken must be one of {', '.join(known)}")
     answer: dict[str, object] = {}
     faults = 0
     if arguments.kills:
