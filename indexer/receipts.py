@@ -229,7 +229,10 @@ def _signed_bytes(receipt: Receipt) -> bytes:
 def _parsed(content: bytes, path: Path) -> Receipt:
     try:
         document: dict[str, Any] = json.loads(content)
-        if document.pop("format") != FORMAT:
+        known = document.pop("format")
+        if known > FORMAT:
+            raise DamagedError(f"{path.name} was written by a newer clinrag; upgrade clinrag")
+        if known != FORMAT:
             raise ValueError
         document.pop("missing", None)  # an answer over HTTP says so beside the receipt
         notes = tuple((str(note), int(version), str(text)) for note, version, text in document.pop("notes"))

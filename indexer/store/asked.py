@@ -43,6 +43,10 @@ class Details:
     dropped: tuple[tuple[str, int, str], ...] = ()
     again: bool = False
 
+    def __post_init__(self) -> None:
+        """Sort what was asked for, as `among` needs it."""
+        object.__setattr__(self, "subjects", tuple(sorted(self.subjects)))
+
     def covers(self, note_id: object, patient_id: object) -> bool:
         """Say whether a note of this id and patient is to be erased."""
         subject = patient_id if self.by == "patient" else note_id
@@ -103,12 +107,18 @@ def carry_asked(source: Connection, target: Connection) -> None:
 
 
 def pending_erasures(connection: Connection) -> list[Pending]:
-    """Return what was asked for and is not done, in that order."""
+    """Return what was asked for and is not done, in that order.
+
+    Raises:
+        DamagedError: a record is damaged, or says more than is known here.
+    """
     found = []
     for row in connection.execute(select(t.erasures).order_by(t.erasures.c.asked_at, t.erasures.c.id)):
         truth.check_row("erasures", truth.ERASURE_FIELDS, row)
         kept = json.loads(row.details)
         dropped = tuple((note, version, text) for note, version, text in kept.pop("dropped"))
+        if not kept.keys() <= set(Details.__slots__) or row.state not in (ASKED, DROPPED, PACKED):
+            raise DamagedError("an erasure was asked for by a newer clinrag, which has to finish it; upgrade clinrag")
         details = Details(**kept | {"subjects": tuple(kept["subjects"]), "dropped": dropped})
         found.append(Pending(row.id, row.asked_at, row.state, details))
     return found

@@ -403,7 +403,7 @@ def test_a_receipt_that_was_changed_does_not_verify(home, library, ward, name, t
 
 
 @pytest.mark.parametrize(
-    "content", ["[" * 100_000, '{"format": 1, "notes": [["a", Infinity, "b"]]}', "[]", '{"format": 2}', "\ud800"]
+    "content", ["[" * 100_000, '{"format": 1, "notes": [["a", Infinity, "b"]]}', "[]", '{"format": 0}', "\ud800"]
 )
 def test_what_is_no_receipt_is_named(home, tmp_path, content):
     other = tmp_path / "other.json"
