@@ -17,6 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from indexer.errors import DamagedError
 from indexer.store.folders import sync_folder
 
 if TYPE_CHECKING:
@@ -60,7 +61,11 @@ class WaitingJobs:
         return any(_covered(_notes(folder), details) for folder in self._jobs(collection))
 
     def withdraw(self, collection: str, details: Details) -> int:
-        """Take the covered notes out of every unfinished job and return how many there are."""
+        """Take the covered notes out of every unfinished job and return how many there are.
+
+        Raises:
+            DamagedError: the notes of a job cannot be read, so nobody can tell whether it holds some.
+        """
         count = 0
         for partial in self._folder.glob(f"*/{_PARTIAL}"):
             if _abandoned(partial.parent):
@@ -72,7 +77,13 @@ class WaitingJobs:
                 (folder / _PARTIAL).unlink(missing_ok=True)
                 if not (folder / INPUT).exists():
                     continue
-                notes = _notes(folder)
+                try:
+                    notes = json.loads((folder / INPUT).read_text(encoding="utf-8"))
+                except ValueError as exc:
+                    raise DamagedError(
+                        f"{folder / INPUT} is damaged: whether it holds something of what is to be erased cannot be "
+                        "told; bring it back from a copy, or remove it"
+                    ) from exc
                 at = _covered(notes, details)
                 if at:
                     rows = [asdict(one) for one in (*_details(folder / WITHDRAWN_BY), details)]

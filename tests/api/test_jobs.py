@@ -372,6 +372,20 @@ def test_a_job_whose_state_is_damaged_holds_up_no_other_and_is_within_an_erasure
     assert "text 4" in (folder / "input.json").read_text()
 
 
+def test_a_job_whose_notes_are_damaged_keeps_an_erasure_from_its_receipt(tmp_path: Path):
+    runner = JobRunner(tmp_path, Store(), 4)
+    notes = tmp_path / "jobs" / runner.submit("ward", NOTES) / "input.json"
+    runner.stop()
+    sound = notes.read_text()
+    notes.write_text(sound.replace('"text 3"', "text 3", 1))
+    details = Details("notes", "00" * 32, (salted("00" * 32, "notes", "n3"),))
+    with pytest.raises(DamagedError, match=r"input\.json is damaged"):
+        WaitingJobs(tmp_path).withdraw("ward", details)
+    assert WaitingJobs(tmp_path).withdraw("odd", details) == 0
+    notes.write_text(sound)
+    assert WaitingJobs(tmp_path).withdraw("ward", details) == 1
+
+
 def test_a_job_whose_state_is_damaged_while_it_waits_does_not_end_the_others(tmp_path: Path):
     store = Store()
     store.gated = True
