@@ -10,6 +10,7 @@ from typing import TypeVar
 
 import click
 
+from indexer.errors import ScopeError
 from indexer.records import Scalar, Scope
 
 Command = TypeVar("Command", bound=Callable[..., object])
@@ -147,7 +148,7 @@ def scope_of(options: dict[str, object]) -> Scope:
     """Return the scope of the options of `scope_options`, taking them out of ``options``.
 
     Raises:
-        ScopeError: an option is set to an empty text.
+        ScopeError: an option is set to an empty text, or a key of metadata is given twice.
     """
 
     def text(name: str) -> str | None:
@@ -162,6 +163,8 @@ def scope_of(options: dict[str, object]) -> Scope:
 
     meta = options.pop("meta")
     assert isinstance(meta, tuple)
+    if len(dict(meta)) < len(meta):
+        raise ScopeError("metadata", "names a key twice; a note has one value of it")
     return Scope(
         patient_id=text("patient"),
         encounter_id=text("encounter"),
