@@ -195,8 +195,8 @@ class Service:
         """
         empty_jobs = WaitingJobs(self.settings.home).deleting(name)
         with self._loaded.collection_lock(name):
-            self._loaded.close_collection(name)
             self.library.delete(name, with_keys=with_keys)
+            self._loaded.close_collection(name)  # Not before: where that is refused, others go on with it.
         empty_jobs()
 
     def open_or_create(self, name: str, encoder_name: str | None) -> Collection:

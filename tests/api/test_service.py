@@ -15,7 +15,7 @@ from api.service import Question, Service
 from api.settings import Settings
 from api.wiring import build_service
 from indexer.encoders.encoder import HashingEncoder
-from indexer.errors import CollectionNotFoundError, StorageError
+from indexer.errors import CollectionNotFoundError, HeldError, StorageError
 from indexer.library import Library
 from indexer.records import Scope
 from indexer.reencoding import cutover, reencode
@@ -55,6 +55,16 @@ def test_a_collection_deleted_in_the_middle_of_an_import_is_named_and_nothing_go
         with pytest.raises(CollectionNotFoundError):
             other.describe("ward")
     other.close()
+
+
+def test_a_deletion_that_is_refused_ends_no_search_that_is_under_way(service: Service):
+    service.index_posted("ward", [{"id": "n", "patient_id": "p", "text": "fever"}])
+    under_way = service.collection("ward")
+    under_way.hold("p", "case 12")
+    with pytest.raises(HeldError):
+        service.delete_collection("ward")
+    assert under_way.info().notes == 1
+    assert service.search(Question("fever", "ward", Scope())).hits
 
 
 def test_notes_that_were_taken_in_are_stored_where_a_repair_comes_between_their_batches(service: Service, home: Path):
