@@ -16,7 +16,7 @@ from rag.training.recipe import ScratchSettings, read_recipe
 from rag.training.scratch import SPECIAL, train_wordpiece, write_scratch
 from rag.training.stages import start_model
 from rag.training.student import Student
-from tests.rag.made_training import data_folder, unigram_model
+from tests.rag.made_training import unigram_model
 
 START = """
 [start]
@@ -38,11 +38,6 @@ max_length = 24
 duplication = 1
 """
 SHAPE = ScratchSettings(vocabulary=60, hidden=16, layers=1, heads=2, feed_forward=32, positions=32, characters=20)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return data_folder(tmp_path_factory.mktemp("data"), concepts=20)
 
 
 def recipe(folder: Path, text: str) -> Path:

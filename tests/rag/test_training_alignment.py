@@ -16,13 +16,14 @@ import transformers
 from safetensors.torch import load_file
 
 from indexer.errors import ArgumentError, SourceError, StorageFullError
-from rag.training import losses
+from rag.training import losses, synonyms
 from rag.training.align import align, save_average
 from rag.training.batches import Sampler, Sizes
 from rag.training.checkpoint import load_checkpoint, save_checkpoint, told_when_full
-from rag.training.recipe import AlignSettings
+from rag.training.heldout import read_rows
+from rag.training.recipe import AlignSettings, SynonymSettings
 from rag.training.student import Student, Teacher
-from rag.training.synonyms import graded, multi_similarity
+from rag.training.synonyms import align_synonyms, graded, multi_similarity
 from rag.training.watch import DevWatch, student_encode
 from tests.rag.made_training import unigram_model
 
@@ -76,6 +77,28 @@ def test_grades_are_ordered_synonym_parent_sibling_unrelated():
 
 
 # student, teacher, alignment
+
+
+def test_graded_batches_hold_the_family_of_their_concepts(model, pairs, tmp_path, monkeypatch):
+    seen: list[str] = []
+
+    def told(rows, relations, **options):
+        seen.extend(relation for *_, relation in relations)
+        return graded(rows, relations, **options)
+
+    monkeypatch.setattr(synonyms, "graded", told)
+    (tmp_path / "made").mkdir()
+    terms = [row for row in read_rows(pairs / "terms.jsonl") if row["source"] == "terms/hpo"]
+    (tmp_path / "terms.jsonl").write_text("".join(json.dumps(row) + "\n" for row in terms), encoding="utf-8")
+    settings = SynonymSettings(steps=3, batch=40, graded=True)
+    made = align_synonyms(model, tmp_path, tmp_path / "made" / "model", settings, 0, lambda share, row: None)
+    assert set(seen) == {"synonym", "parent", "sibling", "unrelated"}
+    start, tuned = Student(model).eval(), Student(made).eval()
+    with torch.inference_mode():
+        assert not torch.allclose(start.encode(["fever"], ""), tuned.encode(["fever"], ""), atol=1e-5)
+    (tmp_path / "terms.jsonl").write_text("", encoding="utf-8")
+    with pytest.raises(ArgumentError, match="hold no terms"):
+        align_synonyms(model, tmp_path, tmp_path / "none" / "model", settings, 0, lambda share, row: None)
 
 
 def test_a_vector_does_not_depend_on_its_neighbours_and_order_is_kept(model):

@@ -16,17 +16,6 @@ from rag.training.devscore import score_rows
 from rag.training.pairs import FILES, build
 from rag.training.pipeline import run_recipe
 from rag.training.recipe import recipe_names, recipe_path
-from tests.rag.made_training import data_folder, unigram_model
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return data_folder(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory) -> Path:
-    return unigram_model(tmp_path_factory.mktemp("model"))
 
 
 def recipe(folder: Path, start: Path, stages: str) -> Path:
@@ -132,6 +121,12 @@ def test_words_are_counted_on_own_notes_and_nothing_to_count_is_refused(model, t
     assert "боль" not in kept, "a word of no note"
     with pytest.raises(ArgumentError, match="prune finds no text to count"):
         run_recipe(recipe(tmp_path, model, prune), tmp_path / "other", own)
+    (tmp_path / "counts").mkdir()
+    (tmp_path / "counts" / "ru.tsv").write_text("боль\t9\nno count\n", encoding="utf-8")
+    counted = prune + f'word_counts = "{(tmp_path / "counts").as_posix()}"\n'
+    report = run_recipe(recipe(tmp_path, model, counted), tmp_path / "counted", own)
+    kept = {piece for piece, _ in json.loads((report.model / "tokenizer.json").read_text("utf-8"))["model"]["vocab"]}
+    assert "▁боль" in kept or "боль" in kept
 
 
 def test_the_names_that_a_recipe_may_give_are_those_that_are_known(data, tmp_path):

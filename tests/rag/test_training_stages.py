@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from indexer.errors import ArgumentError
 from rag.training.devscore import difference, score_rows
-from rag.training.heldout import is_held_out_concept
+from rag.training.heldout import is_held_out_concept, read_rows
 from rag.training.mlm import MARKS, Masker, packed_rows, pretrain
 from rag.training.recipe import MlmSettings
 from rag.training.student import Student
@@ -76,6 +76,18 @@ def test_rows_hold_whole_sentences_mixed_by_share_and_nothing_evaluated(data, to
     assert len(packed_rows(data, twice, tokenizer, 48, 0)) == 2 * len(rows)
     with pytest.raises(ArgumentError, match="shares"):
         packed_rows(data, MlmSettings(sources=("notes/aci_bench",), shares=(1.0, 1.0)), tokenizer, 48, 0)
+
+
+def test_parallel_text_is_read_a_language_at_a_time_without_what_is_evaluated(data, tokenizer):
+    rows = packed_rows(data, MlmSettings(sources=("parallel/tico19",)), tokenizer, 48, 0)
+    texts = [tokenizer.decode(ids, skip_special_tokens=True) for ids in rows]
+    own = {key: set(WORDS[key]) - {"anemia"} for key in ("en", "zh", "es")}  # that one is Spanish as well
+    spoken = [{key for key, words in own.items() if any(word in text for word in words)} for text in texts]
+    assert [len(languages) for languages in spoken] == [1] * len(texts)
+    assert set().union(*spoken) == {"en", "zh", "es"}
+    held_out = [row["en"] for row in read_rows(data / "parallel" / "tico19.jsonl.gz") if "PubMed_10" in row["id"]]
+    assert held_out
+    assert not any(sentence in text for sentence in held_out for text in texts)
 
 
 def test_pretraining_goes_on_after_a_kill_and_keeps_marks_whole(model, data, tmp_path):
