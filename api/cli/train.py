@@ -28,6 +28,7 @@ def train(context: CliContext, recipe: str, out: Path, data: Path | None, as_jso
     from rag.training.pipeline import run_recipe
     from rag.training.recipe import recipe_path
 
+    path = recipe_path(recipe)
     folder = data or context.settings.data
     if folder is None:
         raise click.UsageError("name the training data with --data DIR or CLINRAG_DATA")
@@ -37,7 +38,7 @@ def train(context: CliContext, recipe: str, out: Path, data: Path | None, as_jso
         figures = ", ".join(f"{key} {value}" for key, value in progress.row.items() if key not in {"share", "rate"})
         click.echo(f"{progress.stage} {progress.number}/{progress.total} {progress.share:.0%}: {figures}", err=True)
 
-    report = run_recipe(recipe_path(recipe), out, folder, None, say)
+    report = run_recipe(path, out, folder, None, say)
     if as_json:
         packed = str(report.packed) if report.packed else None
         click.echo(json.dumps({"model": str(report.model), "packed": packed, "card": str(report.card)}))

@@ -437,3 +437,13 @@ def test_a_collection_that_cannot_be_read_can_be_deleted_to_make_room_for_its_ba
     assert indexed("collections", "delete", "ward", "--yes").exit_code == 0
     assert indexed("collections", "restore", tmp_path / "ward.backup", "ward").exit_code == 0
     assert one_json(indexed("collections", "info", "ward", "--json").stdout)["notes"] == 4
+
+
+@pytest.mark.parametrize("data", [(), ("--data", ".")])
+def test_a_recipe_that_there_is_not_is_told_with_those_there_are(
+    clinrag: Clinrag, tmp_path: Path, data: tuple[str, ...]
+):
+    result = clinrag("train", "no-such-recipe", "--out", tmp_path / "run", *data)
+    assert result.exit_code == 2
+    assert "no recipe no-such-recipe; the package has compact," in result.output
+    assert not (tmp_path / "run").exists()
