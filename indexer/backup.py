@@ -62,6 +62,7 @@ def backup(collection: Collection, file: Path, since: Path | None = None) -> Bac
         SourceError: ``since`` cannot be read, is no backup, or its base is not beside it.
         DamagedError: the collection is damaged; no file was made.
         StorageFullError: there is no room; no file was made.
+        CollectionNotFoundError, EncoderMismatchError, WriterBusyError: as `Collection.check_present` says.
     """
     if file.exists():
         raise ArgumentError("FILE", "is there already; backups are not overwritten")
@@ -72,6 +73,7 @@ def backup(collection: Collection, file: Path, since: Path | None = None) -> Bac
     created_at = iso(now_us())
     with _aside(file) as partial:
         copy_database(collection.path, partial)
+        collection.check_present()  # else it may be a copy of what was put in its place
         with _opened_copy(partial, collection) as copy:
             findings = copy.verify()
             if findings:

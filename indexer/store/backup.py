@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from indexer.errors import DamagedError, SourceError
-from indexer.store.sqlite import mapped_errors
+from indexer.store.sqlite import connected, mapped_errors
 
 FORMAT = 1
 INCREMENT = 2
@@ -65,7 +65,7 @@ def copy_database(path: Path, target: Path) -> None:
     Raises:
         StorageFullError: there is no room for it.
     """
-    with mapped_errors(), closing(sqlite3.connect(path)) as source, closing(sqlite3.connect(target)) as copy:
+    with mapped_errors(), closing(connected(path)) as source, closing(sqlite3.connect(target)) as copy:
         source.backup(copy)
 
 

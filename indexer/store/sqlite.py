@@ -120,7 +120,7 @@ def open_engine(path: Path) -> Engine:
         max_overflow=-1,
         pool_use_lifo=True,  # the connection that was used last has the pages of the newest state
         hide_parameters=True,  # a message of SQLAlchemy would hold the values of the statement: text of notes
-        creator=lambda: _connected(path),
+        creator=lambda: connected(path),
     )
 
     @event.listens_for(engine, "begin")
@@ -131,7 +131,8 @@ def open_engine(path: Path) -> Engine:
     return engine
 
 
-def _connected(path: Path) -> sqlite3.Connection:
+def connected(path: Path) -> sqlite3.Connection:
+    """Return a connection of the driver alone to a database that is there; see `replacing`, which is waited for."""
     # The driver must not begin transactions by itself: readers need a deferred one, writers an immediate one.
     with _together(path):
         connection = _opened(path)

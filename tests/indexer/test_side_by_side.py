@@ -7,9 +7,11 @@ from contextlib import closing
 
 import pytest
 
+from indexer.backup import backup
 from indexer.build import index_notes
 from indexer.errors import (
     ClinragError,
+    CollectionNotFoundError,
     DamagedError,
     EncoderMismatchError,
     ErasurePendingError,
@@ -175,6 +177,16 @@ def test_who_has_a_deleted_collection_open_writes_nothing_into_the_one_that_is_m
             ward.publish()
         assert again.verify() == []
     assert not list(library.folder("ward").rglob("derived/*/*"))
+
+
+def test_a_backup_is_none_of_what_was_put_in_the_place_of_the_collection(library, ward, tmp_path):
+    """Else it would hold another collection's notes under this one's id, whose erasures are not that one's."""
+    library.delete("ward")
+    with library.create("ward", "letters", SPEC) as other:
+        index_notes(other, LetterEncoder(), [note("another", "Not of this one.")])
+        with pytest.raises(CollectionNotFoundError, match="was deleted while it was in use"):
+            backup(ward, tmp_path / "ward.backup")
+    assert [path.name for path in tmp_path.iterdir() if "backup" in path.name] == []
 
 
 def test_a_repair_waits_for_who_writes_derived_files(library, ward, monkeypatch):
