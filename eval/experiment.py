@@ -51,7 +51,6 @@ def run_suite(
     out: Path,
     data: Path | None,
     command: str,
-    commit: str | None = None,
     max_queries: int | None = None,
     on_row: Callable[[Row], None] | None = None,
 ) -> tuple[list[Row], list[Parity]]:
@@ -88,7 +87,7 @@ def run_suite(
         "suite": suite,
         "max_queries": max_queries,
         "command": command,
-        "commit": commit or commit_id(),
+        "commit": commit_id(),
         "made_at": iso(now_us()),
         "hardware": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
         "data_sha256": {task.name: data_sha256(task, data) for task in tasks},
@@ -257,15 +256,17 @@ def write_qrels(path: Path, judged: JudgedSet) -> None:
 
 
 def commit_id() -> str | None:
-    """Return the commit of the working directory, with ``+changes`` where it is not clean; ``None`` outside git."""
+    """Return the commit of this code, with ``+changes`` where it is not clean; ``None`` where it is in no checkout."""
     try:
-        head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        dirty = subprocess.run(
-            ["git", "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True
-        ).stdout
+        _git("ls-files", "--error-unmatch", Path(__file__).name)  # an installed copy may lie within another's checkout
+        return _git("rev-parse", "HEAD").strip() + ("+changes" if _git("status", "--porcelain", "-uno").strip() else "")
     except (OSError, subprocess.CalledProcessError):
         return None
-    return head + ("+changes" if dirty.strip() else "")
+
+
+def _git(*arguments: str) -> str:
+    where = Path(__file__).parent
+    return subprocess.run(["git", *arguments], cwd=where, capture_output=True, text=True, check=True).stdout
 
 
 def _id(text: str) -> str:

@@ -70,14 +70,14 @@ def by_query(judged: JudgedSet, run: Run) -> dict[str, QueryParity]:
     return found
 
 
-def ndcg(ranking: Sequence[str], grades: Mapping[str, int], k: int = K) -> float:
-    """Return the normalised discounted cumulative gain of the first k.
+def ndcg(ranking: Sequence[str], grades: Mapping[str, int]) -> float:
+    """Return the normalised discounted cumulative gain of the first ten.
 
     >>> ndcg(["x", "a"], {"a": 1}) == 1 / math.log2(3)
     True
     """
-    gained = sum(grades.get(passage, 0) / math.log2(rank + 1) for rank, passage in enumerate(ranking[:k], 1))
-    ideal = sorted(grades.values(), reverse=True)[:k]
+    gained = sum(grades.get(passage, 0) / math.log2(rank + 1) for rank, passage in enumerate(ranking[:K], 1))
+    ideal = sorted(grades.values(), reverse=True)[:K]
     return gained / sum(grade / math.log2(rank + 1) for rank, grade in enumerate(ideal, 1))
 
 

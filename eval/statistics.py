@@ -57,9 +57,6 @@ def grouped_gap(
     first: Sequence[float | None],
     second: Sequence[float | None],
     groups: Sequence[Hashable],
-    *,
-    samples: int = 2_000,
-    seed: int = 0,
 ) -> Interval:
     """Return ``mean(first) - mean(second)`` over the queries that have each; ``n`` is how many queries there are.
 
@@ -82,8 +79,8 @@ def grouped_gap(
         with np.errstate(invalid="ignore"):  # a draw without any value of a side says nothing
             return np.asarray(total[0] / total[1] - total[2] / total[3])
 
-    generator = np.random.default_rng(seed)
-    drawn = generator.multinomial(sums.shape[1], np.full(sums.shape[1], 1 / sums.shape[1]), size=samples)
+    generator = np.random.default_rng(0)
+    drawn = generator.multinomial(sums.shape[1], np.full(sums.shape[1], 1 / sums.shape[1]), size=2_000)
     low, high = np.nanpercentile(gap(sums @ drawn.T), [2.5, 97.5])
     return Interval(float(gap(sums.sum(1))), float(low), float(high), len(of))
 
@@ -94,7 +91,6 @@ def paired_bootstrap(
     groups: Sequence[Hashable] | None = None,
     *,
     samples: int = 10_000,
-    seed: int = 0,
 ) -> Interval:
     """Return the mean of the per-query differences ``system - baseline`` with its interval; see `bootstrap`.
 
@@ -103,7 +99,7 @@ def paired_bootstrap(
     """
     if len(system) != len(baseline):
         raise ArgumentError("values", f"are not paired: {len(system)} against {len(baseline)}")
-    return bootstrap(np.asarray(system) - np.asarray(baseline), groups, samples=samples, seed=seed)
+    return bootstrap(np.asarray(system) - np.asarray(baseline), groups, samples=samples)
 
 
 def welch(first: Sequence[float], second: Sequence[float]) -> tuple[float, float]:

@@ -72,16 +72,14 @@ def reencode(
 
 
 @contextmanager
-def completed(
-    collection: Collection, encoder: Callable[[], Encoder], on_progress: OnProgress = lambda done, total: None
-) -> Iterator[Collection]:
+def completed(collection: Collection, encoder: Callable[[], Encoder]) -> Iterator[Collection]:
     """Bring what lies beside to where the live vectors are, and open it to be searched (not written to).
 
     Raises:
         ArgumentError: nothing lies beside, or it was discarded meanwhile.
     """
     folder = _folder_beside(collection)
-    _complete(collection, folder, encoder, on_progress)
+    _complete(collection, folder, encoder, lambda done, total: None)
     with _opened(collection, folder) as opened:
         yield opened
 

@@ -317,11 +317,11 @@ def _category(entity: Mapping[str, Any]) -> str | None:
     return None if found is None else found[1]
 
 
-def _packed_sentences(text: str, language: str, characters: int = 600) -> list[tuple[int, int]]:
-    """Return spans of whole sentences of about so many characters."""
+def _packed_sentences(text: str, language: str) -> list[tuple[int, int]]:
+    """Return spans of whole sentences, of about 600 characters."""
     spans: list[tuple[int, int]] = []
     for sentence in split_sentences(text, language):
-        if spans and sentence.end - spans[-1][0] <= characters:
+        if spans and sentence.end - spans[-1][0] <= 600:
             spans[-1] = (spans[-1][0], sentence.end)
         else:
             spans.append((sentence.start, sentence.end))

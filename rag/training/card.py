@@ -97,8 +97,8 @@ def _log(log: Path) -> Iterator[dict[str, Any]]:
             yield row
 
 
-def _losses(log: Path, window: int = 10) -> dict[str, tuple[list[int], list[float]]]:
-    """Return each kind's summed loss, as a running mean over ``window`` of its steps."""
+def _losses(log: Path) -> dict[str, tuple[list[int], list[float]]]:
+    """Return each kind's summed loss, as a running mean over ten of its steps."""
     raw: dict[str, list[tuple[int, float]]] = {}
     for row in _log(log):
         if "loss" in row:
@@ -106,7 +106,7 @@ def _losses(log: Path, window: int = 10) -> dict[str, tuple[list[int], list[floa
     found = {}
     for kind, points in raw.items():
         values = [value for _, value in points]
-        means = [sum(values[max(0, at - window + 1) : at + 1]) / min(window, at + 1) for at in range(len(values))]
+        means = [sum(values[max(0, at - 9) : at + 1]) / min(10, at + 1) for at in range(len(values))]
         found[kind] = ([step for step, _ in points], means)
     return found
 

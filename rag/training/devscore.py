@@ -45,24 +45,6 @@ class RowScore:
         return float(self.values.mean()) if len(self.values) else float("nan")
 
 
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """Mean difference of two systems on the same queries with its 95 % paired bootstrap interval."""
-
-    mean: float
-    low: float
-    high: float
-
-
-def difference(ours: Floats, theirs: Floats, seed: int = 0, draws: int = 2000) -> Difference:
-    """Return ours minus theirs, paired by query."""
-    gap = ours.astype(np.float64) - theirs.astype(np.float64)
-    chance = np.random.default_rng(seed)
-    means = gap[chance.integers(0, len(gap), (draws, len(gap)))].mean(1)
-    low, high = np.quantile(means, [0.025, 0.975])
-    return Difference(float(gap.mean()), float(low), float(high))
-
-
 def score_rows(encode: Encode, data: Path, limit: int = 500, only: Sequence[str] = ()) -> Iterator[RowScore]:
     """Yield the rows whose set begins with one of ``only`` (all where empty), at most ``limit`` queries a row."""
     sets: dict[str, Callable[[], Iterator[RowScore]]] = {

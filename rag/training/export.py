@@ -15,6 +15,7 @@ from torch import Tensor
 from indexer.encoders.catalog import PACKED_TYPE
 from indexer.encoders.packed import FORMAT, GROUP
 from indexer.errors import ArgumentError
+from rag.training.folder import write_json, write_modules
 from rag.training.package_weights import unpack_groups
 from rag.training.student import read_prompts
 
@@ -82,7 +83,7 @@ def _describe(
 ) -> None:
     """Write what the weights are, for this package and for sentence-transformers."""
     query, passage = prompts
-    _write(
+    write_json(
         out / "config.json",
         {
             "format": FORMAT,
@@ -98,15 +99,7 @@ def _describe(
             "passage_prompt": passage,
         },
     )
-    _write(out / "modules.json", [{"idx": 0, "name": "0", "path": "", "type": _ST_TYPE}])
-    _write(
-        out / "config_sentence_transformers.json",
-        {
-            "prompts": {"query": query, "passage": passage, "document": passage},
-            "default_prompt_name": None,
-            "similarity_fn_name": "cosine",
-        },
-    )
+    write_modules(out, [("", _ST_TYPE)], {"query": query, "passage": passage, "document": passage})
 
 
 def to_groups(values: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[np.float16]]:
@@ -154,7 +147,3 @@ def _layer(weights: dict[str, Tensor], number: int) -> dict[str, Tensor]:
 
 def _pair(weights: dict[str, Tensor], name: str) -> tuple[list[Tensor], list[Tensor]]:
     return [weights[name + ".weight"]], [weights[name + ".bias"]]
-
-
-def _write(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

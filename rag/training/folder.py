@@ -6,7 +6,7 @@ Written by hand and not by ``SentenceTransformer.save``, so that the files are t
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 
 from rag.training.package_weights import PackageFile, Pieces
 
+PROMPTS = {"query": "query: ", "passage": "passage: ", "document": "passage: "}
 _PREFIX = "sentence_transformers.models."
 _LINEAR = (
     ("q", "attention.self.query", "hidden", "hidden"),
@@ -116,7 +117,7 @@ def write_tokenizer(tokenizer: dict[str, Any], out: Path, max_length: int) -> No
     """Write ``tokenizer.json`` and the file that names the special tokens."""
     text = json.dumps(tokenizer, ensure_ascii=False, separators=(",", ":"))
     (out / "tokenizer.json").write_text(text, encoding="utf-8")
-    _write_json(
+    write_json(
         out / "tokenizer_config.json",
         {
             "tokenizer_class": "PreTrainedTokenizerFast",
@@ -135,27 +136,22 @@ def write_tokenizer(tokenizer: dict[str, Any], out: Path, max_length: int) -> No
     )
 
 
-def write_pooling(out: Path, dim: int, max_length: int, prompts: Sequence[str] = ("query: ", "passage: ")) -> None:
-    """Write what makes an encoder folder a sentence-transformers one: mean pooling, unit length, prompts."""
-    query, passage = prompts
+def write_pooling(out: Path, dim: int, max_length: int) -> None:
+    """Write what makes an encoder folder a sentence-transformers one: mean pooling, unit length, e5's prompts."""
     steps = (("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize"))
-    _write_json(
-        out / "modules.json",
-        [
-            {"idx": number, "name": str(number), "path": path, "type": _PREFIX + kind}
-            for number, (path, kind) in enumerate(steps)
-        ],
-    )
-    _write_json(out / "sentence_bert_config.json", {"max_seq_length": max_length, "do_lower_case": False})
-    _write_json(out / "1_Pooling" / "config.json", {"word_embedding_dimension": dim, "pooling_mode_mean_tokens": True})
-    _write_json(out / "2_Normalize" / "config.json", {})
-    _write_json(
+    write_modules(out, [(path, _PREFIX + kind) for path, kind in steps], PROMPTS)
+    write_json(out / "sentence_bert_config.json", {"max_seq_length": max_length, "do_lower_case": False})
+    write_json(out / "1_Pooling" / "config.json", {"word_embedding_dimension": dim, "pooling_mode_mean_tokens": True})
+    write_json(out / "2_Normalize" / "config.json", {})
+
+
+def write_modules(out: Path, modules: Sequence[tuple[str, str]], prompts: Mapping[str, str]) -> None:
+    """Write which modules, ``(path, class)``, make a sentence-transformers directory, and its prompts."""
+    steps = [{"idx": n, "name": str(n), "path": path, "type": kind} for n, (path, kind) in enumerate(modules)]
+    write_json(out / "modules.json", steps)
+    write_json(
         out / "config_sentence_transformers.json",
-        {
-            "prompts": {"query": query, "passage": passage, "document": passage},
-            "default_prompt_name": None,
-            "similarity_fn_name": "cosine",
-        },
+        {"prompts": dict(prompts), "default_prompt_name": None, "similarity_fn_name": "cosine"},
     )
 
 
@@ -182,6 +178,7 @@ def _weights(file: PackageFile) -> dict[str, np.ndarray[Any, Any]]:
     return found
 
 
-def _write_json(path: Path, content: object) -> None:
+def write_json(path: Path, content: object) -> None:
+    """Write a file of JSON, with its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -268,8 +268,9 @@ def _is_evaluated_answer(text: str, held_out: HeldOut) -> bool:
     return held_out.overlaps_answer(text) or held_out.holds_text(text)  # a heading is too short to overlap
 
 
-def _opening(text: str, characters: int = 400) -> str:
-    """Return the beginning of a case, up to a sentence end near ``characters``."""
+def _opening(text: str) -> str:
+    """Return the beginning of a case, up to a sentence end near 400 characters."""
+    characters = 400
     flat = " ".join(text.split())
     if len(flat) <= characters:
         return flat

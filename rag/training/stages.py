@@ -13,13 +13,13 @@ import numpy as np
 
 from indexer.encoders.catalog import COMPACT_FOLDER, PACKED_TYPE, model_folder
 from indexer.errors import ArgumentError, EncoderUnavailableError
+from rag.training.folder import PROMPTS
 from rag.training.recipe import AlignSettings, ExportSettings, PruneSettings, Recipe, TransplantSettings
 
 if TYPE_CHECKING:
     from rag.training.watch import DevWatch
 
 _TAUGHT = ("align", "synonyms", "contrast", "static", "correct")
-PROMPTS = {"query": "query: ", "passage": "passage: ", "document": "passage: "}
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,11 +22,9 @@ _FROM_PADDING = {"roberta", "xlm-roberta", "camembert", "longformer"}
 
 
 class Student(torch.nn.Module):
-    """A transformers encoder with mean pooling; word embeddings frozen where asked."""
+    """A transformers encoder with mean pooling; its word embeddings are frozen."""
 
-    def __init__(
-        self, folder: Path, max_length: int = 128, freeze_embeddings: bool = True, bfloat16: bool = False
-    ) -> None:
+    def __init__(self, folder: Path, max_length: int = 128, bfloat16: bool = False) -> None:
         """Load a sentence-transformers directory whose pooling is the mean."""
         super().__init__()
         from tokenizers import Tokenizer
@@ -46,8 +44,7 @@ class Student(torch.nn.Module):
         self.prompts = read_prompts(folder)
         self._chunk_tokens = _CHUNK_TOKENS
         self._recomputes = False
-        if freeze_embeddings:
-            self.body.get_input_embeddings().weight.requires_grad_(False)
+        self.body.get_input_embeddings().weight.requires_grad_(False)
 
     def token_ids(self, texts: Sequence[str], prompt: str, max_length: int | None = None) -> list[list[int]]:
         """Return token ids with prompt and special tokens, cut to the longest length."""

@@ -29,19 +29,13 @@ Relations = list[tuple[int, int, str]]
 _RELATED = {"synonym": 0, "parent": 1, "sibling": 2, "unrelated": 3}
 
 
-def multi_similarity(
-    rows: Tensor,
-    concepts: Sequence[object],
-    alpha: float = 2.0,
-    beta: float = 50.0,
-    base: float = 0.5,
-    gap: float = 0.1,
-) -> Tensor:
-    """Return the multi-similarity loss of unit rows ``(N, D)`` with hard mining (Wang et al. 2019).
+def multi_similarity(rows: Tensor, concepts: Sequence[object]) -> Tensor:
+    """Return the multi-similarity loss of unit rows ``(N, D)`` with hard mining, as published (Wang et al. 2019).
 
     A negative counts when it is nearer than the farthest positive less ``gap``, a positive when it is farther than the
     nearest negative plus ``gap``.
     """
+    alpha, beta, base, gap = 2.0, 50.0, 0.5, 0.1
     similar = rows @ rows.T  # (N, N)
     same = alike(concepts)
     positive = same & ~torch.eye(len(concepts), dtype=torch.bool)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
 from pathlib import Path
 
 import ir_measures
@@ -14,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from api.evaluation import build_systems
-from eval.experiment import compare, load_results, run_suite, write_run
+from eval.experiment import commit_id, compare, load_results, run_suite, write_run
 from eval.judged import JudgedSet, Text
 from eval.metrics import evaluate, language_shares, ranked
 from eval.report import table, write_report
@@ -184,6 +185,17 @@ def test_smaller_vectors_by_hand_and_a_width_that_an_encoder_has():
     for name in ("hashing+0", "hashing+100000", "hashing+half"):
         with pytest.raises(ArgumentError, match="no correction"):
             build_systems([name])
+
+
+def test_the_commit_of_a_report_is_that_of_this_code_wherever_it_is_run(tmp_path: Path, monkeypatch):
+    own = commit_id()
+    for command in (
+        ["init", "-q"],
+        ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "a", "--allow-empty"],
+    ):
+        subprocess.run(["git", *command], cwd=tmp_path, check=True)
+    monkeypatch.chdir(tmp_path)
+    assert commit_id() == own
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

@@ -13,7 +13,7 @@ import transformers
 from safetensors.torch import load_file
 
 from indexer.errors import ArgumentError
-from rag.training.devscore import difference, score_rows
+from rag.training.devscore import score_rows
 from rag.training.heldout import is_held_out_concept, read_rows
 from rag.training.mlm import MARKS, Masker, packed_rows, pretrain
 from rag.training.recipe import MlmSettings
@@ -204,14 +204,6 @@ def test_the_rows_of_held_out_terms_are_perfect_for_an_oracle_and_chance_for_noi
     assert set(scored) == {"hpo zh->en", "hpo ja->en", "hpo es->en"}
     assert all(row.mean == 1.0 for row in scored.values())
     assert len(scored["hpo zh->en"].values) == sum(is_held_out_concept(f"HP:{n}") for n in range(60))
-
-
-def test_a_paired_difference_by_hand():
-    gap = difference(np.array([1, 1, 0, 1], dtype=np.float32), np.array([0, 1, 0, 1], dtype=np.float32))
-    assert gap.mean == pytest.approx(0.25)
-    assert gap.low <= gap.mean <= gap.high
-    none = difference(np.ones(9, dtype=np.float32), np.ones(9, dtype=np.float32))
-    assert (none.mean, none.low, none.high) == (0.0, 0.0, 0.0)
 
 
 def test_the_log_of_a_stage_can_be_drawn(tmp_path):
