@@ -124,8 +124,9 @@ def decode_text(data: bytes, charset: str | None = None) -> str:
 
 def _parsed(content_type: str) -> Message:
     message = Message()
-    # Parameters are cut apart in the square of their length; those of a document stand in front.
-    message["content-type"] = content_type[:_LONGEST_TYPE].replace("\r", " ").replace("\n", " ")
+    # Parameters are cut apart in the square of their length; those of a document stand in front. All of it is ASCII.
+    plain = content_type[:_LONGEST_TYPE].encode("ascii", "replace").decode()
+    message["content-type"] = plain.replace("\r", " ").replace("\n", " ")
     return message
 
 
