@@ -38,6 +38,11 @@ class Comparison:
         """Whether the other encoder finds less on average."""
         return self.other_ndcg < self.live_ndcg
 
+    @property
+    def tells_nothing(self) -> bool:
+        """Whether neither finds anything, as with questions on the notes of another collection."""
+        return not self.other_ndcg and not self.live_ndcg
+
 
 def reencode(service: Service, name: str, encoder_name: str, on_progress: OnProgress) -> tuple[int, Beside]:
     """Make the vectors of another encoder beside a collection's; return how many note versions that took now."""
@@ -85,6 +90,10 @@ def cutover(
     if judged is None and not force:
         raise ArgumentError("judged", "is missing: name a file of judged questions, or --force the cutover")
     comparison = None if judged is None else compare(service, name, judged)
+    if comparison is not None and comparison.tells_nothing and not force:
+        raise ArgumentError(
+            "judged", "tells nothing: neither encoder finds any of its spans; name questions on this collection's notes"
+        )
     if comparison is not None and comparison.worse and not force:
         raise ArgumentError("encoder", _worse(comparison))
     reencoding.cutover(collection, _encoder_beside(service, collection), on_progress)

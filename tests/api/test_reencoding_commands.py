@@ -52,7 +52,7 @@ def bundled(clinrag: Clinrag, encoders: dict[str, int]) -> Clinrag:
     return clinrag
 
 
-def test_a_worse_encoder_is_refused_a_forced_one_can_be_rolled_back(bundled: Clinrag, judged: Path):
+def test_a_worse_encoder_is_refused_a_forced_one_can_be_rolled_back(bundled: Clinrag, judged: Path, tmp_path: Path):
     made = bundled("collections", "reencode", "demo", "--encoder", "tiny", "--judged", judged, "--json")
     assert made.exit_code == 0, made.output
     said = one_json(made.stdout)
@@ -62,6 +62,11 @@ def test_a_worse_encoder_is_refused_a_forced_one_can_be_rolled_back(bundled: Cli
     assert refused.exit_code == 2
     assert "tiny finds less than hashing: nDCG@10" in refused.stderr
     assert bundled("collections", "cutover", "demo").exit_code == 2, "without a judgement it must be forced"
+    strange = tmp_path / "strange.jsonl"
+    strange.write_text('{"id": "q", "question": "Pain?", "relevant": [{"note_id": "none", "start": 0, "end": 9}]}\n')
+    untold = bundled("collections", "cutover", "demo", "--judged", strange)
+    assert untold.exit_code == 2, "questions on other notes judge nothing"
+    assert "judged tells nothing: neither encoder finds any of its spans" in untold.stderr
     assert one_json(bundled("collections", "info", "demo", "--json").stdout)["encoder"] == "hashing"
     forced = bundled("collections", "cutover", "demo", "--judged", judged, "--force")
     assert forced.exit_code == 0, forced.output
