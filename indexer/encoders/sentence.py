@@ -66,6 +66,7 @@ class SentenceEncoder(PromptedEncoder):
         Raises:
             EncoderUnavailableError: the folder holds no model that can be loaded.
         """
+        weights = weights_sha256(folder)  # before anything is loaded: pickled weights are refused, not read
         self._model = on_device(lambda name: _load(folder, pooling or "mean", name, dtype or best_dtype(name)), device)
         self._device = torch.device(self._model.device)
         self._tokenizer = _fast_tokenizer(self._model, folder)
@@ -78,7 +79,7 @@ class SentenceEncoder(PromptedEncoder):
             raise EncoderUnavailableError(f"the model in {folder.name} does not say how wide its vectors are")
         self._spec = EncoderSpec(
             model_id=model_id or folder.name,
-            weights_sha256=weights_sha256(folder),
+            weights_sha256=weights,
             pooling=_pooling(self._model),
             query_prompt=query,
             passage_prompt=passage,

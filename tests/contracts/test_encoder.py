@@ -238,10 +238,18 @@ def test_names_that_are_nothing_are_refused_with_the_mend():
         load_encoder("multiclinicalbert")
 
 
-def test_a_folder_without_safetensors_is_refused(tmp_path: Path):
+def test_a_folder_without_safetensors_is_refused_and_pickled_weights_are_not_read(
+    tiny_folders: dict[str, Path], tmp_path: Path, monkeypatch
+):
+    import torch
+    from safetensors.torch import load_file
+
     from indexer.encoders.catalog import load_encoder
     from indexer.errors import EncoderUnavailableError
 
-    (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(EncoderUnavailableError):
-        load_encoder(str(tmp_path))
+    folder = shutil.copytree(tiny_folders["bert"], tmp_path / "model")
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("a pickle was read"))
+    with pytest.raises(EncoderUnavailableError, match="pickled ones are not loaded"):
+        load_encoder(str(folder))
