@@ -268,6 +268,8 @@ def _read_state(folder: Path) -> JobState:
     try:
         document = json.loads((folder / "state.json").read_text(encoding="utf-8"))
         rejected = tuple(Rejected(**row) for row in document.pop("rejected"))
+        if not document.keys() <= set(JobState.__slots__):
+            raise DamagedError(f"job {folder.name} was accepted by a newer clinrag, which has to finish it")
         return JobState(**document, rejected=rejected)
     except (ValueError, TypeError, KeyError) as error:
         raise DamagedError(f"the state of job {folder.name} is damaged; remove its folder under jobs/") from error

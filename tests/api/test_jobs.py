@@ -351,6 +351,25 @@ def test_two_erasures_at_once_do_not_take_each_others_files(tmp_path: Path, monk
     assert "text 3" not in (folder / "input.json").read_text()
 
 
+def test_a_job_that_a_newer_version_accepted_is_left_to_it(tmp_path: Path):
+    first = JobRunner(tmp_path, Store(), 4)  # never started
+    job = first.submit("ward", NOTES)
+    first.stop()
+    folder = tmp_path / "jobs" / job
+    said = (folder / "state.json").read_text()
+    (folder / "state.json").write_text(json.dumps(json.loads(said) | {"priority": 1}))
+    older = JobRunner(tmp_path, Store(), 4)
+    assert older.start() == 0
+    with pytest.raises(DamagedError, match=f"job {job} was accepted by a newer clinrag"):
+        older.state(job)
+    older.stop()
+    (folder / "state.json").write_text(said)
+    again = JobRunner(tmp_path, Store(), 4)
+    assert again.start() == 1
+    assert finished(again, job).stored == 6
+    again.stop()
+
+
 @pytest.mark.parametrize("damaged", ["", "{", "[]", '{"job_id": "x"}'])
 def test_a_job_whose_state_is_damaged_holds_up_no_other_and_is_within_an_erasures_reach(tmp_path: Path, damaged: str):
     first = JobRunner(tmp_path, Store(), 4)  # never started
