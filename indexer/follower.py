@@ -24,7 +24,7 @@ from indexer.store.embedded import MissingVectorsError
 from indexer.store.failpoints import failpoint
 from indexer.store.folders import remove_folder
 from indexer.store.lock import exclusive
-from indexer.store.mirror import Cut, SourceVersion
+from indexer.store.mirror import Cut
 from indexer.store.packing import empty_log, pack
 from indexer.store.snapshots import DERIVED
 from indexer.store.sqlite import MEND_DAMAGE, Engine, open_engine, read_transaction, write_transaction
@@ -198,7 +198,10 @@ class Follower:
 
     def _copy(self, encoder: Encoder, numbers: list[int]) -> None:
         with read_transaction(self._source) as source:
-            cuts = [_cut(encoder, version) for version in mirror.source_versions(source, numbers)]
+            cuts = [
+                Cut(version, *passages_of(encoder, version.text, version.language))
+                for version in mirror.source_versions(source, numbers)
+            ]
         texts = {
             key: cut.source.text[chunk.start : chunk.end]
             for cut in cuts
@@ -283,7 +286,3 @@ def _forget(name: str, folder: Path, live: Engine, deadline: float) -> None:
         left_s = max(0.0, deadline - time.monotonic())
         with exclusive(folder / DERIVED_LOCK, f"a snapshot of {_WHAT.format(name)}", left_s):
             remove_folder(folder / DERIVED)
-
-
-def _cut(encoder: Encoder, version: SourceVersion) -> Cut:
-    return Cut(version, *passages_of(encoder, version.text, version.language))

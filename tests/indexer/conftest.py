@@ -1,16 +1,29 @@
-"""What the suites of collections have in common: a home of their own, a master key, and no failpoint that stays."""
+"""What suites of collections have in common: a home, an empty collection, a master key, no failpoint that stays."""
 
 from __future__ import annotations
 
 import pytest
 
 from indexer.encryption import MasterKey
+from indexer.library import Library
 from indexer.store import failpoints
+from tests.indexer.made_collections import new
 
 
 @pytest.fixture
 def home(tmp_path):
     return tmp_path / "home"
+
+
+@pytest.fixture
+def library(home):
+    return Library(home)
+
+
+@pytest.fixture
+def ward(home):
+    with new(home) as collection:
+        yield collection
 
 
 @pytest.fixture

@@ -12,22 +12,10 @@ import pytest
 
 from indexer.backup import backup, restore
 from indexer.errors import ArgumentError, CollectionExistsError, DamagedError, SourceError
-from indexer.library import Library
 from indexer.store import replica
 from tests.indexer.made_collections import new, note, shown, store
 
 TEXT = "The zygomatic fracture was plated by Dr Quillfeather. Seen again in May."
-
-
-@pytest.fixture
-def library(home):
-    return Library(home)
-
-
-@pytest.fixture
-def ward(home):
-    with new(home) as collection:
-        yield collection
 
 
 def versions(collection):

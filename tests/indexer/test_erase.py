@@ -39,17 +39,6 @@ SECRETS = (
 )
 
 
-@pytest.fixture
-def library(home):
-    return Library(home)
-
-
-@pytest.fixture
-def ward(home):
-    with new(home) as collection:
-        yield collection
-
-
 def windows(text):
     raw = text.encode()
     return {raw[at : at + WINDOW] for at in range(len(raw) - WINDOW + 1)}

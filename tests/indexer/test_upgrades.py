@@ -11,17 +11,11 @@ from sqlalchemy import select
 from indexer.backup import backup, restore
 from indexer.build import index_notes
 from indexer.errors import DamagedError, EncoderMismatchError
-from indexer.library import Library
 from indexer.reencoding import cutover, discard, reencode, rollback
 from indexer.store import schema, truth
 from indexer.store.erasing import ask
 from indexer.store.sqlite import open_engine, write_transaction
 from tests.indexer.made_collections import LetterEncoder, new, note, shown, store
-
-
-@pytest.fixture
-def library(home):
-    return Library(home)
 
 
 class LettersOfToday(LetterEncoder):
