@@ -301,6 +301,11 @@ class TestKeys:
         with pytest.raises(ArgumentError, match="clinrag keys add"):
             create_app(Settings(home=home, host="0.0.0.0"))
 
+    def test_beyond_loopback_the_log_says_that_nothing_is_encrypted(self, home: Path, caplog: pytest.LogCaptureFixture):
+        for host, n_said in (("127.0.0.1", 0), ("0.0.0.0", 1)):
+            with serving(Settings(home=home, host=host, encoder="hashing", api_key="k" * 40)):
+                assert sum("without TLS" in record.message for record in caplog.records) == n_said
+
     def test_a_damaged_key_file_lets_nobody_in(self, home: Path):
         home.mkdir()
         (home / "keys.json").write_text("{")
