@@ -104,7 +104,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     SERVER.info("started", extra={"fields": {"jobs_resumed": resumed, "loopback": state.settings.loopback}})
     if not state.settings.loopback:
         SERVER.warning(
-            "without TLS: keys and notes go in clear over the network, but for a proxy in front that speaks it"
+            "without TLS: keys and notes go in clear unless a proxy in front speaks it"
         )
     threading.Thread(target=_warm, args=(state,), name="clinrag-warm", daemon=True).start()
     tidying = asyncio.create_task(_tidy(state))
