@@ -103,9 +103,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     resumed = state.jobs.start()
     SERVER.info("started", extra={"fields": {"jobs_resumed": resumed, "loopback": state.settings.loopback}})
     if not state.settings.loopback:
-        SERVER.warning(
-            "without TLS: keys and notes go in clear unless a proxy in front speaks it"
-        )
+        SERVER.warning("without TLS: keys and notes go in clear unless a proxy in front speaks it")
     threading.Thread(target=_warm, args=(state,), name="clinrag-warm", daemon=True).start()
     tidying = asyncio.create_task(_tidy(state))
     try:
