@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from indexer.errors import NoteNotFoundError
 from indexer.records import Coverage, Scope
-from indexer.text.language import identify
+from indexer.text.language import identify_question
 from rag.cite import Citation, Cited, Similarity, cite
 from rag.context import CountTokens, build_context, characters
 from rag.generate import Generator, Prompt
@@ -73,7 +73,7 @@ def answer(collection: Collection, encoder: Encoder | None, request: AnswerReque
     usable = matching(collection, encoder)
     view = collection.view(wanted.scope)
     found = search_view(view, collection.name, usable, wanted)
-    language = spoken(identify(request.question))
+    language = spoken(identify_question(request.question, found.result.coverage.languages))
     note_text = cache(view.note_text)
     context = build_context(view, found.passages, note_text, count_tokens=_counter(usable))
     statements = generator.generate(Prompt(request.question, language, context)) if context else ()

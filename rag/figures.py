@@ -59,6 +59,7 @@ _HAN_NUMBER = re.compile(r"[一二两両三四五六七八九]?十[一二三四�
 _STROKE = re.compile(r"(?<![\d/.,])(\d{1,2})/(\d{1,2})(?![\d/])")
 _DAY_MONTH = re.compile(r"(\d{1,2})\.(\d{1,2})")
 _CLAUSE = re.compile(r"[,;.。；，、\n]")
+_ENUMERATOR = re.compile(r"\A\W{0,8}\d{1,2}[.,)．）、，](?!\d)")
 _ROMANS = re.compile(r"(?<![A-Za-zÀ-ӿ0-9])(XII|XI|IX|X|VIII|VII|VI|IV|V|III|II|I)(?=[abcABC]?(?![A-Za-zÀ-ӿ0-9]))")
 
 
@@ -164,7 +165,7 @@ def figures(text: str) -> list[Figure]:
     >>> figures("Creatinine 1,3 mg/dl")
     [((Number(value=Decimal('0.0013'), unit='g/dl'),),)]
     """
-    plain = _plain(text)
+    plain = folded(text)
     plain, dates = cut_days(plain)
     found = [_date(written, days) for written, days in dates]
     for match in _POWER.finditer(plain):
@@ -192,7 +193,7 @@ def figures(text: str) -> list[Figure]:
 def denials(text: str, language: str) -> list[Figure]:
     """Return the denial of a sentence in a language, as a figure; nothing where it denies nothing."""
     pattern = forms().denies.get(language)
-    return [((Denial(),),)] if pattern is not None and pattern.search(_plain(text)) else []
+    return [((Denial(),),)] if pattern is not None and pattern.search(folded(text)) else []
 
 
 def days(text: str) -> list[Day]:
@@ -205,7 +206,7 @@ def days(text: str) -> list[Day]:
 
 def asked_days(question: str) -> list[Day]:
     """Return the days, months or years that a question asks about; none beside "before", "after" or a birthday."""
-    plain = _plain(question)
+    plain = folded(question)
     bare, _ = cut_days(plain)
     known = forms()
     if not known.around.isdisjoint(_WORD.findall(bare)) or any(part in bare for part in known.around_parts):
@@ -215,11 +216,11 @@ def asked_days(question: str) -> list[Day]:
 
 def only_dated(text: str) -> bool:
     """Return whether the digits of a text are those of its dates."""
-    bare, found = cut_days(_plain(text))
+    bare, found = cut_days(folded(text))
     return bool(found) and not any(character.isdigit() for character in bare)
 
 
-def _plain(text: str) -> str:
+def folded(text: str) -> str:
     """Return a copy in one form: small letters, half width, no accents, one sign for what is written in many ways."""
     raised = _SUPERSCRIPTS.sub(lambda match: "^" + match.group(), text)
     plain = normalized(raised.translate(_ONE_FORM).replace("℃", " C"))
@@ -320,9 +321,22 @@ def _known_unit(found: str, *, glued: bool = True) -> tuple[str | None, int]:
     return None, 0
 
 
+def gives_figure(text: str) -> bool:
+    """Return whether a text says a number, a day or how often: not that of a code, of a list, or one ("a") thing.
+
+    >>> gives_figure("10. HbA1c level"), gives_figure("HbA1c 7.9 %"), gives_figure("twice daily")
+    (False, True, True)
+    """
+    bare = _ENUMERATOR.sub("", text)
+    if any(not isinstance(atom, Name) for figure in figures(bare) for reading in figure for atom in reading):
+        return True
+    said = (atom for atom in _in_words(bare) if isinstance(atom, Number))
+    return any(number.unit == TIMES or number.value != 1 for number in said)
+
+
 def _in_words(text: str) -> Iterator[Atom]:
     """Yield what a text says in words: counts, how often, stages, and whether it denies."""
-    plain = _plain(text)
+    plain = folded(text)
     known = forms()
     for clause in _CLAUSE.split(plain):
         padded = " " + " ".join(_WORD.findall(clause)) + " "

@@ -15,7 +15,7 @@ from rag.context import ContextPassage
 from rag.crossing import crosses
 from rag.figures import only_dated
 from rag.phrases import parallel_lines, spoken
-from rag.support import Candidate, Meaning, supported
+from rag.support import Candidate, Meaning, parts_of, supported
 
 if TYPE_CHECKING:
     from indexer.encoders.encoder import Encoder
@@ -80,7 +80,11 @@ class ExtractiveGenerator:
         if self._encoder is None or not crosses(self._encoder):
             return None
         query = self._encoder.encode_queries([prompt.question])[0]
-        near = self._encoder.encode_passages([candidate.text for candidate in candidates]) @ query
+        parts = [(at, part) for at, candidate in enumerate(candidates) for part in parts_of(candidate.text)]
+        texts = [candidate.text for candidate in candidates]
+        similar = self._encoder.encode_passages([*texts, *(part for _, part in parts)]) @ query
+        near, of_parts = np.split(similar, [len(candidates)])
+        np.maximum.at(near, [at for at, _ in parts], of_parts)
         present = sorted({spoken(candidate.passage.language) for candidate in candidates})
         unrelated = {language: self._unrelated(self._encoder, language) @ query for language in present}
         return Meaning(near, unrelated)

@@ -9,6 +9,7 @@ script they are written.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -16,11 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexer.text.analysis import analyze, analyze_query
+from indexer.text.expansions import form_terms, forms_of, matches
 from indexer.text.memory import remembered
+from rag.asking import asked_about, asks_for_figure
 from rag.cognates import LEAST_CONSONANTS, cognate, skeleton, words
 from rag.context import ContextPassage
 from rag.days import may_tell
-from rag.figures import asked_days, days
+from rag.figures import asked_days, days, gives_figure
 
 NEAR_BEST = 0.75
 """A second sentence is quoted where it scores at least this share of the best."""
@@ -32,10 +35,12 @@ _PERSON = ("paciente", "patient", "patsient")
 """Whom every sentence is about: the word tells nothing. As written, for its cognates."""
 
 _CJK = re.compile("[\\u3040-\\u30ff\\u3400-\\u9fff\\uf900-\\ufaff]+$")
+_HAS_CJK = re.compile("[\\u3040-\\u30ff\\u3400-\\u9fff]")
 _KATAKANA = re.compile("[\\u30a0-\\u30ff]+$")
 
 _POSSESSIVE = re.compile(r"['’]s\b")
 _OUTER = re.compile(r"^\W+|[^\w+]+$")
+_VALUE_BEHIND = r"[^\d.;。；\n]{0,15}\d"
 _ONE_TERM = re.compile(
     "[\\u30a0-\\u30ff]+|[\\u3400-\\u9fff]{1,4}|[^\\W_\\u3040-\\u30ff\\u3400-\\u9fff]+(?:[-./+][^\\W_]+)*[+]?"
 )
@@ -64,7 +69,7 @@ class Meaning:
 
 LEAST_BY_MEANING = 0.64
 """Least score of the best sentence by meaning. Set on the bundled questions with the shipped retriever: of the 74 that
-the record answers 39 are answered (31 of them by a quote of what answers), of the 16 that it does not one. In a chart a
+the record answers 40 are answered (32 of them by a quote of what answers), of the 16 that it does not one. In a chart a
 sentence that only looks like an answer costs more than none. No question was held out: the figures are optimistic."""
 
 LEAST_TELLING = 0.6
@@ -74,10 +79,39 @@ LEAST_SHARE = 0.4
 _STANDING_WEIGHT = 0.1
 _BEYOND_WEIGHT = 0.1
 _SHARE_WEIGHT = 0.1
+_OWN_SHARE_WEIGHT = 0.5
+_OWN_COST = 0.1
+_OWN_WORDLESS_COST = 0.2
+"""Words tell more where question and sentence are of one language, and so does it that none is there."""
+
+_NO_FIGURE_COST = 0.4
+"""Who asks how much or when is not answered by a sentence without a figure."""
+
 _RANK_COST = 0.03
 _WORDS_RANK_COST = 0.008
 _PLAIN_WEIGHT = 0.6
 _CJK_WEIGHT = 0.15
+
+
+_PART_END = re.compile(r"(?<=[,，、;；])\s*(?!\d)")
+_PART_CHARS = 70
+_CJK_PART_CHARS = 25
+
+
+def parts_of(sentence: str) -> list[str]:
+    """Return the parts of a sentence that are as long as a sentence is, none of a shorter one.
+
+    A question is about one thing, and a sentence that lists twenty lies near to none of them.
+    """
+    least = _CJK_PART_CHARS if _HAS_CJK.search(sentence) else _PART_CHARS
+    if len(sentence) < 2 * least:
+        return []
+    parts = [""]
+    for piece in _PART_END.split(sentence):
+        if len(parts[-1]) >= least:
+            parts.append("")
+        parts[-1] = f"{parts[-1]} {piece}".strip()
+    return parts if len(parts) > 1 else []
 
 
 def supported(
@@ -86,29 +120,43 @@ def supported(
     """Return the sentences that support an answer, best first; none where nothing does.
 
     Without an encoder that crosses languages (``meaning`` is ``None``) only words count, and they must be telling. A
-    question that is one term is answered by the sentences that hold it, however many they are; only where none does
-    may meaning name others, "МНО" for "INR". What is known to be of another
-    time than a question names supports nothing.
+    question that is one term is answered by the sentences that hold it, those with a value of it first, else by those
+    with another form of it ("МНО" for "INR"), however many they are; only where there is none may meaning name others.
+    What is known to be of another time than a question names supports nothing.
     """
-    asked = _asked(question, language, candidates)
+    about = asked_about(question, language)
+    asked = _asked(about, language, candidates)
     held = np.array([[_holds(candidate, one) for one in asked] for candidate in candidates], dtype=bool)
     held = held.reshape(len(candidates), len(asked))
+    otherwise = held | np.array(
+        [[_holds_form(candidate, one) for one in asked] for candidate in candidates], dtype=bool
+    ).reshape(held.shape)
     times = asked_days(question)
     timely = (
         np.array([may_tell(times, days(one.text), one.passage.authored_at) for one in candidates]) if times else None
     )
     ranks = np.array([candidate.passage.n for candidate in candidates], dtype=np.float64)
-    if _is_one_term(question, asked):
-        whole = np.flatnonzero(held.all(axis=1) if timely is None else held.all(axis=1) & timely)
+    if _is_one_term(about, asked):
+        of_time = np.ones(len(candidates), dtype=bool) if timely is None else timely
+        whole = np.flatnonzero(held.all(axis=1) & of_time)
+        if not len(whole):
+            whole = np.flatnonzero(otherwise.all(axis=1) & of_time)
         if len(whole) or meaning is None:
-            return [candidates[int(at)] for at in whole[np.argsort(ranks[whole], kind="stable")]]
+            plain = np.array([not _is_valued(candidates[int(at)].text, _bare(about)) for at in whole], dtype=bool)
+            return [candidates[int(at)] for at in whole[np.lexsort((ranks[whole], plain))]]
+    held = otherwise
     if meaning is None:
         weight = np.array([one.weight for one in asked], dtype=np.float64)
         enough = held @ weight >= LEAST_SHARE * float(weight.sum())
         score, least = np.where(enough, _telling(held, weight), 0.0) - _WORDS_RANK_COST * ranks, LEAST_TELLING
     else:
-        above = standing(meaning, [candidate.passage.language for candidate in candidates])
-        score = _STANDING_WEIGHT * above + _BEYOND_WEIGHT * beyond(meaning) + _SHARE_WEIGHT * _share(held)
+        languages = [candidate.passage.language for candidate in candidates]
+        share, own = _share(held), np.array([one == language for one in languages], dtype=bool)
+        score = _STANDING_WEIGHT * standing(meaning, languages) + _BEYOND_WEIGHT * beyond(meaning)
+        of_words = _OWN_SHARE_WEIGHT * share - np.where(share > 0, _OWN_COST, _OWN_WORDLESS_COST)
+        score += np.where(own, of_words, _SHARE_WEIGHT * share)
+        if asks_for_figure(question, language):
+            score -= _NO_FIGURE_COST * np.array([not gives_figure(one.text) for one in candidates])
         score, least = score - _RANK_COST * ranks, LEAST_BY_MEANING
     if timely is not None:
         score = np.where(timely, score, -np.inf)
@@ -162,13 +210,15 @@ def _telling(held: NDArray[np.bool_], weight: NDArray[np.float64]) -> NDArray[np
 class Asked:
     """A word or term that a question asks about: its terms, and the word itself where it can have cognates.
 
-    ``whole``: the terms are parts of one word and count together only.
+    ``whole``: the terms are parts of one word and count together only. ``forms`` are the terms of each other form of
+    what is asked about: an abbreviation, its words, those in another language.
     """
 
     terms: frozenset[str]
     word: str
     weight: float
     whole: bool = False
+    forms: tuple[frozenset[str], ...] = ()
 
 
 def _asked(question: str, language: str, candidates: Sequence[Candidate]) -> list[Asked]:
@@ -176,6 +226,7 @@ def _asked(question: str, language: str, candidates: Sequence[Candidate]) -> lis
     question = _POSSESSIVE.sub("", question)
     languages = sorted({candidate.passage.language or language for candidate in candidates} | {language})
     kept = analyze_query(question, languages)
+    other_forms = _other_forms(question, languages)
     found: dict[str, Asked] = {}
     covered: set[str] = set()
     for word in words(question):
@@ -184,17 +235,50 @@ def _asked(question: str, language: str, candidates: Sequence[Candidate]) -> lis
         if terms and not any(cognate(word, person) for person in _PERSON):
             long = len(skeleton(word)) >= LEAST_CONSONANTS
             whole = bool(_KATAKANA.match(word))
-            found.setdefault(word, Asked(terms, word if long else "", 1.0 if long else _PLAIN_WEIGHT, whole))
+            weight = 1.0 if long else _PLAIN_WEIGHT
+            found.setdefault(word, Asked(terms, word if long else "", weight, whole, _forms(terms, other_forms)))
     # What is no word of letters: numbers, doses, codes, characters and pairs of them.
     for term in sorted(kept.keys() - covered):
-        weight = _CJK_WEIGHT if _CJK.match(term) else _PLAIN_WEIGHT
-        found.setdefault(term, Asked(frozenset([term]), "", weight))
+        weight, own = _CJK_WEIGHT if _CJK.match(term) else _PLAIN_WEIGHT, frozenset([term])
+        found.setdefault(term, Asked(own, "", weight, forms=_forms(own, other_forms)))
     return list(found.values())
+
+
+def _other_forms(question: str, languages: Sequence[str]) -> list[tuple[frozenset[str], tuple[frozenset[str], ...]]]:
+    """Return the terms of each abbreviation or term in a question that is known, and those of its other forms."""
+    return [
+        (
+            frozenset(analyze_query(match.text, languages)),
+            tuple(
+                frozenset(terms)
+                for language in languages
+                for form in forms_of(match.concept, language)
+                if (terms := form_terms(form, language))
+            ),
+        )
+        for match in matches(question)
+    ]
+
+
+def _forms(
+    terms: frozenset[str], others: Sequence[tuple[frozenset[str], tuple[frozenset[str], ...]]]
+) -> tuple[frozenset[str], ...]:
+    return next((forms for written, forms in others if terms <= written), ())
+
+
+def _bare(question: str) -> str:
+    return _OUTER.sub("", _POSSESSIVE.sub("", question))
+
+
+def _is_valued(text: str, term: str) -> bool:
+    """Return whether a number stands close behind a term: "ketones 3.6", not "ketones are burnt"."""
+    plain, asked = (unicodedata.normalize("NFKC", one).casefold() for one in (text, term))
+    return re.search(re.escape(asked) + _VALUE_BEHIND, plain) is not None
 
 
 def _is_one_term(question: str, asked: Sequence[Asked]) -> bool:
     """Return whether a question is one telling term, bare ("INR?") or with words that only ask ("What is the INR?")."""
-    bare = _OUTER.sub("", _POSSESSIVE.sub("", question))
+    bare = _bare(question)
     if not asked:
         return False
     if _ONE_TERM.fullmatch(bare):
@@ -210,6 +294,11 @@ def _holds(candidate: Candidate, asked: Asked) -> bool:
     if asked.terms <= terms if asked.whole else not asked.terms.isdisjoint(terms):
         return True
     return bool(asked.word) and any(cognate(asked.word, other) for other in words(candidate.text))
+
+
+def _holds_form(candidate: Candidate, asked: Asked) -> bool:
+    """Return whether a candidate has another form of what is asked about."""
+    return any(form <= _terms(candidate.text, candidate.passage.language) for form in asked.forms)
 
 
 @remembered(8192)

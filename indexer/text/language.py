@@ -11,13 +11,17 @@ import re
 from functools import cache
 from typing import TYPE_CHECKING
 
+from indexer.text.folding import fold_term
+from indexer.text.lexemes import word_lists
 from indexer.text.memory import remembered
 from indexer.text.rules import SUPPORTED, function_words
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from lingua import LanguageDetector
 
-__all__ = ["SUPPORTED", "identify", "identify_chunk"]
+__all__ = ["SUPPORTED", "identify", "identify_chunk", "identify_question"]
 
 _SAMPLE_CHARS = 480
 _MIN_LETTERS = 10
@@ -31,6 +35,9 @@ _WORD_FACTOR = 1.5
 _RARE = 0.1
 _CLEAR_HITS = 4.0
 _CLEAR_FACTOR = 2.5
+_ASKING_FACTOR = 5.0  # Of a question every word counts, and that of one language alone decides.
+_LIKELY_FACTOR = 10.0
+_USUAL = "en"
 _CJK_WEIGHT = 3  # a Han character says about as much as three letters
 
 _LETTERS = re.compile(r"[^\W\d_]+")
@@ -42,6 +49,7 @@ _PARTICLE = re.compile(
 )  # not の, which signs in Chinese have
 _HAN = re.compile(r"[\u3005\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af]+")
 _WORD = re.compile(r"[^\W\d_]+")
+_WHOLE_WORD = re.compile(r"(?<!\w)[^\W\d_]+(?!\w)")
 
 _ONE_LANGUAGE_SCRIPTS = (
     ("ko", re.compile(r"[\u1100-\u11ff\u3131-\u318e\uac00-\ud7a3]+")),
@@ -117,6 +125,58 @@ def identify_chunk(text: str, inherited: str | None) -> str | None:
     if script == "cyrillic":
         return inherited if inherited in _CYRILLIC_LANGUAGES else _identify_cyrillic(sample)
     return script
+
+
+def identify_question(text: str, likely: Collection[str] = ()) -> str | None:
+    """Return the language that a question is most likely asked in, among those with rules; ``None`` of bare terms.
+
+    Who is asked has to answer in some language, and a likely one is better than one for all: this guesses where
+    `identify` refuses. Between two it takes the one of ``likely``, those of the notes, or English.
+
+    >>> identify_question("¿Fuma el paciente?"), identify_question("ИМТ"), identify_question("INR")
+    ('es', 'ru', None)
+    """
+    found = identify(text)
+    if found is not None:
+        return found
+    if _KANA.search(text):
+        return "ja"
+    if _HAN.search(text):
+        return _identify_cjk(text) or ("ja" if "ja" in likely and "zh" not in likely else "zh")
+    if _CYRILLIC.search(text):
+        return _identify_cyrillic(text)
+    words = _asking_words()
+    hits: dict[str, float] = {}
+    for word in set(_WHOLE_WORD.findall(text.lower())):
+        owners = words.get(fold_term(word), frozenset())
+        for language in owners:
+            hits[language] = hits.get(language, 0.0) + 1 / len(owners)
+    for language, sign in _MARKS.items():
+        if sign.search(text.lower()):
+            hits[language] = hits.get(language, 0.0) + 1
+    if not hits:
+        return None
+    scores = _latin_scores(text)
+    return max(
+        hits,
+        key=lambda language: (
+            scores[language]
+            * math.exp(_ASKING_FACTOR * hits[language])
+            * (_LIKELY_FACTOR if language in likely or language == _USUAL else 1.0)
+        ),
+    )
+
+
+@cache
+def _asking_words() -> dict[str, frozenset[str]]:
+    """Return the languages of each function word and each word that only helps to ask, folded."""
+    owners: dict[str, set[str]] = {}
+    asking = {language: words.split() for language, words in word_lists("analysis_stop_words.toml")["words"].items()}
+    for lists in (asking, function_words()):
+        for language, words in lists.items():
+            for word in words if language in SUPPORTED else ():
+                owners.setdefault(fold_term(word), set()).add(language)
+    return {word: frozenset(languages) for word, languages in owners.items()}
 
 
 def _sample(text: str) -> str:

@@ -1,8 +1,10 @@
 """Language identification: the supported languages, their neighbours, and texts that say nothing."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from indexer.text.language import SUPPORTED, identify, identify_chunk
+from indexer.text.language import SUPPORTED, identify, identify_chunk, identify_question
 
 NOTES = {
     "en": "The patient was admitted with chest pain. She denies fever and takes aspirin 81 mg daily.",
@@ -180,3 +182,41 @@ def test_a_chunk_surely_in_another_language_has_its_own(inherited: str, language
 def test_a_chunk_of_a_note_without_language_is_identified_alone() -> None:
     assert identify_chunk(NOTES["it"], None) == "it"
     assert identify_chunk("BP 120/80", None) is None
+
+
+SHORT_QUESTIONS = {
+    "en": ("Is she pregnant?", "o2 sat when walking"),
+    "es": ("¿Fuma el paciente?", "¿A qué es alérgico?"),
+    "fr": ("La patiente fume-t-elle ?", "Quel est l'angle de la scoliose ?"),
+    "it": ("Quanti cicli di cladribina?", "Qual era la pressione arteriosa?"),
+    "pt": ("Qual a hemoglobina?", "Bebe álcool com os pais?"),
+    "ro": ("Care este doza?", "Ce alergii are?"),
+    "de": ("Hat er Diabetes?", "Wann war die Strumektomie?"),
+    "nl": ("Heeft hij koorts?", "Wat is de dosis?"),
+    "ru": ("ИМТ", "чсс"),
+    "zh": ("CA72.4是多少？", "吸烟吗？"),
+    "ja": ("年齢は？", "BNPは？"),
+}
+
+
+@pytest.mark.parametrize("language", SHORT_QUESTIONS)
+def test_a_short_question_has_the_language_it_is_likely_asked_in(language):
+    assert [identify_question(question) for question in SHORT_QUESTIONS[language]] == [language] * 2
+
+
+def test_terms_that_all_languages_share_are_asked_in_none():
+    assert {identify_question(term) for term in ("INR", "SpO2", "Lipase", "I48.0", "120/80", "?")} == {None}
+
+
+def test_between_two_languages_a_question_is_of_the_one_of_the_notes():
+    assert identify_question("尿量", ["ja", "en"]) == "ja"
+    assert identify_question("尿量", ["zh", "ja"]) == identify_question("尿量") == "zh"
+    assert [identify_question("Que anticoagulante toma?", [of]) for of in ("pt", "es")] == ["pt", "es"]
+    assert identify_question("¿Qué anticoagulante toma?", ["pt"]) == "es"
+
+
+@given(st.text(max_size=40), st.lists(st.sampled_from(SUPPORTED), max_size=3))
+def test_any_question_has_a_language_or_none(text, likely):
+    told = identify(text)
+    guessed = identify_question(text, likely)
+    assert guessed == told if told is not None else guessed is None or isinstance(guessed, str)

@@ -139,6 +139,9 @@ def test_the_not_found_sentence_is_in_the_language_of_the_question(tmp_path):
         ("¿El paciente ha recibido alguna vez quimioterapia?", "No encontrado en 1 nota, del 2024-03-01"),
         ("Получал ли пациент когда-либо химиотерапию?", "Не найдено (просмотрено записей: 1, с 2024-03-01"),
         ("患者是否接受过化疗？", "在1份病历记录中未找到，2024-03-01至2024-03-31"),
+        ("¿Fuma?", "No encontrado en 1 nota, del 2024-03-01"),
+        ("ИМТ", "Не найдено (просмотрено записей: 1, с 2024-03-01"),
+        ("CA72.4是多少？", "在1份病历记录中未找到，2024-03-01至2024-03-31"),
     ):
         said = answer(collection, ENCODER, AnswerRequest(question), ExtractiveGenerator(ENCODER))
         assert said.answer.startswith(start)

@@ -11,7 +11,7 @@ from rag.answer import AnswerRequest, answer
 from rag.context import ChunkSpan, ContextPassage
 from rag.generate import ExtractiveGenerator
 from rag.search import SearchRequest, search
-from rag.support import Candidate, Meaning, supported
+from rag.support import Candidate, Meaning, parts_of, supported
 
 ENCODER = HashingEncoder()
 
@@ -120,3 +120,86 @@ def test_a_title_with_a_date_is_no_answer(tmp_path):
         index_notes(collection, ENCODER, [Note("n", text, language="en")])
         said = answer(collection, ENCODER, AnswerRequest("warfarin"), ExtractiveGenerator(ENCODER))
     assert [citation.quote for citation in said.citations] == ["WARFARIN 5 MG DAILY"]
+
+
+def candidates_of(texts, language="en"):
+    found = []
+    for n, text in enumerate(texts, start=1):
+        chunk = ChunkSpan(f"n{n}:1:0", 0, len(text))
+        passage = ContextPassage(n, f"n{n}", 1, language, None, None, None, 0, len(text), text, (chunk,))
+        found.append(Candidate(passage, text))
+    return found
+
+
+def meaning_of(near):
+    return Meaning(np.array(near, np.float32), {"en": np.linspace(0.78, 0.8, 12, dtype=np.float32)})
+
+
+@pytest.mark.parametrize(
+    ("question", "best"),
+    [
+        ("How long has he had shortness of breath?", "His shortness of breath began 10 days ago."),
+        ("Why is he short of breath?", "Shortness of breath."),
+    ],
+)
+def test_who_asks_for_a_figure_is_answered_by_one(question, best):
+    texts = ["Shortness of breath.", "His shortness of breath began 10 days ago.", "He denies chest pain."]
+    said = supported(question, "en", candidates_of(texts), meaning_of([0.86, 0.85, 0.79]))
+    assert said[0].text == best
+
+
+def test_a_sentence_with_all_words_of_the_question_answers_though_its_meaning_is_not_clear():
+    texts = ["- Does not drive", "Works three days a week.", "Seen by phone."]
+    near = meaning_of([0.82, 0.815, 0.81])
+    assert [one.text for one in supported("Does the patient drive?", "en", candidates_of(texts), near)] == texts[:1]
+    assert not supported("Does the patient smoke?", "en", candidates_of(texts), near)
+
+
+def test_words_of_another_language_are_not_missed():
+    texts = ["Не водит машину.", "Работает три дня в неделю.", "Осмотр по телефону."]
+    near = meaning_of([0.85, 0.79, 0.79])
+    assert supported("Does the patient drive?", "en", candidates_of(texts, "ru"), near)[0].text == texts[0]
+
+
+def test_of_sentences_with_the_term_those_with_its_value_come_first():
+    texts = [
+        "Explained that ketones are burnt fat.",
+        "- BGL 25.4 ketones 3.6",
+        "Ketones: see leaflet.",
+        "Urine clear.",
+    ]
+    said = supported("ketones?", "en", candidates_of(texts), None)
+    assert [one.text for one in said] == [texts[1], texts[0], texts[2]]
+
+
+def test_another_form_of_a_term_answers_where_the_term_is_nowhere():
+    texts = ["RR: 145/85 mmHg", "Pulse regular."]
+    assert [one.text for one in supported("BP?", "en", candidates_of(texts[:1], "de"), None)] == texts[:1]
+    here = candidates_of(["BP 120/80", "blood pressure taken at home"])
+    assert [one.text for one in supported("BP?", "en", here, None)] == ["BP 120/80"]
+
+
+def test_a_question_mark_of_chinese_is_no_part_of_the_term():
+    texts = ["无胸痛咯血。", "精神可。"]
+    assert [one.text for one in supported("有咯血吗？", "zh", candidates_of(texts, "zh"), None)] == texts[:1]
+
+
+def test_a_long_sentence_is_as_near_as_its_nearest_part(tmp_path, monkeypatch):
+    long = (
+        "患者出现活动后气促，偶有心悸，无明显胸闷及心前区压榨感，无恶心呕吐，查体温37.8℃，血压169/69mmHg，氧饱和度78%。"
+    )
+    asked: list[str] = []
+
+    class Spy(HashingEncoder):
+        def encode_passages(self, texts):
+            asked.extend(texts)
+            return super().encode_passages(texts)
+
+    spy = Spy()
+    monkeypatch.setattr("rag.generate.crosses", lambda encoder: True)
+    with Library(tmp_path).create("long", "hashing", spy.spec) as collection:
+        index_notes(collection, spy, [Note("n", long, language="zh")])
+        asked.clear()
+        said = answer(collection, spy, AnswerRequest("血压169/69mmHg"), ExtractiveGenerator(spy))
+    assert set(parts_of(long)) <= set(asked)
+    assert all(citation.quote == long for citation in said.citations)
