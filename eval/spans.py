@@ -64,7 +64,7 @@ def load_span_questions(path: Path) -> list[SpanQuestion]:
         if line.strip():
             try:
                 question = _question(json.loads(line))
-            except (ValueError, KeyError, TypeError, AttributeError) as exc:
+            except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as exc:
                 raise SourceError(f"{path}, line {number}: is no judged question ({type(exc).__name__})") from exc
             if question.relevant:
                 found.append(question)
@@ -79,19 +79,27 @@ def span_scores(relevant: Sequence[NoteSpan], hits: Sequence[NoteSpan]) -> SpanS
     >>> span_scores([NoteSpan("a", 0, 10)], [NoteSpan("b", 0, 10), NoteSpan("a", 5, 20)]).recall
     0.5
     """
-    left = [set(range(span.start, span.end)) for span in relevant]
+    left = [[(span.start, span.end)] for span in relevant]
     gained = 0.0
     for rank, hit in enumerate(hits[:K], 1):
         gain = 0.0
-        for span, characters in zip(relevant, left, strict=True):
+        for number, span in enumerate(relevant):
             if span.note_id == hit.note_id:
-                covered = {at for at in characters if hit.start <= at < hit.end}
-                characters -= covered
-                gain += len(covered) / (span.end - span.start)
+                before, left[number] = _length(left[number]), _without(left[number], hit)
+                gain += (before - _length(left[number])) / (span.end - span.start)
         gained += gain / math.log2(rank + 1)
     best = sum(1 / math.log2(rank + 1) for rank in range(1, min(len(relevant), K) + 1))
-    missed = sum(len(characters) / (span.end - span.start) for span, characters in zip(relevant, left, strict=True))
+    missed = sum(_length(pieces) / (span.end - span.start) for span, pieces in zip(relevant, left, strict=True))
     return SpanScores(min(1.0, gained / best), 1.0 - missed / len(relevant))
+
+
+def _length(pieces: Sequence[tuple[int, int]]) -> int:
+    return sum(end - start for start, end in pieces)
+
+
+def _without(pieces: Sequence[tuple[int, int]], hit: NoteSpan) -> list[tuple[int, int]]:
+    sides = [one for start, end in pieces for one in ((start, min(end, hit.start)), (max(start, hit.end), end))]
+    return [(start, end) for start, end in sides if start < end]
 
 
 def evaluate_spans(

@@ -20,7 +20,7 @@ from eval.judged import JudgedSet, Text
 from eval.metrics import evaluate, language_shares, ranked
 from eval.report import table, write_report
 from eval.seeds import compare_seeds, seeds_table
-from eval.spans import load_span_questions
+from eval.spans import NoteSpan, load_span_questions, span_scores
 from eval.statistics import bootstrap, holm, paired_bootstrap, welch
 from eval.systems import DenseSystem, FusedSystem, LexicalSystem, smaller
 from indexer.encoders.encoder import HashingEncoder
@@ -271,6 +271,30 @@ def test_a_judged_question_may_hold_any_line_separator(tmp_path: Path):
     asked = {"id": "a", "question": "One\u2028two\x85three?", "relevant": [{"note_id": "n", "start": 0, "end": 2}]}
     path.write_text(f"{json.dumps(asked, ensure_ascii=False)}\r\n\r\n", encoding="utf-8", newline="")
     assert [question.text for question in load_span_questions(path)] == [asked["question"]]
+
+
+SPANS = st.lists(
+    st.builds(lambda note, at, n: NoteSpan(note, at, at + n), st.sampled_from("ab"), *[st.integers(1, 9)] * 2)
+)
+
+
+@given(SPANS.filter(len), SPANS)
+def test_the_share_of_spans_that_hits_cover_is_that_of_their_characters(relevant, hits):
+    found = span_scores(relevant, hits)
+    seen = {(hit.note_id, at) for hit in hits[:10] for at in range(hit.start, hit.end)}
+    shares = [np.mean([(span.note_id, at) in seen for at in range(span.start, span.end)]) for span in relevant]
+    assert found.recall == pytest.approx(np.mean(shares))
+    assert found.ndcg >= (0.0 if not hits else span_scores(relevant, hits[:1]).ndcg)
+
+
+def test_spans_beyond_every_note_take_no_room(tmp_path: Path):
+    far = NoteSpan("a", 0, 10**15)
+    assert span_scores([far], [NoteSpan("a", 0, 10**14)]).recall == pytest.approx(0.1)
+    (tmp_path / "judged.jsonl").write_text(
+        '{"id":"q","question":"?","relevant":[{"note_id":"a","start":0,"end":Infinity}]}'
+    )
+    with pytest.raises(SourceError, match="line 1"):
+        load_span_questions(tmp_path / "judged.jsonl")
 
 
 def test_what_cannot_be_compared_is_refused(tmp_path: Path):
