@@ -90,7 +90,7 @@ def align_synonyms(
     """
     concepts = list(read_rows(pairs / "terms.jsonl"))
     if not concepts:
-        raise ArgumentError("pairs", "hold no terms; run the recipe's pairs stage over a folder with terms")
+        raise ArgumentError("pairs", "hold no terms: no concept has a name in English and one in another language")
     student = Student(model, settings.max_length)
     parameters = student.trained()
     optimizer = torch.optim.AdamW(parameters.values(), lr=settings.learning_rate, weight_decay=0.01)
