@@ -19,6 +19,10 @@ _FULL_STOPS = re.compile(
     r"|(?P<latin>[.!?…‽]+" + _CLOSERS + r"(?P<comma>,(?=[^\W\d_a-z]|\d+[.)]))?)(?=(?P<gap>\s*))"
 )
 _LIST_ITEM = re.compile(r"\s*(?:[-–—•·*▪◦‣●○■□◆◇・#＃>+]|\(?\d{1,3}[.)）．、](?!\d)|\(?[a-zA-Z][)）]|[①-⑳])")
+_LABELLED = re.compile(
+    "[\u3041-\u30ff\u3400-\u9fff]{1,6}[:：](?!\\d)"
+)  # "患者：", a speaker or a field: no middle of prose
+_HARD_BREAK = re.compile(r"\S  \Z")  # Of Markdown. Lines that are padded with blanks have other numbers of them.
 _TOKEN_BEFORE = re.compile(r"\S+\Z")
 _OPENERS = "([{«“‘\"'「『（［【<-–—/,;:"
 _ENUMERATOR = re.compile(r"[(（]?(?:\d{1,3}|[A-Za-z]|[IVXivx]{1,5})\Z")
@@ -94,6 +98,8 @@ def _is_wrapped(text: str, line_start: int, line_end: int, next_start: int, end:
     following = text[next_start : min(end, next_start + _TOKEN_WINDOW)]
     head = following.lstrip(" \t\u3000")
     if not line or not head or _LINE_END.match(head) or _LIST_ITEM.match(following):
+        return False
+    if _LABELLED.match(head) or _HARD_BREAK.search(text, max(line_start, line_end - 3), line_end):
         return False
     last, first = line[-1], head[0]
     if last in ".!?…。！？｡．:：;；":

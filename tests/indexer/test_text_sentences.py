@@ -252,3 +252,16 @@ def test_sentences_hold_every_character_once(text: str, language: str | None, da
         assert text[span.start : span.end].strip() == text[span.start : span.end]
         at = span.end
     assert not text[at:end].strip()
+
+
+def test_who_speaks_next_does_not_go_on_with_what_was_said() -> None:
+    told = "患者：三个月的宝宝拉肚子，拉的便便里有奶瓣子还有粘液，但宝宝没有发烧，一直吃的母乳，有可能是肠炎吗"
+    answered = "医生：有没有呕吐的症状"
+    assert _split(f"{told}\n{answered}", "zh") == [told, answered]
+
+
+def test_a_hard_break_of_markdown_ends_a_line_and_padding_does_not() -> None:
+    first, second = "Chronic appears stable by history, no new focal neurological deficit", "3 health anxiety"
+    assert _split(f"{first}  \n{second}", "en") == [first, second]
+    padded = f"{first}     \n{second}"
+    assert _split(padded, "en") == [padded]
