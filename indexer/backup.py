@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 import uuid
@@ -29,13 +28,11 @@ from indexer.store.backup import (
     write_difference,
 )
 from indexer.store.failpoints import failpoint
-from indexer.store.folders import sync_folder
+from indexer.store.folders import NO_LINKS, sync_folder
 from indexer.store.lock import exclusive
 from indexer.times import iso, now_us, period
 
 _WORK = ".clinrag-backup-"
-_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
-"""What file systems without hard links answer, such as those of memory sticks and some shares."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,7 +251,7 @@ def _put(made: Path, file: Path) -> None:
     try:
         file.hardlink_to(made)
     except OSError as exc:
-        if exc.errno not in _NO_LINKS:
+        if exc.errno not in NO_LINKS:
             raise
         # Claimed first: a rename overwrites.
         os.close(os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))

@@ -9,7 +9,6 @@ when it is first needed.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import tempfile
@@ -260,11 +259,8 @@ def _publish(path: Path, content: bytes, drafts: Path, *, replace: bool = True) 
                 stream.flush()
                 os.fsync(stream.fileno())
             failpoint("receipt.written")
-            if replace:
+            if replace or not path.exists():  # nobody else makes one meanwhile
                 Path(name).replace(path)
-            else:
-                with contextlib.suppress(FileExistsError):
-                    path.hardlink_to(name)
         finally:
             Path(name).unlink(missing_ok=True)
         sync_folder(path.parent)

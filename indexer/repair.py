@@ -27,14 +27,22 @@ from indexer.store import salvage
 from indexer.store import schema as t
 from indexer.store.asked import carry_asked
 from indexer.store.failpoints import failpoint
-from indexer.store.folders import bytes_of, sync_folder
+from indexer.store.folders import NO_LINKS, bytes_of, sync_folder
 from indexer.store.lock import exclusive
 from indexer.store.packing import empty_log
 from indexer.store.remaking import Rebuilder
 from indexer.store.replica import REBUILD_TIMEOUT_S
 from indexer.store.salvage import Quarantined, Row
 from indexer.store.snapshots import DERIVED
-from indexer.store.sqlite import Engine, create_file, open_engine, read_transaction, replacing, write_transaction
+from indexer.store.sqlite import (
+    Engine,
+    create_file,
+    open_engine,
+    raw_bytes,
+    read_transaction,
+    replacing,
+    write_transaction,
+)
 from indexer.store.stored import Prepared
 from indexer.store.witness import FILE as WITNESS
 from indexer.times import iso, now_us
@@ -155,7 +163,7 @@ def _put_in_place(path: Path, made: Path, beside: Path | None) -> Path:
     kept = folder / f"{DAMAGED}{iso(now_us()).replace(':', '')}.sqlite"
     no_snapshot = exclusive(folder / DERIVED_LOCK, "a snapshot of the collection", REBUILD_TIMEOUT_S)
     with no_snapshot, _log_emptied(path, made):
-        kept.hardlink_to(path)
+        _keep(path, kept)
         shutil.rmtree(folder / DERIVED, ignore_errors=True)
         for space in (folder, beside):
             if space is not None:
@@ -169,6 +177,18 @@ def _put_in_place(path: Path, made: Path, beside: Path | None) -> Path:
             made.replace(path)
         sync_folder(folder)
     return kept
+
+
+def _keep(path: Path, kept: Path) -> None:
+    """Give the old database a second name, or where the file system has no such thing, make a copy."""
+    try:
+        kept.hardlink_to(path)
+    except OSError as exc:
+        if exc.errno not in NO_LINKS:
+            raise
+        create_file(kept)
+        with raw_bytes(path) as content, kept.open("wb") as copy:
+            shutil.copyfileobj(content, copy)
 
 
 @contextmanager

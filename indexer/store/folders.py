@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Iterable
@@ -9,6 +10,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from indexer.errors import StorageError
+
+NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
+"""What file systems without hard links answer: those of memory sticks, some shares, some that encrypt."""
 
 
 def sync_folder(path: Path) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import random
 import sqlite3
+import stat
 from contextlib import closing
 
 import numpy as np
@@ -174,6 +177,25 @@ def test_an_erasure_reaches_what_a_repair_put_aside(home):
     with opened(home) as ward:
         library.erase(ward, "notes", ["note-1"])
         assert ward.scan([b"Zygomatic fracture, unrepeatable."]) == []
+    assert not kept.exists()
+
+
+def test_a_repair_and_an_erasure_need_no_hard_links(home, monkeypatch):
+    """Some file systems that encrypt have none."""
+
+    def refused(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(os, "link", refused)
+    change(home, "DELETE FROM vectors WHERE key = 1")
+    damaged = (home / "collections" / "ward" / "truth.sqlite").read_bytes()
+    kept = run(home).damaged_file
+    assert kept.read_bytes() == damaged
+    assert stat.S_IMODE(kept.stat().st_mode) == 0o600
+    library = Library(home)
+    with opened(home) as ward:
+        assert ward.verify() == []
+        assert library.receipts.judge(library.erase(ward, "notes", ["note-1"]).receipt).good
     assert not kept.exists()
 
 
