@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 
 from indexer.readers.columns import row_reader
 from indexer.readers.record import RecordError
-from indexer.readers.source_file import FileError, SourceFile
+from indexer.readers.source_file import MAX_DOCUMENT_BYTES, FileError, SourceFile
 from indexer.records import Note, RowError
 
 _ROWS = 64
@@ -52,8 +52,11 @@ def _microseconds(column: pa.Array) -> pa.Array:
 
 def _cell(name: str, cell: pa.Scalar) -> object:
     try:
-        return cell.as_py()
+        found = cell.as_py()
     except UnicodeDecodeError:
         raise RecordError(name, "is not UTF-8") from None
     except (ValueError, OverflowError):
         raise RecordError(name, "holds a value that is out of range") from None
+    if isinstance(found, str | bytes) and len(found) > MAX_DOCUMENT_BYTES:
+        raise RecordError(name, f"is over the limit of {MAX_DOCUMENT_BYTES // 2**20} MiB")
+    return found

@@ -13,6 +13,8 @@ from indexer.readers.source_file import MAX_DOCUMENT_BYTES, FileError, SourceFil
 from indexer.records import Note, RowError
 
 _DELIMITERS = "\t,;|"
+_ROW_LINES = 4
+"""So many times the longest line may a row be long, whose cells run over lines: a packed file grows a thousandfold."""
 _UNDECODED = re.compile(r"[\udc80-\udcff]")
 
 
@@ -44,6 +46,7 @@ def read_table(
             raise FileError(f"{error.field} {error.reason}") from None
         rows = csv.reader(lines, delimiter=delimiter, strict=True)
         while True:
+            lines.row_size = 0
             line = lines.number + 1
             try:
                 cells = next(rows)
@@ -71,11 +74,12 @@ def _row(source: SourceFile, line: int, names: list[str], cells: list[str], read
 
 
 class _Lines:
-    """The physical lines of a table, counted, with a bound on each."""
+    """The physical lines of a table, counted, with a bound on each, and on those that one row runs over."""
 
     def __init__(self, text: io.TextIOWrapper) -> None:
         self._text = text
         self.number = 0
+        self.row_size = 0
 
     def __iter__(self) -> _Lines:
         return self
@@ -86,5 +90,9 @@ class _Lines:
             raise StopIteration
         if len(line) > MAX_DOCUMENT_BYTES:
             raise FileError(f"has a line over {MAX_DOCUMENT_BYTES // 2**20} MiB (line {self.number + 1})")
+        self.row_size += len(line)
+        if self.row_size > _ROW_LINES * MAX_DOCUMENT_BYTES:
+            limit = _ROW_LINES * MAX_DOCUMENT_BYTES // 2**20
+            raise FileError(f"has a row over {limit} MiB (up to line {self.number + 1}; a quote that is not closed?)")
         self.number += 1
         return line

@@ -3,8 +3,11 @@
 None is timed: what takes the square of its length would take minutes to hours here.
 """
 
+import gzip
 import json
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from indexer.readers.markup import html_text
@@ -61,6 +64,23 @@ def test_a_table_of_very_many_columns_is_read(tmp_path, name):
     (tmp_path / name).write_text(f"{header}\n{cut.join(('1', 'fever', *'x' * N))}\n")
     (note,), errors = read(tmp_path)
     assert (note.text, len(note.metadata), errors) == ("fever", N, [])
+
+
+def test_a_row_that_never_ends_is_not_held_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr("indexer.readers.tables.MAX_DOCUMENT_BYTES", 2**18)
+    (tmp_path / "a.csv.gz").write_bytes(gzip.compress(b'id,text\n1,fever\n"' + b'x\n","' * 300_000))
+    notes, errors = read(tmp_path)
+    assert [note.note_id for note in notes] == ["1"]
+    assert "has a row over 1 MiB" in errors[0].reason
+
+
+def test_a_cell_of_parquet_has_the_limit_of_a_document(tmp_path, monkeypatch):
+    monkeypatch.setattr("indexer.readers.parquet.MAX_DOCUMENT_BYTES", 2**20)
+    text = pa.DictionaryArray.from_arrays(pa.array([0, 1], pa.int32()), pa.array(["x" * (2**20 + 1), "fever"]))
+    pq.write_table(pa.table({"id": ["1", "2"], "text": text}), tmp_path / "a.parquet")
+    notes, errors = read(tmp_path)
+    assert [note.note_id for note in notes] == ["2"]
+    assert [(error.line, error.field, error.reason) for error in errors] == [(1, "text", "is over the limit of 1 MiB")]
 
 
 def test_lines_that_are_blank_are_no_json_lines_for_long(tmp_path):
