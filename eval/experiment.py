@@ -1,7 +1,8 @@
 """One evaluation: systems over the sets of a suite, kept as files that can be recomputed and compared.
 
 A run's folder holds ``results.json`` (every mean with its interval, and what is needed to compute it again), and for
-each system and set ``<system>/<set>.run`` (TREC run), ``<set>.qrels`` (TREC qrels) and ``<set>.tsv`` (values a query).
+each system and set ``<system>/<set>.run`` (TREC run), ``<set>.qrels`` (TREC qrels) and ``<set>.tsv`` (values a query);
+``<system>/data.json`` says which data they are of.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import os
 import platform
 import subprocess
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from indexer.times import iso, now_us
 
 DEPTH = 100
 RESULTS = "results.json"
+DATA = "data.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +71,15 @@ def run_suite(
     tasks = load_tasks(suite)
     rows: list[Row] = []
     equality: dict[tuple[str, str], dict[str, QueryParity]] = defaultdict(dict)
+    hashes: dict[str, str] = {}
     for task in tasks:
         check_task(task)
-        for whole in load_sets(task, data):
+        sets = load_sets(task, data)
+        hashes[task.name] = data_sha256(task, data)
+        (out / RESULTS).unlink(missing_ok=True)  # of an earlier run: what follows may be cut off
+        for system in systems:
+            _begin(out / system.name, task.name, hashes[task.name])
+        for whole in sets:
             judged = _drawn(whole, max_queries)
             write_qrels(out / f"{_file(judged.name)}.qrels", judged)
             for system in systems:
@@ -90,7 +98,7 @@ def run_suite(
         "commit": commit_id(),
         "made_at": iso(now_us()),
         "hardware": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
-        "data_sha256": {task.name: data_sha256(task, data) for task in tasks},
+        "data_sha256": hashes,
         "systems": {system.name: dict(system.description) for system in systems},
         "rows": [asdict(row) for row in rows],
         "parity": [asdict(one) for one in parities],
@@ -98,6 +106,25 @@ def run_suite(
     out.mkdir(parents=True, exist_ok=True)
     (out / RESULTS).write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return rows, parities
+
+
+def _begin(folder: Path, task: str, sha256: str) -> None:
+    """Take away what an earlier run left of a task, and say which data the values that come are of."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for suffix in ("tsv", "run"):
+        for old in folder.glob(f"*.{suffix}"):
+            if old.name.split(".")[0] == task:
+                old.unlink()
+    (folder / DATA).write_text(json.dumps(_data_of(folder) | {task: sha256}) + "\n", encoding="utf-8")
+
+
+def _data_of(folder: Path) -> dict[str, str]:
+    """Return the hash of the data of each task that a system's values are of, as far as it is known."""
+    try:
+        known = json.loads((folder / DATA).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):  # what a kill left half written: then nothing is known
+        return {}
+    return known if isinstance(known, dict) else {}
 
 
 def _drawn(judged: JudgedSet, limit: int | None) -> JudgedSet:
@@ -157,8 +184,7 @@ def compare(folder: Path, first: str, second: str, *, other_folder: Path | None 
     shared = [name for name in sides[0] if name in sides[1]]
     if not shared:
         raise SourceError(f"{first} and {second} share no set: run both on one suite first")
-    if other_folder is not None:
-        _check_one_data(folder, other_folder, {name.split(".")[0] for name in shared})
+    check_one_data([folder / first, (other_folder or folder) / second], shared)
     found = []
     for name in shared:
         (metric, left), (other_metric, right) = sides[0][name], sides[1][name]
@@ -186,13 +212,18 @@ def _answers(path: Path) -> dict[str, frozenset[str]]:
     return {query: frozenset(passages) for query, passages in found.items()}
 
 
-def _check_one_data(folder: Path, other: Path, tasks: set[str]) -> None:
-    if not all((path / RESULTS).is_file() for path in (folder, other)):
-        return
-    hashes = [load_results(path)["data_sha256"] for path in (folder, other)]
-    for task in sorted(tasks):
-        if len({found[task] for found in hashes if task in found}) > 1:
-            raise SourceError(f"{task}: {folder.name} and {other.name} were measured on other data; run one again")
+def check_one_data(folders: Sequence[Path], sets: Iterable[str]) -> None:
+    """Return if the systems of these folders were measured on the same data of the sets, as far as that is known.
+
+    Raises:
+        SourceError: they were not; the message names them.
+    """
+    hashes = {folder: _data_of(folder) for folder in folders}
+    for task in sorted({name.split(".")[0] for name in sets}):
+        known = {found[task]: folder for folder, found in hashes.items() if task in found}
+        if len(known) > 1:
+            named = " and ".join(sorted(f"{folder.parent.name}/{folder.name}" for folder in known.values()))
+            raise SourceError(f"{task}: {named} were measured on other data; run one again")
 
 
 def load_results(folder: Path) -> dict[str, Any]:

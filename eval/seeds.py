@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from eval.experiment import read_values
+from eval.experiment import check_one_data, read_values
 from eval.statistics import holm, welch
-from indexer.errors import ArgumentError
+from indexer.errors import ArgumentError, SourceError
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ def compare_seeds(folder: Path, groups: Mapping[str, Sequence[str]]) -> list[See
 
     Raises:
         ArgumentError: a group is empty, or the groups share no set.
-        SourceError: the folder holds no values of a system.
+        SourceError: the folder holds no values of a system, or of other data or other queries than the others'.
     """
     for name, systems in groups.items():
         if not systems:
@@ -53,6 +53,10 @@ def compare_seeds(folder: Path, groups: Mapping[str, Sequence[str]]) -> list[See
     sets = sorted(set.intersection(*(set(found) for found in values.values()))) if values else []
     if not sets:
         raise ArgumentError("group", "share no set: run all their systems on one suite first")
+    check_one_data([folder / system for system in values], sets)
+    for name in sets:
+        if len({frozenset(found[name][1]) for found in values.values()}) > 1:
+            raise SourceError(f"{name}: not all of these systems were asked the same queries; run them again together")
     means = {
         (name, group): [_mean(values[system][name][1]) for system in systems]
         for name in sets

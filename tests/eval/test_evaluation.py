@@ -306,11 +306,11 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path):
     (grouped,) = compare(tmp_path / "a", "x", "y", other_folder=tmp_path / "b")
     assert found.difference.low < found.difference.mean  # one passage answers both: there is one draw, and no spread
     assert grouped.difference.low == grouped.difference.mean == pytest.approx(found.difference.mean)
-    for name, sha in (("a", "1"), ("b", "2")):
-        (tmp_path / name / "results.json").write_text(json.dumps({"data_sha256": {"t": sha}}))
-    with pytest.raises(SourceError, match="t: a and b were measured on other data"):
+    for name, sha in (("a/x", "1"), ("b/y", "2")):
+        (tmp_path / name / "data.json").write_text(json.dumps({"t": sha}))
+    with pytest.raises(SourceError, match="t: a/x and b/y were measured on other data"):
         compare(tmp_path / "a", "x", "y", other_folder=tmp_path / "b")
-    (tmp_path / "b" / "results.json").unlink()
+    (tmp_path / "b" / "y" / "data.json").unlink()
     path = tmp_path / "b" / "y" / "t.s.tsv"
     whole = path.read_text(encoding="utf-8")
     path.write_text(whole.replace("RR@10", "R@5"), encoding="utf-8")
@@ -319,6 +319,28 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path):
     path.write_text(whole.replace("q", "p").replace("puery", "query"), encoding="utf-8")
     with pytest.raises(SourceError, match="asked no query in common"):
         compare(tmp_path / "a", "x", "y", other_folder=tmp_path / "b")
+
+
+def test_a_run_into_the_folder_of_another_leaves_no_figure_that_is_taken_for_its_own(tmp_path: Path):
+    run_suite("smoke", systems()[:2], out=tmp_path, data=None, command="test", max_queries=3)
+    (first, second) = (system.name for system in systems()[:2])
+    stale = tmp_path / first / "bundled.of-before.tsv"
+    stale.write_text("query\tRR@10\nq1\t1.0\n", encoding="utf-8")
+    run_suite("smoke", systems()[:1], out=tmp_path, data=None, command="test", max_queries=3)
+    assert not stale.exists()
+    assert compare(tmp_path, first, second)
+    (tmp_path / second / "data.json").write_text('{"bundled": "what the notes were then"}', encoding="utf-8")
+    with pytest.raises(SourceError, match=r"bundled: .* were measured on other data"):
+        compare(tmp_path, first, second)
+    with pytest.raises(SourceError, match=r"bundled: .* were measured on other data"):
+        compare_seeds(tmp_path, {"raw": [first], "tuned": [second]})
+
+
+def test_seeds_that_were_asked_other_queries_are_not_averaged(tmp_path: Path):
+    _write_values(tmp_path, "raw", {"a": [0.1, 0.3]})
+    _write_values(tmp_path, "tuned", {"a": [0.1, 0.3, 0.9]})
+    with pytest.raises(SourceError, match="a: not all of these systems were asked the same queries"):
+        compare_seeds(tmp_path, {"raw": ["raw"], "tuned": ["tuned"]})
 
 
 def test_groups_of_seeds_are_told_apart_by_welch_with_holm(tmp_path: Path):
