@@ -28,7 +28,7 @@ from sqlalchemy import (
     select,
 )
 
-from indexer.errors import DamagedError
+from indexer.errors import DamagedError, StorageFullError
 from indexer.store.sqlite import read_transaction, write_transaction
 from indexer.times import iso, now_us
 
@@ -195,16 +195,28 @@ def migrate(engine: Engine) -> None:
 
     Raises:
         DamagedError: the file was written by a newer clinrag; nothing is touched.
+        StorageFullError: there is no room for it; the file is of the format that it was of.
     """
     applied = format_version(engine)
     check_format(applied)
     for version, change in MIGRATIONS:
         if version > applied:
-            with write_transaction(engine) as connection:
-                migrations.create(connection, checkfirst=True)
-                if connection.scalar(select(migrations.c.version).where(migrations.c.version == version)) is None:
-                    change(connection)
-                    connection.execute(migrations.insert().values(version=version, applied_at=iso(now_us())))
+            try:
+                _apply(engine, version, change)
+            except StorageFullError as exc:
+                # Who only wants to read is not to be told that nothing of a batch was stored.
+                raise StorageFullError(
+                    "the disk is full, and the collection has to be brought to the format of this clinrag before it is "
+                    "read; nothing is lost; make room and try again"
+                ) from exc
+
+
+def _apply(engine: Engine, version: int, change: Callable[[Connection], None]) -> None:
+    with write_transaction(engine) as connection:
+        migrations.create(connection, checkfirst=True)
+        if connection.scalar(select(migrations.c.version).where(migrations.c.version == version)) is None:
+            change(connection)
+            connection.execute(migrations.insert().values(version=version, applied_at=iso(now_us())))
 
 
 def check_format(version: int) -> None:

@@ -13,12 +13,12 @@ import pytest
 from indexer.backup import backup, restore
 from indexer.build import index_notes
 from indexer.encoders.encoder import HashingEncoder
-from indexer.errors import DamagedError, HeldError
+from indexer.errors import DamagedError, HeldError, StorageFullError
 from indexer.library import Library
 from indexer.records import Note
 from indexer.reencoding import cutover, reencode, rollback
 from indexer.repair import repair
-from indexer.store import schema
+from indexer.store import schema, sqlite
 from indexer.store.backup import copy_database, seal
 from tests.formats.make import NAME, answers, notes
 
@@ -72,6 +72,21 @@ def test_a_kept_collection_can_be_written_to(kept):
         assert collection.note("en-5").version == 2, "numbers go on behind a deletion"
         collection.delete_notes(["ru-1"])
         assert collection.verify() == []
+
+
+def test_without_room_to_change_the_format_a_reader_is_told_so_and_the_file_stays(kept, monkeypatch):
+    home, expected = kept
+    versions = changed(home, "SELECT max(version) FROM migrations")
+    if versions == (schema.FORMAT_VERSION,):
+        pytest.skip("its format is today's")
+    (pages,) = changed(home, "PRAGMA page_count")
+    with monkeypatch.context() as full:
+        full.setattr(sqlite, "PRAGMAS", (*sqlite.PRAGMAS, f"max_page_count={pages}"))
+        with pytest.raises(StorageFullError, match="to the format of this clinrag before it is read; nothing is lost"):
+            Library(home).open(NAME)
+    assert changed(home, "SELECT max(version) FROM migrations") == versions
+    with Library(home).open(NAME) as collection:
+        assert answers(collection) == expected
 
 
 def test_a_newer_format_is_refused_and_not_touched(kept):
