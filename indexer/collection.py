@@ -24,7 +24,7 @@ from indexer.store.asked import take_over
 from indexer.store.cipher import RowCipher, cipher_of, use_cipher
 from indexer.store.columns import Ids
 from indexer.store.dropping import check_droppable
-from indexer.store.embedded import stored_vector_keys, unembedded
+from indexer.store.embedded import unembedded
 from indexer.store.erasing import drop_unreadable, last_erased_us, still_stored
 from indexer.store.folders import bytes_of, files_under
 from indexer.store.held import Identity
@@ -307,11 +307,6 @@ class Collection:
         """Return which texts of the notes (sha256) have no vector yet that may be used for them."""
         with read_transaction(self._engine) as connection:
             return unembedded(connection, batch)
-
-    def known_vectors(self, hashes: Iterable[bytes]) -> set[bytes]:
-        """Return which texts (sha256) have a vector."""
-        with read_transaction(self._engine) as connection:
-            return set(stored_vector_keys(connection, hashes))
 
     def view(self, scope: Scope | None = None) -> View:
         """Return a snapshot of all that is committed by now, in any process, narrowed to a scope.

@@ -123,7 +123,7 @@ def test_an_index_that_leads_to_another_vector_stores_nothing(shared, library):
     overwrite(shared, "sqlite_autoindex_vectors_1", wanted + bytes([2]), wanted + bytes([5]))
     with library.open("ward") as ward:
         with pytest.raises(DamagedError):
-            ward.known_vectors([wanted])
+            ward.unembedded([prepared(note("new", TEXTS[1]))])
         with pytest.raises(DamagedError), ward.writer() as writer:
             writer.store([prepared(note("new", TEXTS[1]))], {})
         assert "new" not in shown(ward)
