@@ -14,6 +14,7 @@ from indexer.records import Note, Scalar, Status
 from indexer.times import instant, now_us, period
 
 MAX_ID_CHARS = 1024
+_SHOWN_CHARS = 80
 _DAY_US = 86_400_000_000
 _EARLIEST_US = period("1900")[0]
 # De-identified sets (MIMIC and what is derived from it) shift every date into the twenty-second century.
@@ -39,6 +40,10 @@ FIELDS = (
 
 class RecordError(ArgumentError):
     """A record that is not a note; ``field`` and ``reason`` never hold text of it."""
+
+    def __init__(self, field: str, reason: str) -> None:
+        """Keep of the field, which may be any key of a record, what can be printed and sent."""
+        super().__init__(field[:_SHOWN_CHARS].encode("utf-8", "replace").decode(), reason)
 
 
 def parse_record(record: Mapping[str, object]) -> Note:

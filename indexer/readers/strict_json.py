@@ -37,14 +37,10 @@ def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
         seen: set[str] = set()
         for key, _ in pairs:
             if key in seen:
-                raise RecordError(_printable(key), "is given twice")
+                raise RecordError(key, "is given twice")
             seen.add(key)
     return found
 
 
 def _refuse(_constant: str) -> NoReturn:
     raise RecordError("", "holds NaN or Infinity, which JSON does not have")
-
-
-def _printable(key: str) -> str:
-    return key.encode("utf-8", "replace").decode()[:80]

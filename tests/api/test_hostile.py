@@ -55,6 +55,14 @@ def test_a_field_that_is_given_twice_is_named_and_a_key_of_the_callers_is_not(wa
     assert ward.get(f"{url}/n").status_code == 404
 
 
+def test_a_note_whose_key_cannot_be_sent_is_refused_alone(ward: httpx.Client):
+    notes = r'[{"id": "u1", "text": "t", "\ud800": 1e999}, {"id": "u2", "text": "t"}]'
+    answer = ward.post("/v1/collections/ward/notes", content=f'{{"notes": {notes}}}', headers=JSON)
+    assert (answer.status_code, answer.json()["stored"]) == (200, 1)
+    assert answer.json()["rejected"] == [{"index": 0, "field": "?", "reason": "is not a finite number"}]
+    assert ward.delete("/v1/collections/ward/notes/u2").status_code == 200
+
+
 def test_a_number_that_is_not_finite_is_no_value_of_a_scope(ward: httpx.Client):
     body = b'{"query": "a", "collection": "ward", "scope": {"metadata": {"ward": 1e999}}}'
     answer = ward.post("/v1/search", content=body, headers=JSON)

@@ -83,6 +83,17 @@ def test_a_cell_of_parquet_has_the_limit_of_a_document(tmp_path, monkeypatch):
     assert [(error.line, error.field, error.reason) for error in errors] == [(1, "text", "is over the limit of 1 MiB")]
 
 
+@pytest.mark.parametrize(
+    "record",
+    [r'"\ud800": 1e999', r'"metadata": {"x\ud800": [1e999]}', r'"\udfff": 1, "\udfff": 2', f'"{"k" * N}": 1e999'],
+)
+def test_a_key_that_cannot_be_printed_is_named_as_far_as_it_can(tmp_path, record):
+    (tmp_path / "a.jsonl").write_text(f'{{"id": "a", "text": "b", {record}}}')
+    notes, (error,) = read(tmp_path)
+    assert notes == []
+    assert len(error.field.encode()) <= 80
+
+
 def test_lines_that_are_blank_are_no_json_lines_for_long(tmp_path):
     (tmp_path / "a.jsonl").write_text("x" + "\n" * 65_000 + '{"id": "a", "text": "b"}\n')
     (note,), (error,) = read(tmp_path)
