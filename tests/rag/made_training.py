@@ -68,6 +68,15 @@ def sentence(language: str, number: int) -> str:
 
 def data_folder(folder: Path, concepts: int = 60) -> Path:
     """Write every file that the pairs stage reads, evaluated sets with overlaps among them."""
+    _write_parallel(folder)
+    _write_notes(folder)
+    _write_terms(folder, concepts)
+    _write_questions(folder)
+    _write_titles(folder / "eval")
+    return folder
+
+
+def _write_parallel(folder: Path) -> None:
     languages = ("en", "zh", "es")
     tico = [
         {"id": f"tico19:{name}:{n}", **{key: sentence(key, n + 20 * at) for key in languages}}
@@ -89,6 +98,9 @@ def data_folder(folder: Path, concepts: int = 60) -> Path:
             for n in range(6)
         ]
         write_rows(folder / "parallel" / f"{name}.jsonl.gz", rows)
+
+
+def _write_notes(folder: Path) -> None:
     for language in ("en", "es"):
         rows = [
             {"id": f"S{n}", "text": (sentence(language, n).capitalize() + " ") * 9, "language": language}
@@ -100,6 +112,29 @@ def data_folder(folder: Path, concepts: int = 60) -> Path:
             {"pair_id": f"c{n}", "text": sentence("es" if language == "it" else language, n + 400)} for n in range(3)
         ]
         write_rows(folder / "tasks" / "cardioccc" / f"test_{language}.jsonl.gz", rows)
+    for name, language in (
+        ("notes/aci_bench", "en"),
+        ("notes/grascco", "es"),
+        ("notes/meddocan", "es"),
+        ("tasks/quaero/train", "es"),
+        ("tasks/cmedqaner/train", "zh"),
+        ("tasks/jmed_smdis/train", "ja"),
+    ):
+        rows = [
+            {
+                "id": f"{name}-{n}",
+                "text": "".join(sentence(language, 7 * n + at + 800) + " " for at in range(30)),
+                "language": language,
+            }
+            for n in range(12)
+        ]
+        write_rows(folder / f"{name}.jsonl.gz", rows)
+    write_rows(
+        folder / "tasks" / "jmed_crade" / "train.jsonl.gz", [{"id": "c0", "text_a": "x", "text_b": sentence("ja", 900)}]
+    )
+
+
+def _write_terms(folder: Path, concepts: int) -> None:
     terms = [
         {
             "concept": f"HP:{n}",
@@ -118,6 +153,9 @@ def data_folder(folder: Path, concepts: int = 60) -> Path:
         folder / "terms" / "icd10_zh.jsonl.gz",
         [{"concept": "ICD10:A", "language": "zh", "term": terms[5]["term"], "kind": "label"}],
     )
+
+
+def _write_questions(folder: Path) -> None:
     long = "one two three four five six seven eight nine ten eleven"
     corpus = [
         {
@@ -142,8 +180,11 @@ def data_folder(folder: Path, concepts: int = 60) -> Path:
         [{"_id": "a0-en", "text": long + " twelve", "language": "en"}],
     )
     write_rows(folder / "eval" / "xlinghealth_liveqa" / "queries.jsonl.gz", [])
+
+
+def _write_titles(folder: Path) -> None:
     for part, first in (("test", 0), ("dev", 5)):
-        base = folder / "eval" / f"cmedir_{part}"
+        base = folder / f"cmedir_{part}"
         write_rows(
             base / "corpus.jsonl.gz",
             [{"_id": f"d{n}", "text": sentence("zh", n + 600), "language": "zh"} for n in range(first, first + 8)],
@@ -159,24 +200,3 @@ def data_folder(folder: Path, concepts: int = 60) -> Path:
             base / "qrels.tsv.gz",
             [("query-id", "corpus-id", "score"), *((f"{part}-q{n}", f"d{n}", 1) for n in range(first, first + 8))],
         )
-    for name, language in (
-        ("notes/aci_bench", "en"),
-        ("notes/grascco", "es"),
-        ("notes/meddocan", "es"),
-        ("tasks/quaero/train", "es"),
-        ("tasks/cmedqaner/train", "zh"),
-        ("tasks/jmed_smdis/train", "ja"),
-    ):
-        rows = [
-            {
-                "id": f"{name}-{n}",
-                "text": "".join(sentence(language, 7 * n + at + 800) + " " for at in range(30)),
-                "language": language,
-            }
-            for n in range(12)
-        ]
-        write_rows(folder / f"{name}.jsonl.gz", rows)
-    write_rows(
-        folder / "tasks" / "jmed_crade" / "train.jsonl.gz", [{"id": "c0", "text_a": "x", "text_b": sentence("ja", 900)}]
-    )
-    return folder
