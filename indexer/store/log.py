@@ -129,13 +129,15 @@ def pages(
         if not found:
             return
         last = found[-1].id
+        if cipher is not None and not texts and any(row.patient_id is None for row in found):
+            found = list(_versions_query(True).each(cursor, after=after_version))
         chunks = list(with_chunks.each(cursor, after=after_version, last=last))
         if len(chunks) != sum(row.chunks for row in found):
             raise truth.damaged("chunks", f"of versions {after_version + 1} to {last}")
         plain = found if cipher is None else list(map(cipher.row, found))
         yield Page(
             [_version_row(row) for row in plain],
-            [ChunkRow(row.row, row.language, row.section, row.text_hash) for row in chunks],
+            _chunk_rows(plain, chunks, cipher),
             None if dim is None else _vectors(chunks, dim, cipher),
             _texts_of(plain, chunks) if texts else None,
         )
@@ -184,6 +186,22 @@ def _chunks_query(vectors: bool) -> Checked:
     checks.append(("vectors", truth.VECTOR_FIELDS, _VECTOR))
     joined = t.chunks.join(t.vectors, t.vectors.c.key == c.vector)
     return Checked(select(*columns).select_from(joined).where(*within).order_by(c.version_id, c.n), checks)
+
+
+def _chunk_rows(versions: Sequence[Any], chunks: Sequence[Any], cipher: RowCipher | None) -> list[ChunkRow]:
+    """Return the chunks as the columns take them.
+
+    Copies are told by the hash of their text. In an encrypted truth that is made with the patient's key, and with its
+    own for a note of nobody, so no two of those share it: of these it is the hash of the opened text.
+    """
+    opened = {} if cipher is None else {row.id: row.text for row in versions if row.patient_id is None}
+    hashes = (
+        truth.text_hash(opened[row.version_id][row.start_char : row.end_char])
+        if row.version_id in opened
+        else row.text_hash
+        for row in chunks
+    )
+    return [ChunkRow(row.row, row.language, row.section, own) for row, own in zip(chunks, hashes, strict=True)]
 
 
 def _vectors(chunks: Sequence[Any], dim: int, cipher: RowCipher | None) -> NDArray[np.float16]:

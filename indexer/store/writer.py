@@ -214,10 +214,17 @@ class _Batch:
         """Return what gives the written notes as a reader would find them; to be called when they are committed."""
         keys = {row["vector"] for row in self._chunks if row["vector"] <= self._last_vector}
         stored = stored_vectors(self._connection, sorted(keys)) if keys else {}
-        seq, moments = self.log.last.seq, self.log.moments
+        seq, moments, chunks = self.log.last.seq, self.log.moments, self._chunks
+        if self._cipher is not None:
+            # As whoever reads them has them: no two notes of nobody share a key, and so no stored hash.
+            plain = [(one.note.patient_id, own) for one in wanted for own in one.hashes]
+            chunks = [
+                row | {"text_hash": own} if patient is None else row
+                for row, (patient, own) in zip(chunks, plain, strict=True)
+            ]
 
         def batch() -> Batch:
-            page = page_of(wanted, self._versions, self._chunks, moments, self._vectors, stored)
+            page = page_of(wanted, self._versions, chunks, moments, self._vectors, stored)
             return Batch(self.before, seq, page, [])
 
         return batch

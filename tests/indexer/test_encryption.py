@@ -207,6 +207,33 @@ def test_a_damaged_file_of_keys_is_named_and_nothing_is_put_aside_for_it(library
         assert repair(fresh, "ward", lambda name: LetterEncoder()).quarantined == ()
 
 
+@pytest.mark.parametrize("encrypted", [False, True])
+def test_copies_of_a_text_are_known_whether_or_not_they_have_a_patient(library, encrypted):
+    """Stored hashes do not tell it of notes without one: each has a key of its own."""
+    whose = {"a": None, "b": None, "c": "p", "d": "p", "e": "q"}
+
+    def copies(collection):
+        view = collection.view()
+        names = dict(zip(view.rows.tolist(), (one.note_id for one in view.passages(view.rows)), strict=True))
+        same = zip(names.values(), view.copy_rows(view.rows), strict=True)
+        return {name: {names[row] for row in rows.tolist()} for name, rows in same}
+
+    with library.create("copies", "letters", SPEC, encrypted=encrypted) as collection:
+        store(collection, *(note(name, "Pain.", patient_id=whose[name]) for name in "ac"))
+        assert copies(collection) == {"a": {"a"}, "c": {"c"}}
+        collection.view().search_terms("pain", 1)
+        store(collection, *(note(name, "Pain.", patient_id=whose[name]) for name in "bde"))  # handed over
+        known = {"a": {"a", "b"}, "b": {"a", "b"}, "c": {"c", "d"}, "d": {"c", "d"}, "e": {"e"}}
+        assert copies(collection) == known
+        with library.open("copies") as reader:
+            assert copies(reader) == known
+        collection.publish()
+        library.erase(collection, "notes", ["b"])
+        assert copies(collection)["a"] == {"a"}
+    with library.open("copies") as reader:
+        assert copies(reader)["c"] == {"c", "d"}
+
+
 def test_a_passphrase_opens_it(home):
     master = MasterKey(passphrase="correct horse battery staple")
     with Library(home, master=master).create("ward", "letters", SPEC, encrypted=True) as made:
