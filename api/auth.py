@@ -78,6 +78,16 @@ def _needs(*scopes: KeyScope) -> Callable[..., Coroutine[None, None, None]]:
     return check
 
 
+def may_read(request: Request) -> bool:
+    """Return whether whoever calls may see what is stored."""
+    gate: Gate = request.app.state.clinrag.gate
+    try:
+        gate.admit(bearer(request.headers), (KeyScope.READ,))
+    except AccessError:
+        return False
+    return True
+
+
 READ = Depends(_needs(KeyScope.READ))
 WRITE = Depends(_needs(KeyScope.WRITE))
 ANY = Depends(_needs(KeyScope.READ, KeyScope.WRITE))

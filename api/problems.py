@@ -11,12 +11,14 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
+from api.auth import may_read
 from api.codes import INTERNAL, Code, code_of, field_of, message_of
 from api.schemas import OWN_ERRORS, FieldProblem, Problem
-from indexer.errors import ArgumentError, ClinragError
+from indexer.errors import ArgumentError, ClinragError, HeldError
 
 _PLAIN = re.compile(r"[A-Za-z0-9_]{1,40}\Z")
 MEDIA_TYPE = "application/problem+json"
+_HELD = "a patient of what was asked for is under legal hold; nothing was changed; GET .../holds tells whose and why"
 
 _HTTP = {
     400: Code(400, 2, "bad-request", "The request cannot be read"),
@@ -71,7 +73,10 @@ def _ours(request: Request, error: Exception) -> Response:
     fields = None
     if isinstance(error, ArgumentError):
         fields = [FieldProblem(field=field_of(error), reason=error.reason)]
-    return problem(code, message_of(error), _request_id(request), fields)
+    detail = message_of(error)
+    if isinstance(error, HeldError) and not may_read(request):
+        detail = _HELD  # whose hold it is, and why, is for those who may read
+    return problem(code, detail, _request_id(request), fields)
 
 
 def _http(request: Request, error: Exception) -> Response:

@@ -251,6 +251,27 @@ class TestKeys:
         assert status(secrets[scope]) in (200, 404, 422)
         assert status(secrets["both"]) in (200, 404, 422)
 
+    def test_a_key_that_only_writes_is_not_told_whose_hold_it_met(self, home: Path):
+        keys = {scope: KeyFile(home).add(scope.value, [scope])[1] for scope in KeyScope}
+        with serving(Settings(home=home, encoder="hashing")) as client:
+            client.headers["Authorization"] = f"Bearer {keys[KeyScope.WRITE]}"
+            assert client.post("/v1/collections", json={"name": "ward"}).status_code == 201
+            note = {"id": "n", "patient_id": "P-4711", "text": "fever"}
+            assert client.post("/v1/collections/ward/notes", json={"notes": [note]}).json()["stored"] == 1
+            hold = {"patient_id": "P-4711", "reason": "Mill v. Ward 3"}
+            assert client.post("/v1/collections/ward/holds", json=hold).status_code == 200
+            for answer in (
+                client.delete("/v1/collections/ward/notes/n"),
+                client.post("/v1/collections/ward/erasures", json={"note_ids": ["n"]}),
+                client.delete("/v1/collections/ward"),
+            ):
+                assert answer.status_code == 409
+                assert answer.json()["type"] == "urn:clinrag:problem:legal-hold"
+                assert "4711" not in answer.text
+                assert "Mill" not in answer.text
+            client.headers["Authorization"] = f"Bearer {keys[KeyScope.READ]}"
+            assert client.get("/v1/collections/ward/holds").json()["holds"][0]["reason"] == "Mill v. Ward 3"
+
     def test_no_route_serves_both_keys_but_the_one_of_jobs(self, guarded: tuple[httpx.Client, dict[str, str]]):
         client, secrets = guarded
         for path, operations in client.get("/openapi.json").json()["paths"].items():
