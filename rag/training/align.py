@@ -20,7 +20,7 @@ from rag.training import losses
 from rag.training.batches import Batch, Pairs, Questions, Sampler
 from rag.training.checkpoint import load_checkpoint, save_checkpoint, write_tensors
 from rag.training.memory import within_memory
-from rag.training.recipe import AlignSettings
+from rag.training.settings import AlignSettings
 from rag.training.student import Student, Teacher
 from rag.training.watch import DevWatch, student_encode
 

@@ -18,7 +18,7 @@ from indexer.errors import ArgumentError
 from rag.training.bounds import ROUNDED
 from rag.training.contrast_rows import contrast_dataset, contrast_rows
 from rag.training.memory import within_memory
-from rag.training.recipe import ContrastSettings
+from rag.training.settings import ContrastSettings
 from rag.training.student import both_prompts
 from rag.training.trainers import Tell, on_one_gpu, run_trainer, save_model, shared_arguments, without_card
 from rag.training.watch import DevWatch

@@ -18,7 +18,7 @@ from indexer.text.language import identify
 from rag.training.batches import Questions, Sampler
 from rag.training.heldout import rows_if_there
 from rag.training.pair_files import PairRow
-from rag.training.recipe import ContrastSettings
+from rag.training.settings import ContrastSettings
 from rag.training.watch import model_encode
 
 if TYPE_CHECKING:

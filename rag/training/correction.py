@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from indexer.errors import ArgumentError
 from rag.training.devscore import Encode
 from rag.training.heldout import read_rows
-from rag.training.recipe import CorrectSettings
+from rag.training.settings import CorrectSettings
 from rag.training.student import Student
 from rag.training.watch import student_encode
 

@@ -21,7 +21,7 @@ from indexer.text.sections import split_sections
 from indexer.text.sentences import split_sentences
 from rag.training.heldout import LANGUAGES, HeldOut, read_rows
 from rag.training.memory import within_memory
-from rag.training.recipe import MlmSettings
+from rag.training.settings import MlmSettings
 from rag.training.trainers import Tell, on_one_gpu, run_trainer, shared_arguments
 
 MARKS = ("[**", "**]", "___")

@@ -8,14 +8,8 @@ from pathlib import Path
 from indexer.encoders.catalog import model_folder
 from indexer.errors import SourceError
 from rag.training import pairs
-from rag.training.recipe import (
-    ContrastSettings,
-    MlmSettings,
-    PairsSettings,
-    PruneSettings,
-    Stage,
-    TransplantSettings,
-)
+from rag.training.recipe import Stage
+from rag.training.settings import ContrastSettings, MlmSettings, PairsSettings, PruneSettings, TransplantSettings
 
 _NAMED = 3
 _STARTS = ("package", "compact", "scratch")

@@ -21,7 +21,7 @@ from rag.training.pair_files import (
     write_pairs,
 )
 from rag.training.pairs import build
-from rag.training.recipe import PairsSettings
+from rag.training.settings import PairsSettings
 from rag.training.splits import Split, split
 
 _PUBLIC = ("bitext", "terms", "questions", "titles", "keep", "documents")

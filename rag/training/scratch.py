@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from indexer.errors import ArgumentError
 from rag.training.folder import write_pooling
-from rag.training.recipe import ScratchSettings
+from rag.training.settings import ScratchSettings
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

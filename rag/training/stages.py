@@ -14,7 +14,8 @@ import numpy as np
 from indexer.encoders.catalog import COMPACT_FOLDER, PACKED_TYPE, model_folder
 from indexer.errors import ArgumentError, EncoderUnavailableError
 from rag.training.folder import PROMPTS
-from rag.training.recipe import AlignSettings, ExportSettings, PruneSettings, Recipe, TransplantSettings
+from rag.training.recipe import Recipe
+from rag.training.settings import AlignSettings, ExportSettings, PruneSettings, TransplantSettings
 
 if TYPE_CHECKING:
     from rag.training.watch import DevWatch

@@ -32,7 +32,7 @@ from indexer.errors import ArgumentError
 from rag.training.batches import Sampler, Sizes, Texts
 from rag.training.contrast_rows import contrast_rows
 from rag.training.heldout import rows_if_there
-from rag.training.recipe import StaticSettings
+from rag.training.settings import StaticSettings
 from rag.training.trainers import Tell, on_one_gpu, run_trainer, save_model, shared_arguments, without_card
 from rag.training.watch import DevWatch
 

@@ -22,7 +22,7 @@ from rag.training.checkpoint import load_checkpoint, save_checkpoint, write_tens
 from rag.training.heldout import read_rows
 from rag.training.losses import alike
 from rag.training.memory import within_memory
-from rag.training.recipe import SynonymSettings
+from rag.training.settings import SynonymSettings
 from rag.training.student import Student
 
 Relations = list[tuple[int, int, str]]

@@ -17,7 +17,7 @@ import regex
 from numpy.typing import NDArray
 
 from indexer.errors import ArgumentError
-from rag.training.recipe import TransplantSettings
+from rag.training.settings import TransplantSettings
 from rag.training.vocabulary import embeddings_name, piece_texts, write_renumbered
 
 Floats = NDArray[np.float32]

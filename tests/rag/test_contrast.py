@@ -16,7 +16,7 @@ from rag.training.contrast_rows import contrast_dataset, contrast_rows, mine_neg
 from rag.training.memory import within_memory
 from rag.training.pair_files import PairRow, write_pairs
 from rag.training.pairs import build
-from rag.training.recipe import ContrastSettings
+from rag.training.settings import ContrastSettings
 from rag.training.watch import DevWatch, model_encode
 from tests.rag.made_training import WORDS, data_folder, unigram_model
 

@@ -16,7 +16,7 @@ from rag.training.mining import mine_notes
 from rag.training.negation import flip
 from rag.training.own_pairs import build_pairs
 from rag.training.pair_files import PairRow, read_labels, read_pairs, read_parallel
-from rag.training.recipe import PairsSettings
+from rag.training.settings import PairsSettings
 from rag.training.splits import split
 
 NOTE = {

@@ -12,8 +12,9 @@ from tokenizers import Tokenizer
 
 from indexer.errors import ArgumentError
 from rag.training.pipeline import run_recipe
-from rag.training.recipe import ScratchSettings, read_recipe
+from rag.training.recipe import read_recipe
 from rag.training.scratch import SPECIAL, train_wordpiece, write_scratch
+from rag.training.settings import ScratchSettings
 from rag.training.stages import start_model
 from rag.training.student import Student
 from tests.rag.made_training import unigram_model

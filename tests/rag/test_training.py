@@ -17,7 +17,8 @@ from rag.training.export import export_packed
 from rag.training.folder import import_package
 from rag.training.package_weights import PackageFile, unpack_groups
 from rag.training.pipeline import run_recipe
-from rag.training.recipe import STAGES, read_recipe, recipe_names, recipe_path
+from rag.training.recipe import read_recipe, recipe_names, recipe_path
+from rag.training.settings import STAGES
 from rag.training.student import Student
 from rag.training.vocabulary import choose_tokens, prune_folder, prune_tokenizer, token_shares
 

@@ -21,7 +21,7 @@ from rag.training.align import align, save_average
 from rag.training.batches import Sampler, Sizes
 from rag.training.checkpoint import load_checkpoint, save_checkpoint, told_when_full
 from rag.training.heldout import read_rows
-from rag.training.recipe import AlignSettings, SynonymSettings
+from rag.training.settings import AlignSettings, SynonymSettings
 from rag.training.student import Student, Teacher
 from rag.training.synonyms import align_synonyms, graded, multi_similarity
 from rag.training.watch import DevWatch, student_encode

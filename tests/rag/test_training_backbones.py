@@ -14,7 +14,7 @@ import torch
 from indexer.encoders.catalog import CATALOG, load_encoder
 from indexer.errors import ArgumentError
 from rag.training.pipeline import TrainReport, run_recipe
-from rag.training.recipe import TransplantSettings
+from rag.training.settings import TransplantSettings
 from rag.training.student import Student
 from rag.training.transplant import transplant
 from tests import tiny_models

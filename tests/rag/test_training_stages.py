@@ -16,7 +16,7 @@ from indexer.errors import ArgumentError
 from rag.training.devscore import score_rows
 from rag.training.heldout import is_held_out_concept, read_rows
 from rag.training.mlm import MARKS, Masker, packed_rows, pretrain
-from rag.training.recipe import MlmSettings
+from rag.training.settings import MlmSettings
 from rag.training.student import Student
 from tests import tiny_models
 from tests.rag.made_training import WORDS, unigram_model, write_rows
