@@ -11,6 +11,7 @@ from email.message import Message
 from io import BytesIO
 
 from indexer.readers.markup import html_text
+from indexer.readers.source_file import MAX_DOCUMENT_BYTES
 
 _HTML_CHARSET = re.compile(
     rb"""<(?:meta|\?xml)[^>]{0,200}?(?:charset|encoding)\s*=\s*["']?\s*([A-Za-z0-9_:.-]+)""", re.IGNORECASE
@@ -161,8 +162,15 @@ def _pdf_text(data: bytes) -> str:
             reader = PdfReader(BytesIO(data))
             if reader.is_encrypted and not reader.decrypt(""):
                 raise AttachmentError("is a PDF that needs a password")
+            pages: list[str] = []
+            left = MAX_DOCUMENT_BYTES
+            for page in reader.pages:  # a few KB may hold any number of pages with the same megabytes of text
+                pages.append(page.extract_text())
+                left -= len(pages[-1])
+                if left < 0:
+                    raise AttachmentError(f"holds over {MAX_DOCUMENT_BYTES // 2**20} MiB of text")
             # A sentence may run over a page's end, so a page break is no more than a line break.
-            return "\n".join(page.extract_text() for page in reader.pages).strip("\n")
+            return "\n".join(pages).strip("\n")
     except AttachmentError:
         raise
     except Exception as error:  # pypdf raises whatever a malformed object makes Python raise

@@ -5,13 +5,14 @@ None is timed: what takes the square of its length would take minutes to hours h
 
 import gzip
 import json
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from indexer.readers.markup import html_text
-from tests.indexer.made_documents import CANARY, SENTENCES, b64, read
+from tests.indexer.made_documents import CANARY, SENTENCES, b64, pdf, read
 
 N = 100_000
 
@@ -92,6 +93,15 @@ def test_a_key_that_cannot_be_printed_is_named_as_far_as_it_can(tmp_path, record
     notes, (error,) = read(tmp_path)
     assert notes == []
     assert len(error.field.encode()) <= 80
+
+
+def test_a_pdf_that_unpacks_to_any_number_of_pages_is_given_up(tmp_path, monkeypatch):
+    monkeypatch.setattr("indexer.readers.attachments.MAX_DOCUMENT_BYTES", 30_000)
+    (tmp_path / "a.pdf").write_bytes(pdf(*["fever " * 1_000] * 7))
+    (tmp_path / "b.pdf").write_bytes(pdf(*["fever " * 1_000] * 4))
+    (note,), (error,) = read(tmp_path)
+    assert (note.note_id, Path(error.file).name) == ("b.pdf", "a.pdf")
+    assert "of text" in error.reason
 
 
 def test_lines_that_are_blank_are_no_json_lines_for_long(tmp_path):
