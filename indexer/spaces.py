@@ -149,10 +149,18 @@ class Spaces:
         except (FileNotFoundError, NotADirectoryError):
             return _Pointer()
         except (ValueError, KeyError, TypeError) as exc:
-            raise DamagedError(f"{self._marker} does not say which space is live; restore it from a backup") from exc
+            raise self._damaged() from exc
         if not self._known(pointer.live):
-            raise DamagedError(f"{self._marker} names no space of this collection; restore it from a backup")
+            raise self._damaged()
         return pointer if pointer.previous is None or self._known(pointer.previous) else _Pointer(pointer.live)
+
+    def _damaged(self) -> DamagedError:
+        there = [self._name(folder) for folder in (self.root, *self._numbered()) if (folder / TRUTH).is_file()]
+        return DamagedError(
+            f"{self._marker} does not say which space is live; restore the collection from a backup, or write "
+            f'{{"live": "NAME", "previous": null}} into that file, where NAME is one of {", ".join(there)}: '
+            "one that is not the newest is refused"
+        )
 
     def _known(self, name: object) -> bool:
         return name == "." or (isinstance(name, str) and _SPACE.match(name) is not None)

@@ -305,7 +305,7 @@ def test_a_flipped_bit_in_what_says_which_space_is_live_is_named(library, twice)
     sound = twice.read_bytes()
     for at in range(len(sound)):
         twice.write_bytes(sound[:at] + bytes([sound[at] ^ 1]) + sound[at + 1 :])
-        with pytest.raises(DamagedError, match="does not say which space is live"):
+        with pytest.raises(DamagedError, match=r"does not say which space is live; .* one of space-2, space-3:"):
             library.open("ward")
         assert library.names() == ["ward"]
     twice.write_bytes(sound)
