@@ -57,7 +57,10 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class JobState:
-    """A job as ``GET /v1/jobs/{id}`` shows it. ``collection_id`` tells a collection from a later one of its name."""
+    """A job as ``GET /v1/jobs/{id}`` shows it. ``collection_id`` tells a collection from a later one of its name.
+
+    ``failed_at`` is when it failed first: what came to its notes since is newer than they are.
+    """
 
     job_id: str
     collection: str
@@ -71,6 +74,7 @@ class JobState:
     error: str | None = None
     finished_at: str | None = None
     collection_id: str | None = None
+    failed_at: str | None = None
 
 
 Work = Callable[[str, Sequence[RawNote], Callable[[Outcome], None], threading.Event], Outcome]
@@ -220,8 +224,10 @@ class JobRunner:
         # What is wrong with a collection that is there, with its encoder or its keys, can be mended.
         gone = isinstance(error, CollectionNotFoundError)
         said = message_of(error) if gone else f"{message_of(error)}; {_KEPT}"
+        at, state = iso(now_us()), _read_state(folder)
+        failed_at = state.failed_at or at
         try:
-            _save(folder, replace(_read_state(folder), status="failed", error=said, finished_at=iso(now_us())))
+            _save(folder, replace(state, status="failed", error=said, finished_at=at, failed_at=failed_at))
         except OSError:
             gone = False
         if not gone:

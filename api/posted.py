@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from api.jobs import Rejected
 from api.withdrawals import WITHDRAWN, RawNote
@@ -19,9 +19,16 @@ class PostedNotes:
     ``given`` counts the objects that were looked at, ``refused`` holds those among them that are no notes.
     """
 
-    def __init__(self, notes: Sequence[RawNote], stopping: threading.Event | None = None) -> None:
+    def __init__(
+        self,
+        notes: Sequence[RawNote],
+        stopping: threading.Event | None = None,
+        overtaken: Callable[[Note], bool] | None = None,
+    ) -> None:
+        """Take the notes; those that were ``overtaken`` are refused."""
         self._notes = notes
         self._stopping = stopping
+        self._overtaken = overtaken
         self.refused: list[Rejected] = []
         self.given = 0
         self.finished = False
@@ -37,12 +44,19 @@ class PostedNotes:
                 return
             self.given += 1
             if raw == WITHDRAWN:
-                self.refused.append(Rejected(index, "id", "was erased while it waited to be stored"))
-                yield RowError(_REQUEST, index, "id", "was erased while it waited to be stored")
+                yield self._refused(index, "id", "was erased while it waited to be stored")
                 continue
             try:
-                yield parse_record(raw)
+                note = parse_record(raw)
             except ArgumentError as error:
-                self.refused.append(Rejected(index, error.field, error.reason))
-                yield RowError(_REQUEST, index, error.field, error.reason)
+                yield self._refused(index, error.field, error.reason)
+                continue
+            if self._overtaken is not None and self._overtaken(note):
+                yield self._refused(index, "id", "was stored otherwise, or deleted, since its job failed")
+                continue
+            yield note
         self.finished = True
+
+    def _refused(self, index: int, field: str, reason: str) -> RowError:
+        self.refused.append(Rejected(index, field, reason))
+        return RowError(_REQUEST, index, field, reason)

@@ -361,7 +361,8 @@ class Service:
                 raise CollectionNotFoundError(
                     f"collection {name!r} was deleted since, and another was made under its name"
                 )
-            posted = PostedNotes(notes, stopping)
+            overtaken = notes.overtaken_in(collection) if isinstance(notes, WaitingNotes) else None
+            posted = PostedNotes(notes, stopping, overtaken)
 
             def on_progress(progress: Progress) -> None:
                 nonlocal n_stored

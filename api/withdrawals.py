@@ -19,8 +19,10 @@ from typing import TYPE_CHECKING
 
 from indexer.errors import DamagedError
 from indexer.store.folders import sync_folder
+from indexer.times import period
 
 if TYPE_CHECKING:
+    from indexer.collection import Collection
     from indexer.records import Note
     from indexer.store.asked import Details
 
@@ -36,17 +38,37 @@ WITHDRAWN: RawNote = {"withdrawn": True}
 
 
 class WaitingNotes(list[RawNote]):
-    """The notes of a job as its input holds them, which collection they are for, and whether they were withdrawn."""
+    """The notes of a job as its input holds them, which collection they are for, and whether they were withdrawn.
+
+    ``failed_us`` is when the job failed first, in UTC microseconds; ``None`` where it did not.
+    """
 
     def __init__(self, folder: Path) -> None:
         """Read them."""
         super().__init__(json.loads((folder / INPUT).read_text(encoding="utf-8")))
-        self.collection_id: str | None = json.loads((folder / STATE).read_text(encoding="utf-8")).get("collection_id")
+        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        self.collection_id: str | None = state.get("collection_id")
+        failed_at = state.get("failed_at")
+        self.failed_us: int | None = None if failed_at is None else period(failed_at)[0]
         self._path = folder / WITHDRAWN_BY
 
     def withdrawn(self, note: Note) -> bool:
         """Say whether an erasure covers the note."""
         return any(details.covers(note.note_id, note.patient_id) for details in _details(self._path))
+
+    def overtaken_in(self, collection: Collection) -> Callable[[Note], bool] | None:
+        """Return what says that a note was stored otherwise, or deleted, since its job failed: that is newer."""
+        if self.failed_us is None:
+            return None
+        from indexer.store.truth import content_hash
+
+        since = self.failed_us
+
+        def overtaken(note: Note) -> bool:
+            changed = collection.changed_since([note.note_id], since)
+            return bool(changed) and collection.known_contents(changed).get(note.note_id) != content_hash(note)
+
+        return overtaken
 
 
 class WaitingJobs:

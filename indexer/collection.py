@@ -47,7 +47,7 @@ from indexer.store.sqlite import (
 from indexer.store.stored import CollectionInfo, Deleted, Finding, NoteInfo, Passage, Prepared, StoredNote
 from indexer.store.view import View
 from indexer.store.witness import Witness
-from indexer.store.writer import Writer, stored_contents
+from indexer.store.writer import Writer, changed_since, stored_contents
 from indexer.times import iso, now_us
 
 CHECKED_AT_OPEN = ("meta", "notes", "versions", "changes", "holds", "erasures", "quarantine")
@@ -302,6 +302,11 @@ class Collection:
         """Return the content hash of each of these notes that is stored."""
         with read_transaction(self._engine) as connection:
             return stored_contents(connection, note_ids)
+
+    def changed_since(self, note_ids: Iterable[str], moment_us: int) -> set[str]:
+        """Return which of these notes were stored or deleted after a moment of the collection's clock."""
+        with read_transaction(self._engine) as connection:
+            return changed_since(connection, note_ids, moment_us)
 
     def unembedded(self, batch: Iterable[Prepared]) -> set[bytes]:
         """Return which texts of the notes (sha256) have no vector yet that may be used for them."""

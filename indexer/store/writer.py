@@ -275,6 +275,19 @@ def stored_contents(connection: Connection, note_ids: Iterable[str]) -> dict[str
     return {note_id: row.content_hash for note_id, row in known.items() if not row.deleted and row.content_hash}
 
 
+def changed_since(connection: Connection, note_ids: Iterable[str], moment_us: int) -> set[str]:
+    """Return which of these notes were stored or deleted after a moment of the collection's clock."""
+    n, c = t.notes.c, t.changes.c
+    columns = [n.note_id, *(c[name] for name in (*truth.CHANGE_FIELDS, "checksum"))]
+    later = select(*columns).select_from(t.notes.join(t.changes, c.note == n.id)).where(c.at > moment_us)
+    found: set[str] = set()
+    for part in truth.parts(note_ids):
+        for row in connection.execute(later.where(n.note_id.in_(part))):
+            truth.check_row("changes", truth.CHANGE_FIELDS, row)
+            found.add(row.note_id)
+    return found
+
+
 _VERSION, _CHANGE = "version_of_", "change_of_"
 
 

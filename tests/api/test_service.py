@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from api.jobs import Outcome
+from api.jobs import JobRunner, JobState, Outcome
 from api.service import Question, Service
 from api.settings import Settings
 from api.wiring import build_service
 from indexer.encoders.encoder import HashingEncoder
-from indexer.errors import CollectionNotFoundError, HeldError, StorageError
+from indexer.errors import CollectionNotFoundError, DamagedError, HeldError, NoteNotFoundError, StorageError
 from indexer.library import Library
 from indexer.records import Scope
 from indexer.reencoding import cutover, reencode
@@ -81,6 +81,45 @@ def test_notes_that_were_taken_in_are_stored_where_a_repair_comes_between_their_
     assert service.index_posted("ward", NOTES, repaired).done == len(NOTES)
     assert service.describe("ward").notes == len(NOTES)
     assert service.collection("ward").verify() == []
+
+
+def test_a_failed_job_that_is_done_again_leaves_alone_what_came_to_its_notes_since(service: Service, home: Path):
+    def damaged(*_: object) -> Outcome:
+        raise DamagedError("the collection's database is damaged")
+
+    service.index_posted("ward", [{"id": "n4", "text": "fever 4, of before"}])
+    first = JobRunner(home, damaged, 4)
+    first.start()
+    job_id = first.submit("ward", NOTES[:5])
+    ended(first, job_id, "failed")
+    first.stop()
+    since = [{"id": "n0", "text": "no fever any more"}, NOTES[1], NOTES[2]]
+    assert service.index_posted("ward", since).stored == 3
+    service.collection("ward").delete_notes(["n1"])
+
+    second = JobRunner(home, service.index_posted, 4)
+    assert second.start() == 1
+    state = ended(second, job_id, "done")
+    second.stop()
+    assert (state.stored, state.skipped, [row.index for row in state.rejected]) == (2, 1, [0, 1])
+    collection = service.collection("ward")
+    assert [collection.note(f"n{n}").text for n in (0, 2, 3, 4)] == [
+        "no fever any more",
+        "fever 2",
+        "fever 3",
+        "fever 4",
+    ]
+    with pytest.raises(NoteNotFoundError):
+        collection.note("n1")
+
+
+def ended(runner: JobRunner, job_id: str, status: str) -> JobState:
+    pause = threading.Event()
+    for _ in range(2_000):
+        if runner.state(job_id).status == status:
+            break
+        pause.wait(0.01)
+    return runner.state(job_id)
 
 
 def test_an_erasure_that_meets_a_cutover_erases_from_what_answers_then(
