@@ -21,6 +21,9 @@ _EARLIEST_US = period("1900")[0]
 _LATEST_SHIFTED_US = period("2300")[0]
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
+# Clients take such steps before they send an address: the deletion of a note would reach its collection, or another.
+_UPWARD = re.compile(r"(?:\A|[/\\])\.\.(?:[/\\]|\Z)")
+_IN_ADDRESSES = ("id", "patient_id")
 _IDS = ("patient_id", "encounter_id")
 _NAMES = ("note_type", "source")
 FIELDS = (
@@ -218,6 +221,8 @@ def _check_id(field: str, value: str) -> None:
     _check_characters(field, value)
     if _CONTROL.search(value):
         raise RecordError(field, "holds a control character")
+    if field in _IN_ADDRESSES and _UPWARD.search(value):
+        raise RecordError(field, "holds a step upward (..), as paths do")
 
 
 def _check_text(note: Note) -> None:

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from indexer.readers import RecordError, parse_record
 from indexer.readers.markup import html_text
 from tests.indexer.made_documents import CANARY, SENTENCES, b64, pdf, read
 
@@ -102,6 +103,14 @@ def test_a_pdf_that_unpacks_to_any_number_of_pages_is_given_up(tmp_path, monkeyp
     (note,), (error,) = read(tmp_path)
     assert (note.note_id, Path(error.file).name) == ("b.pdf", "a.pdf")
     assert "of text" in error.reason
+
+
+@pytest.mark.parametrize("climbing", ["..", "../../ward", "a/../../../ward", "a\\..\\b", "a/.."])
+def test_no_id_climbs_out_of_an_address(climbing):
+    for field in ("id", "patient_id"):
+        with pytest.raises(RecordError, match="step upward"):
+            parse_record({"id": "n", "text": "fever", field: climbing})
+    assert parse_record({"id": "..a/b../c...d/.e", "text": "fever", "replaces": climbing}).replaces == (climbing,)
 
 
 def test_lines_that_are_blank_are_no_json_lines_for_long(tmp_path):
