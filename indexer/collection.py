@@ -11,7 +11,7 @@ from pathlib import Path
 from indexer.check import verify
 from indexer.encryption import Keyrings, cipher_for
 from indexer.erasure import Eraser, Waiting
-from indexer.errors import DamagedError, EncoderMismatchError, NoteNotFoundError
+from indexer.errors import CollectionNotFoundError, DamagedError, EncoderMismatchError, NoteNotFoundError
 from indexer.follower import forget_beside
 from indexer.presence import Presence
 from indexer.receipts import Receipt, Receipts
@@ -31,7 +31,7 @@ from indexer.store.held import Identity
 from indexer.store.holds import Hold
 from indexer.store.kept import Kept, forgotten_ids, known_subjects
 from indexer.store.lock import exclusive
-from indexer.store.replica import Replica
+from indexer.store.replica import Moment, Replica
 from indexer.store.selection import everything, moment_of
 from indexer.store.selection import select as select_rows
 from indexer.store.snapshots import DERIVED
@@ -318,10 +318,11 @@ class Collection:
 
         Raises:
             ScopeError: the scope is not of the allowed form.
+            CollectionNotFoundError, EncoderMismatchError, WriterBusyError: as `check_present` says.
         """
         scope = Scope() if scope is None else scope
         moment = moment_of(scope)
-        columns, _ = self._replica.moment()
+        columns, _ = self._moment()
         with_metadata: Ids | None = None
         if scope.metadata:
             with read_transaction(self._engine) as connection:
@@ -330,6 +331,13 @@ class Collection:
         selection = select_rows(columns, scope, with_metadata)
         population = everything(columns, moment)
         return View(scope, selection, population, self._engine, self._replica)
+
+    def _moment(self) -> Moment:
+        try:
+            return self._replica.moment()
+        except CollectionNotFoundError:
+            self._presence.check()  # it may have been cut over, and put away, or repaired
+            raise
 
     def note(self, note_id: str, version: int | None = None) -> StoredNote:
         """Return a stored note, its newest version if none is named.
@@ -356,7 +364,7 @@ class Collection:
 
     def info(self) -> CollectionInfo:
         """Return what the collection holds."""
-        totals = reading.totals(*self._replica.moment())
+        totals = reading.totals(*self._moment())
         return CollectionInfo(
             name=self.name,
             notes=totals.notes,

@@ -263,8 +263,9 @@ def test_who_has_discarded_vectors_open_is_told_of_the_cutover_and_not_that_the_
         cutover(first, WordEncoder)
     with library.open("ward") as second:
         discard(second)
-        with pytest.raises(EncoderMismatchError, match="cut over"):
-            ward.hold("p", "case 12")
+        for look in (lambda: ward.hold("p", "case 12"), ward.view, ward.info):
+            with pytest.raises(EncoderMismatchError, match="cut over"):
+                look()
         reencode(second, "letters", LetterEncoder())
         cutover(second, LetterEncoder)
     with library.open("ward") as third:
