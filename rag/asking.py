@@ -7,9 +7,11 @@ from functools import cache
 from importlib.resources import files
 from tomllib import loads
 
+from rag.days import cut_days
 from rag.figures import folded
 
 _UNSPACED = ("zh", "ja")
+_YEAR = re.compile(r"(?<!\d)(?:19|20)\d\d(?!\d)")
 
 
 def asks_for_figure(question: str, language: str) -> bool:
@@ -34,6 +36,19 @@ def asked_about(question: str, language: str) -> str:
     return bare if any(character.isalnum() for character in bare) else question
 
 
+def without_days(question: str) -> str:
+    """Return a question without its dates and years; as it is where nothing else would be left.
+
+    >>> without_days("What was the INR in March 2024?")
+    'What was the INR in           ?'
+    """
+    plain = folded(question)
+    bare = _YEAR.sub("    ", cut_days(plain)[0])
+    if len(plain) == len(question):
+        bare = "".join(was if now != " " else " " for was, now in zip(question, bare, strict=True))
+    return bare if any(character.isalnum() for character in bare) else question
+
+
 @cache
 def _patterns(table: str, language: str) -> tuple[re.Pattern[str], ...]:
     """Return what finds the words of a table in a question: Chinese and Japanese ask in each other's words."""
@@ -42,5 +57,7 @@ def _patterns(table: str, language: str) -> tuple[re.Pattern[str], ...]:
         return tuple(re.compile(known[other], re.IGNORECASE) for other in _UNSPACED)
     if language not in known:
         return ()
+    if table == "only":
+        return (re.compile(known[language], re.IGNORECASE),)
     forms = sorted((form.replace("_", " ") for form in known[language].split()), key=len, reverse=True)
     return (re.compile(rf"\b(?:{'|'.join(map(re.escape, forms))})\b", re.IGNORECASE),)

@@ -54,6 +54,7 @@ def test_words_of_another_language_do_not_ask():
         ("喫煙歴はありますか？", "ja", "喫煙歴"),
         ("体重は何kgですか？", "ja", "体重"),
         ("How often was Carafate given?", "en", "was Carafate given?"),
+        ("La patiente a-t-elle des allergies ?", "fr", "La patiente a des allergies ?"),
     ],
 )
 def test_what_only_asks_is_not_asked_about(question, language, about):

@@ -32,10 +32,10 @@ def ward(tmp_path_factory):
 @pytest.mark.parametrize(
     ("question", "notes"),
     [
-        ("INR", {"b"}),
-        ("inr?", {"b"}),
-        ("What is the patient's INR?", {"b"}),
-        ("МНО", {"a"}),
+        ("INR", {"a", "b"}),
+        ("inr?", {"a", "b"}),
+        ("What is the patient's INR?", {"a", "b"}),
+        ("МНО", {"a", "b"}),
         ("I48.0", {"d"}),
         ("warfarin", {"a", "b", "c"}),
         ("ワルファリン", {"a", "b", "c"}),
@@ -172,11 +172,28 @@ def test_of_sentences_with_the_term_those_with_its_value_come_first():
     assert [one.text for one in said] == [texts[1], texts[0], texts[2]]
 
 
-def test_another_form_of_a_term_answers_where_the_term_is_nowhere():
-    texts = ["RR: 145/85 mmHg", "Pulse regular."]
-    assert [one.text for one in supported("BP?", "en", candidates_of(texts[:1], "de"), None)] == texts[:1]
-    here = candidates_of(["BP 120/80", "blood pressure taken at home"])
-    assert [one.text for one in supported("BP?", "en", here, None)] == ["BP 120/80"]
+def test_other_forms_of_a_term_answer_beside_it():
+    texts = ["RR: 145/85 mmHg", "Puls regelmäßig."]
+    assert [one.text for one in supported("BP?", "en", candidates_of(texts, "de"), None)] == texts[:1]
+    here = candidates_of(["blood pressure taken at home", "BP 120/80", "Pulse regular."])
+    assert [one.text for one in supported("BP?", "en", here, None)] == ["BP 120/80", "blood pressure taken at home"]
+
+
+def test_a_denial_does_not_hide_what_says_the_opposite_in_another_language():
+    texts = ["Pas d'allergie connue.", "Douleur pariétale.", "Rythme sinusal."]
+    other = ["Аллергия на сульфаниламиды (отёк Квинке).", "Выписан домой."]
+    candidates = [*candidates_of(texts, "fr"), *candidates_of(other, "ru")]
+    near = meaning_of([0.88, 0.79, 0.79, 0.81, 0.79])
+    for question in ("Allergies ?", "La patiente a-t-elle des allergies ?"):
+        said = {one.text for one in supported(question, "fr", candidates, near)}
+        assert said == {texts[0], other[0]}
+
+
+def test_the_day_that_a_question_names_is_no_word_that_an_answer_lacks():
+    candidates = candidates_of(["O: T 36.8, WBC 9.4, Hb 95 g/L.", "S: Pain improved.", "P: Drain removed."])
+    near = meaning_of([0.815, 0.8, 0.8])
+    for question in ("What was the WBC on 6 January 2024?", "What was the WBC in 2024?", "What was the WBC?"):
+        assert [one.text for one in supported(question, "en", candidates, near)] == [candidates[0].text]
 
 
 def test_a_question_mark_of_chinese_is_no_part_of_the_term():
