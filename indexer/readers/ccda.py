@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 from collections.abc import Iterator
 
 from lxml import etree
@@ -18,6 +19,8 @@ from indexer.records import Note, RowError, Scalar, Status
 _V3 = "{urn:hl7-org:v3}"
 _SDTC = "{urn:hl7-org:sdtc}"
 _MAX_DEPTH = 200
+_ENCODING = re.compile(rb"""encoding\s*=\s*["']([^"']*)""")
+_LIKE_ASCII = (b"utf-8", b"us-ascii", b"iso-8859-1", b"windows-1252")
 _STATUS = {
     "nullified": Status.ENTERED_IN_ERROR,
     "aborted": Status.ENTERED_IN_ERROR,
@@ -53,7 +56,7 @@ def document_text(data: bytes) -> str:
 
 def _parse(data: bytes) -> etree._Element:
     parser = etree.XMLParser(
-        resolve_entities=False, no_network=True, load_dtd=False, huge_tree=False, remove_comments=True
+        resolve_entities=False, no_network=True, load_dtd=False, huge_tree=_is_plain(data), remove_comments=True
     )
     try:
         root = etree.fromstring(data, parser)
@@ -65,6 +68,17 @@ def _parse(data: bytes) -> etree._Element:
     if root.tag != f"{_V3}ClinicalDocument":
         raise AttachmentError("is XML but not a C-CDA document")
     return root
+
+
+def _is_plain(data: bytes) -> bool:
+    """Return whether no document type can be in it, read as anything: nothing grows then, however long a text is.
+
+    libxml2 otherwise takes 10 MB for a text, which is less than a scanned letter in base64.
+    """
+    head = data.partition(b"?>")[0] if data.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<?xml") else b""
+    declared = _ENCODING.search(head)
+    as_ascii = declared is None or declared[1].lower() in _LIKE_ASCII
+    return as_ascii and b"\0" not in data and b"<!DOCTYPE" not in data
 
 
 def _note(root: etree._Element) -> Note:

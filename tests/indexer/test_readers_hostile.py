@@ -196,6 +196,28 @@ def test_a_link_into_the_databases_is_not_followed(tmp_path):
     assert [error.reason for error in errors] == ["is a link to a file that clinrag keeps for itself"] * 2
 
 
+@pytest.mark.parametrize("declared", ["", '<?xml version="1.0" encoding="UTF-8"?>'])
+def test_a_letter_with_a_large_scan_in_it_is_read(tmp_path, declared):
+    scan = b64(pdf(SENTENCES["en"]) + b"%" + b"x" * 8_000_000)
+    body = f'<text mediaType="application/pdf" representation="B64">{scan}</text>'
+    (tmp_path / "a.xml").write_text(
+        f'{declared}<ClinicalDocument xmlns="urn:hl7-org:v3"><id root="1.2" extension="d"/>'
+        f"<component><nonXMLBody>{body}</nonXMLBody></component></ClinicalDocument>"
+    )
+    (note,), errors = read(tmp_path)
+    assert (note.text, errors) == (SENTENCES["en"], [])
+
+
+@pytest.mark.parametrize("encoding", ["UTF-7", "IBM037", "UTF-16"])
+def test_a_document_type_hides_in_no_encoding(tmp_path, encoding):
+    grown = "".join(f'<!ENTITY a{n} "{f"&a{n - 1};" * 10 if n else "a" * 10}">' for n in range(9))
+    page = f'<!DOCTYPE x [{grown}]><ClinicalDocument xmlns="urn:hl7-org:v3" x="&a8;"/>'
+    said = f'<?xml version="1.0" encoding="{encoding}"?>{page}'
+    (tmp_path / "a.xml").write_bytes(said.encode(encoding.replace("UTF-7", "ascii")))
+    notes, errors = read(tmp_path)
+    assert (notes, len(errors)) == ([], 1)
+
+
 def test_entities_bring_no_file_and_do_not_multiply(tmp_path):
     (tmp_path / "far.txt").write_text(CANARY)
     grown = "".join(f'<!ENTITY a{n} "{f"&a{n - 1};" * 10 if n else "a" * 10}">' for n in range(12))
