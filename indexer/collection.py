@@ -11,7 +11,7 @@ from pathlib import Path
 from indexer.check import verify
 from indexer.encryption import Keyrings, cipher_for
 from indexer.erasure import Eraser, Waiting
-from indexer.errors import CollectionNotFoundError, DamagedError, EncoderMismatchError, NoteNotFoundError
+from indexer.errors import DamagedError, EncoderMismatchError, NoteNotFoundError
 from indexer.follower import forget_beside
 from indexer.presence import Presence
 from indexer.receipts import Receipt, Receipts
@@ -333,11 +333,8 @@ class Collection:
         return View(scope, selection, population, self._engine, self._replica)
 
     def _moment(self) -> Moment:
-        try:
+        with self._presence.told():
             return self._replica.moment()
-        except CollectionNotFoundError:
-            self._presence.check()  # it may have been cut over, and put away, or repaired
-            raise
 
     def note(self, note_id: str, version: int | None = None) -> StoredNote:
         """Return a stored note, its newest version if none is named.
@@ -389,16 +386,18 @@ class Collection:
 
     def rebuild(self) -> None:
         """Make the derived files anew from the truth."""
-        self._replica.rebuild()
+        with self._presence.told():
+            self._replica.rebuild()
 
     def keep_up(self) -> None:
         """Take in what was committed so far; what is done during a long import need not be done after it."""
         self._replica.keep_up()
 
     def publish(self) -> None:
-        """Write the derived files for the state of now."""
-        if self._replica.behind()[0]:
-            self._replica.publish()
+        """Write the derived files for the state of now. Raises as `check_present` does."""
+        with self._presence.told():
+            if self._replica.behind()[0]:
+                self._replica.publish()
 
     def publish_soon(self, beyond: float = PUBLISH_SHARE) -> None:
         """Write them in the background where more than this share of all changes lies behind those that are there.

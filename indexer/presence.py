@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from indexer.errors import CollectionNotFoundError, DamagedError, EncoderMismatchError, WriterBusyError
@@ -74,6 +76,15 @@ class Presence:
             )
         if not self._truth_there():
             raise WriterBusyError(f"collection {self._name!r} was repaired while it was in use; do the same again")
+
+    @contextmanager
+    def told(self) -> Iterator[None]:
+        """Say of a file that is gone what became of the collection. Raises what `check` does."""
+        try:
+            yield
+        except (CollectionNotFoundError, FileNotFoundError):
+            self.check()
+            raise
 
     def _in_place(self, folder: Path) -> bool:
         try:

@@ -270,5 +270,6 @@ def test_who_has_discarded_vectors_open_is_told_of_the_cutover_and_not_that_the_
         cutover(second, LetterEncoder)
     with library.open("ward") as third:
         discard(third)
-        with pytest.raises(EncoderMismatchError, match="cut over"):
-            second.hold("p", "case 12")
+        for look in (lambda: second.hold("p", "case 12"), second.rebuild):
+            with pytest.raises(EncoderMismatchError, match="cut over"):
+                look()
