@@ -40,7 +40,7 @@ _KATAKANA = re.compile("[\\u30a0-\\u30ff]+$")
 
 _POSSESSIVE = re.compile(r"['’]s\b")
 _OUTER = re.compile(r"^\W+|[^\w+]+$")
-_VALUE_BEHIND = r"[^\d.;。；\n]{0,15}\d"
+_VALUE_BEHIND = re.compile(r"[^\d.;。；\n]{0,15}\d")
 _ONE_TERM = re.compile(
     "[\\u30a0-\\u30ff]+|[\\u3400-\\u9fff]{1,4}|[^\\W_\\u3040-\\u30ff\\u3400-\\u9fff]+(?:[-./+][^\\W_]+)*[+]?"
 )
@@ -265,7 +265,12 @@ def _bare(question: str) -> str:
 def _is_valued(text: str, term: str) -> bool:
     """Return whether a number stands close behind a term: "ketones 3.6", not "ketones are burnt"."""
     plain, asked = (unicodedata.normalize("NFKC", one).casefold() for one in (text, term))
-    return re.search(re.escape(asked) + _VALUE_BEHIND, plain) is not None
+    at = plain.find(asked)
+    while at >= 0:
+        if _VALUE_BEHIND.match(plain, at + len(asked)):
+            return True
+        at = plain.find(asked, at + 1)
+    return False
 
 
 def _is_one_term(question: str, asked: Sequence[Asked]) -> bool:
