@@ -19,7 +19,7 @@ from indexer.text.language import identify
 from rag.arms import EMPTY_ARM, Arm, dense_arm, lexical_arm
 from rag.copies import Copies, joined
 from rag.crossing import crosses
-from rag.expansion import Expansion, expanded
+from rag.expansion import Expanded, Expansion, expanded
 from rag.ranking import Ranked, fused
 
 if TYPE_CHECKING:
@@ -235,9 +235,13 @@ def _words(view: View, request: SearchRequest, depth: int) -> _Words:
     own = analyze_query(request.query, languages)
     # A note whose language was not told may be in any.
     forms_of = [None] if None in pools else languages
-    terms, expansions = expanded(request.query, own, forms_of) if request.expand else (own, ())
+    found = expanded(request.query, own, forms_of) if request.expand else Expanded(own, (), {})
     balanced = request.language_policy == "balanced"
-    return _Words(terms, expansions, lexical_arm(view, terms, depth, balanced) if terms else EMPTY_ARM)
+    arm = lexical_arm(view, found.terms, depth, balanced) if found.terms else EMPTY_ARM
+    if balanced and found.known:
+        reach = {language: max(share, found.known.get(language or "", 0.0)) for language, share in arm.reach.items()}
+        arm = replace(arm, reach=reach)
+    return _Words(found.terms, found.expansions, arm)
 
 
 def _query_vector(encoder: Encoder | None, request: SearchRequest) -> NDArray[np.float32] | None:

@@ -251,7 +251,7 @@ def test_other_forms_are_looked_for_in_notes_whose_language_was_not_told(other):
     )
     result = search(held, None, SearchRequest("COPD"))
     assert [hit.note_id for hit in result.hits] == ["none"]
-    forms, _ = expanded("COPD", {}, [None])
+    forms = expanded("COPD", {}, [None]).terms
     assert "epoc" in forms
     assert "хобл" in forms
 
@@ -262,3 +262,17 @@ def test_a_chinese_or_japanese_note_is_found_by_its_english_abbreviation(languag
     result = search(held, None, SearchRequest(query))
     assert [hit.note_id for hit in result.hits] == ["n"]
     assert "COPD" in result.expansions[0].forms
+
+
+def test_a_language_that_the_query_can_be_said_in_gets_no_vote_of_words_for_saying_nothing_of_it():
+    encoder = ConceptEncoder(pull=0.0)
+    about = meanings(1, 1)[0]
+    encoder.put("腹水", about, "zh")
+    # The encoder knows little of the term: what holds it lies no nearer than many others.
+    passages = [HeldPassage(0, "said", encoder.put("少量腹水", meanings(1, 7, about, -0.3)[0], "zh"), "zh")]
+    for n, meaning in enumerate(meanings(60, 2, about, 0.1), start=1):
+        passages.append(HeldPassage(n, f"zh{n}", encoder.put(f"无殊{n}", meaning, "zh"), "zh"))
+    for n, meaning in enumerate(meanings(60, 3, about, 0.3), start=61):
+        passages.append(HeldPassage(n, f"en{n}", encoder.put(f"Other finding {n}", meaning, "en"), "en"))
+    held = HeldCollection(passages, encoder)
+    assert rank_of(search(held, encoder, SearchRequest("腹水", k=5)), "said") is not None
