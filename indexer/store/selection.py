@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 
 from indexer.errors import ScopeError
 from indexer.records import Coverage, Scope
-from indexer.store.columns import BEFORE, NEVER, UNDATED, Columns, Ids, text_keys
-from indexer.store.distinct import distinct
+from indexer.store.columns import BEFORE, NEVER, UNDATED, Columns, Ids
 from indexer.store.growing import NOTHING, Growing
 from indexer.store.vectors import positions as places_of
 from indexer.times import day, instant, period
@@ -215,17 +214,6 @@ class Selection:
         same &= patients == versions["patient"][every_owner[at]][:, None]
         found = self.columns.chunks["row"][alike]
         return [found[mask] for mask in same]
-
-    def copies(self, hashes: Sequence[bytes]) -> list[int]:
-        """Return for each text how many rows of the selection hold it."""
-        keys = text_keys(hashes)
-        own = self.columns.chunks["text_key"][self.positions]
-        wanted = distinct(keys)
-        if not len(wanted):
-            return []
-        at = np.minimum(np.searchsorted(wanted, own), len(wanted) - 1)
-        counts = np.bincount(at[wanted[at] == own], minlength=len(wanted))
-        return [int(count) for count in counts[np.searchsorted(wanted, keys)]]
 
 
 def _by_language(columns: Columns, positions: Ids) -> dict[str | None, Ids]:

@@ -207,10 +207,6 @@ class View:
         """
         return read_passages(self._engine, [int(row) for row in rows], self._check_deleted, self._sees)
 
-    def copies(self, text_hashes: Sequence[str]) -> list[int]:
-        """Return for each text hash of a passage how many visible chunks in scope have this same text."""
-        return self._selection.copies([bytes.fromhex(text_hash) for text_hash in text_hashes])
-
     def copy_rows(self, rows: Sequence[int] | Ids) -> list[Ids]:
         """Return for each row in scope those with the same text of the same patient, itself too, last authored last."""
         return self._selection.copy_rows(np.asarray(rows, np.int64))

@@ -232,17 +232,6 @@ def test_coverage_says_what_was_searched(ward):
     assert (nothing.notes_searched, nothing.first, nothing.last, nothing.languages) == (0, None, None, ())
 
 
-def test_copies_are_counted_in_scope(ward):
-    store(
-        ward, note("a", "Same. Other.", patient_id="p1"), note("b", "Same.", patient_id="p2"), note("c", "Same. Same.")
-    )
-    view = ward.view()
-    hashes = [passage.text_hash for passage in view.passages(view.rows)]
-    assert view.copies(hashes) == [4, 1, 4, 4, 4]
-    assert view.copies(["00" * 32]) == [0]
-    assert ward.view(Scope(patient_id="p2")).copies(hashes[:2]) == [1, 0]
-
-
 def test_a_view_stays_as_it_was_but_for_deleted_notes(ward):
     store(ward, note("a", "Fever since Monday."), note("b", "Fever since Tuesday."))
     view = ward.view()
