@@ -35,6 +35,10 @@ MAX_K = 100
 SHARED_ROWS = 100_000
 """In a scope of so many rows FAISS scans, without the interpreter, for as long as words are scored with it."""
 
+_DEEPER, _FEWEST = 4, 10
+"""So many candidates are drawn for each place, of each language by each arm, for as many places at least; where these
+do not fill the page, so many times more."""
+
 _SPARE = 6
 """Where near-copies left places free, so many more passages are read than there are places."""
 
@@ -188,14 +192,14 @@ def search_view(view: View, collection_name: str, encoder: Encoder | None, reque
     degraded = ("dense",) if request.mode != "lexical" and vector is None else ()
     # Texts of an encoder that compares spellings are near for their language alone: there nothing is to be evened out.
     crossing = request.language_policy == "balanced" and vector is not None and encoder is not None and crosses(encoder)
-    depth = max(64, 4 * request.k)
+    depth = _DEEPER * max(_FEWEST, request.k)
     while True:
         dense, words = _arms(view, vector, request, depth, crossing)
         ranked = fused(view, dense, words.arm, fill=crossing)
         shown = _shown(view, ranked, request.k)
         if len(shown) >= request.k or (dense.exhausted and words.arm.exhausted):
             break
-        depth *= 4
+        depth *= _DEEPER
     hits = _hits(view, shown, vector, words.terms)
     took_ms = round((time.perf_counter() - started) * 1000, 3)
     result = SearchResult(
